@@ -1,0 +1,5 @@
+import sys
+
+from kimiajax.cli import main
+
+sys.exit(main())

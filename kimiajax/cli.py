@@ -1,0 +1,80 @@
+"""`kimiajax COMMAND`: the only reader of arguments, and the one place where an error becomes a line and an exit status."""
+
+import sys
+import traceback
+
+from kimiajax import __version__
+from kimiajax.errors import UserError
+
+USAGE = """\
+usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -h` lists the presets
+       kimiajax --version
+`--debug` after any command shows where an error comes from."""
+
+USER_ERROR, BUG, INTERRUPTED = 2, 1, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command and returns the exit status: 0, 2 for bad input, 1 for a bug, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    debug = "--debug" in argv
+    command, *arguments = [argument for argument in argv if argument != "--debug"] or ["--help"]
+    try:
+        return _run(command, arguments)
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"kimiajax: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("kimiajax: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(
+            f"kimiajax: this is a bug, not your input: {type(error).__name__}: {error}; "
+            "please report it with the output of the same command and --debug",
+            file=sys.stderr,
+        )
+        return BUG
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    match command:
+        case "-h" | "--help":
+            print(USAGE)
+        case "--version":
+            print(f"kimiajax {__version__}")
+        case "table":
+            _table(arguments)
+        case _:
+            raise UserError(f"no command {command!r}; `kimiajax --help` lists them")
+    return 0
+
+
+def _table(arguments: list[str]) -> None:
+    from kimiajax.config import PRESETS, TableConfig
+
+    presets = "\n".join(f"  {name:6} {description}" for name, (description, _) in PRESETS.items())
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(f"usage: kimiajax table PRESET [--flags]\n\n{presets}\n\n`kimiajax table PRESET -h` lists the flags.")
+        return
+    preset = arguments[0] if arguments else ""
+    if preset not in PRESETS:
+        raise UserError(f"table {preset or 'PRESET'}: no such preset; choose from {', '.join(PRESETS)}")
+
+    import tyro
+
+    description, default = PRESETS[preset]
+    config = tyro.cli(
+        TableConfig, prog=f"kimiajax table {preset}", description=description, default=default, args=arguments[1:]
+    )
+
+    from kimiajax.progress import for_terminal
+    from kimiajax.report.tables import render_table
+    from kimiajax.table import run_table
+
+    results = run_table(preset, config, for_terminal())
+    print(render_table(results))
+    print(f"\nwritten to {config.folder(preset)}")

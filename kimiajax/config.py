@@ -1,0 +1,138 @@
+"""The study's settings, and the presets: each field is a flag of `kimiajax table PRESET`."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from kimiajax.errors import UserError
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Settings of a comparison table. The defaults are the paper's protocol, where it states one."""
+
+    scans: Path | None = None
+    """The scan file, in the layout of Kimia_Path24.h5."""
+    draw_synthetic: bool = False
+    """Draw synthetic scans where no scan file is given."""
+    out: Path | None = None
+    """Folder for the results; by default runs/PRESET."""
+    rows: tuple[str, ...] = ("cnn", "fe_vgg16", "tl_vgg16", "fe_inception_v3", "tl_inception_v3")
+    """The table's rows to compute."""
+    seed: int = 0
+    """Of the draw of patches, of random weights, and of training."""
+
+    patch_size: int | None = None
+    """Side of a training patch in pixels; by default, and checked to be, that of the test patches."""
+    patches_per_scan: int | Literal["all"] = 100
+    """Training patches drawn from each scan."""
+    grid: Literal["full", "readme"] = "full"
+    """Where training patches lie: every whole patch, or the data set's README loop, without the last row and column."""
+    homogeneity: float = 0.99
+    """Patches with at least this fraction of background are left out."""
+    background: int = 220
+    """Gray value, 0 to 255, from which a pixel counts as background."""
+    image_size: int = 224
+    """Side of the networks' input in pixels."""
+    resize: Literal["nearest", "bilinear", "box"] = "box"
+    """Filter from patch to input, as Pillow defines it."""
+
+    vgg16_weights: str = "imagenet"
+    """`imagenet`, `random`, or the path of a converted checkpoint or of a Keras .h5 file."""
+    inception_v3_weights: str = "imagenet"
+    """The same for Inception-v3."""
+
+    svm_c: float = 1.0
+    """Penalty of the linear SVM."""
+    head_epochs: int = 50
+    """Epochs of the new head on bottleneck features."""
+    head_learning_rate: float = 1e-3
+    """Of the head's RMSprop."""
+    epochs: int = 200
+    """Epochs of fine-tuning, and of training from scratch."""
+    learning_rate: float = 1e-4
+    """Of fine-tuning, by SGD."""
+    momentum: float = 0.9
+    """Of fine-tuning's SGD."""
+    batch_norm_momentum: float = 0.99
+    """Of the running statistics in fine-tuned blocks: new = momentum * old + (1 - momentum) * batch."""
+    cnn_learning_rate: float = 1e-3
+    """Of training from scratch, by Adam."""
+    batch_size: int = 32
+    """Patches in a training step."""
+
+    cache_frozen: bool = True
+    """Compute the frozen blocks once a patch and train on their stored outputs; the results are the same."""
+    cache: Path | None = None
+    """Folder for weights and features that serve again; by default the user's cache folder."""
+
+    def validate(self, known_rows: tuple[str, ...]) -> None:
+        """Raises UserError for the first setting that is out of its range."""
+        unknown = [row for row in self.rows if row not in known_rows]
+        if unknown:
+            raise UserError(f"--rows {unknown[0]}: no such row; choose from {', '.join(known_rows)}")
+        if not self.rows:
+            raise UserError(f"--rows: name at least one of {', '.join(known_rows)}")
+        least = {
+            "patch_size": 1,
+            "patches_per_scan": 1,
+            "image_size": 1,
+            "head_epochs": 0,
+            "epochs": 0,
+            "batch_size": 1,
+            "seed": 0,
+        }
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if isinstance(value, int) and value < bound:
+                raise UserError(f"{flag(name)} {value}: must be {bound} or more")
+        for name in ("svm_c", "learning_rate", "head_learning_rate", "cnn_learning_rate", "homogeneity"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"{flag(name)} {getattr(self, name)}: must be above 0 and finite")
+        for name in ("momentum", "batch_norm_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{flag(name)} {getattr(self, name)}: must be in [0, 1)")
+        if self.homogeneity > 1:
+            raise UserError(f"--homogeneity {self.homogeneity}: is a fraction, above 0 and at most 1")
+        if not 0 <= self.background <= 255:
+            raise UserError(f"--background {self.background}: must be a gray value, 0 to 255")
+
+    def folder(self, preset: str) -> Path:
+        """Where the results go."""
+        return self.out or Path("runs") / preset
+
+    def weights(self, network: str) -> str:
+        """The weights asked for of a network."""
+        return getattr(self, f"{network}_weights")
+
+    def as_dict(self) -> dict[str, object]:
+        """All fields, as JSON takes them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+PAPER = TableConfig()
+
+# Few epochs, so fine-tuning steps are larger and the running statistics follow sooner than the paper's.
+QUICK = replace(PAPER, patches_per_scan=20, epochs=5, learning_rate=1e-3, batch_norm_momentum=0.9)
+
+DEMO = replace(
+    QUICK,
+    draw_synthetic=True,
+    patches_per_scan=12,
+    image_size=96,
+    epochs=12,
+    head_epochs=30,
+    vgg16_weights="random",
+    inception_v3_weights="random",
+)
+
+PRESETS = {
+    "demo": ("Synthetic scans and random weights, small: shows the way, reproduces nothing.", DEMO),
+    "quick": ("A real scan file on a CPU: the protocol without augmentation, few epochs.", QUICK),
+    "paper": ("The paper's protocol in full; meant for a GPU.", PAPER),
+}

@@ -1,0 +1,155 @@
+"""One forward pass a patch, every tap that is asked for, kept under the digest of what they were computed from."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kimiajax.checkpoints import digest
+from kimiajax.data.pixels import gray_to_unit_rgb
+from kimiajax.files import new_folder
+from kimiajax.models.backbone import Backbone, Variables
+from kimiajax.progress import Silent
+from kimiajax.shapes import Float, UInt8
+
+CACHE_LIMIT = 40 * 2**30  # bytes; beyond it the features that were read longest ago are removed
+
+
+def batch_size_for(platform: str) -> int:
+    """Images in one forward pass: what was fastest. A CPU's caches hold few."""
+    return 4 if platform == "cpu" else 128
+
+
+class Taps(NamedTuple):
+    """Outputs by block, float32, one row an image; and whether they were found in the cache and not computed."""
+
+    arrays: dict[str, Float[np.ndarray, "n ..."]]
+    cached: bool
+
+
+def extract_features(
+    backbone: Backbone, variables: Variables, images: UInt8[np.ndarray, "n s s"], **options: Any
+) -> Float[np.ndarray, "n d"]:
+    """The paper's feature vectors, [n 4096] of VGG16 and [n 2048] of Inception-v3; options as in `extract_taps`."""
+    return extract_taps(backbone, variables, images, (backbone.features,), **options).arrays[backbone.features]
+
+
+def extract_taps(
+    backbone: Backbone,
+    variables: Variables,
+    images: UInt8[np.ndarray, "n s s"],
+    taps: Sequence[str],
+    *,
+    batch_size: int | None = None,
+    cache: Path | None = None,
+    progress: Silent | None = None,
+    description: str = "features",
+) -> Taps:
+    """The outputs of some blocks of a backbone in inference mode, one forward pass a patch.
+
+    Args:
+        backbone: the network.
+        variables: its parameters and running statistics, for the blocks up to the last tap at least.
+        images: gray patches; they enter the network as three equal channels in [0, 1].
+        taps: names of the blocks whose outputs are wanted.
+        batch_size: images in one pass; by default what suits the platform.
+        cache: a folder in which results are kept and found again by content, as files that are mapped into memory and
+            not read into it; without it they are computed into memory.
+        progress: shows what is computed.
+        description: what to call it there.
+
+    Raises:
+        UserError: an unknown tap.
+    """
+    backbone.check_blocks(taps)
+    blocks = backbone.up_to(backbone.last_of(taps))
+    progress = progress or Silent()
+    batch_size = batch_size or batch_size_for(jax.default_backend())
+    shapes = {tap: (len(images), *shape) for tap, shape in _shapes(backbone, variables, images, blocks).items()}
+    if cache is None:
+        arrays = {tap: np.empty(shapes[tap], np.float32) for tap in taps}
+        _compute(backbone, variables, images, blocks, arrays, batch_size, progress, description)
+        return Taps(arrays, cached=False)
+
+    folder = cache / "features" / _key(backbone, variables, images, blocks)
+    cached = all((folder / f"{tap}.npy").exists() for tap in taps)
+    if cached:
+        progress.say(f"{description}: found in {folder}")
+        folder.touch()
+    else:
+        with new_folder(folder) as aside:
+            arrays = {
+                tap: np.lib.format.open_memmap(aside / f"{tap}.npy", "w+", np.float32, shapes[tap]) for tap in taps
+            }
+            _compute(backbone, variables, images, blocks, arrays, batch_size, progress, description)
+            for array in arrays.values():
+                array.flush()
+        _trim(cache / "features", keep=folder)
+    return Taps({tap: np.load(folder / f"{tap}.npy", mmap_mode="r") for tap in taps}, cached)
+
+
+def _compute(
+    backbone: Backbone,
+    variables: Variables,
+    images: np.ndarray,
+    blocks: Sequence[str],
+    arrays: dict[str, np.ndarray],
+    batch_size: int,
+    progress: Silent,
+    description: str,
+) -> None:
+    @jax.jit
+    def forward(variables: Variables, batch: jax.Array) -> dict[str, jax.Array]:
+        _, taps, _ = backbone.apply(variables, gray_to_unit_rgb(batch), blocks)
+        return {tap: taps[tap] for tap in arrays}
+
+    variables = jax.device_put(variables)
+    batch_size = min(batch_size, len(images))
+    starts = range(0, len(images), batch_size)
+    for start in progress.track(starts, description, len(images), "patches", step=batch_size):
+        batch = images[start : start + batch_size]
+        padding = ((0, batch_size - len(batch)), (0, 0), (0, 0))  # the last batch, so that one program serves
+        outputs = forward(variables, jnp.asarray(np.pad(batch, padding)))
+        for tap, array in arrays.items():
+            array[start : start + len(batch)] = np.asarray(outputs[tap])[: len(batch)]
+
+
+def _shapes(
+    backbone: Backbone, variables: Variables, images: np.ndarray, blocks: Sequence[str]
+) -> dict[str, tuple[int, ...]]:
+    """The shape of each block's output for one image."""
+    image = jax.ShapeDtypeStruct((1, *images.shape[1:], 3), jnp.float32)
+    taps = jax.eval_shape(lambda variables, x: backbone.apply(variables, x, blocks)[1], variables, image)
+    return {tap: output.shape[1:] for tap, output in taps.items()}
+
+
+def _key(backbone: Backbone, variables: Variables, images: np.ndarray, blocks: Sequence[str]) -> str:
+    """Names the computation by content: pixels, parameters, blocks, device, precision, versions."""
+    used = {kind: {b: part[b] for b in blocks if b in part} for kind, part in variables.items()}
+    content = {
+        "backbone": backbone.name,
+        "blocks": list(blocks),
+        "images": [list(images.shape), hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()],
+        "variables": digest(used),
+        "jax": jax.__version__,
+        "platform": jax.default_backend(),
+        "precision": str(jax.config.jax_default_matmul_precision),
+    }
+    return f"{backbone.name}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]}"
+
+
+def _trim(folder: Path, keep: Path) -> None:
+    """Removes what was read longest ago until the rest is under the limit."""
+    entries = sorted((entry for entry in folder.iterdir() if entry != keep), key=lambda entry: entry.stat().st_mtime)
+    sizes = {entry: sum(file.stat().st_size for file in entry.glob("*")) for entry in [*entries, keep]}
+    for entry in entries:
+        if sum(sizes.values()) <= CACHE_LIMIT:
+            break
+        shutil.rmtree(entry, ignore_errors=True)
+        del sizes[entry]

@@ -1,0 +1,101 @@
+"""Files and folders that are either whole or absent, and files that are what they are said to be."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+
+from kimiajax.errors import UserError
+
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read as a stream."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` that takes its place when the block ends well, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` aside and renames it into place: a reader sees the old file or the new one, never a part."""
+    with new_file(path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path` that takes its place when the block ends well, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        if path.exists():
+            path.replace(old)
+        aside.replace(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def open_hdf5(path: Path, what: str) -> h5py.File:
+    """Opens an HDF5 file for reading.
+
+    Args:
+        path: the file.
+        what: what it should hold, for the message: "scans", "weights".
+
+    Raises:
+        UserError: no such file, or something else under its name: a folder, a web page, a Git-LFS pointer, a
+            truncated file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file; give the path of the HDF5 file that holds the {what}")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the HDF5 file that holds the {what}")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(512)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if not head.startswith(HDF5_SIGNATURE):
+        raise UserError(f"{path}: {_guess(head, path.stat().st_size)}")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(
+            f"{path}: a damaged HDF5 file of {path.stat().st_size:,} bytes ({error}); fetch or copy it again"
+        ) from error
+
+
+def _guess(head: bytes, size: int) -> str:
+    """Names what a file that is not HDF5 seems to be, with the remedy."""
+    start = head.lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git-LFS pointer, not the file itself; fetch it with `git lfs pull`"
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "a web page saved under that name; download the file itself"
+    if not size:
+        return "an empty file; fetch it again"
+    if start.startswith((b"\x80", b"pk\x03\x04")):
+        return "a pickle or zip archive, which is never loaded; give an HDF5 file (.h5)"
+    return f"not an HDF5 file (it starts with {head[:8]!r}); give an HDF5 file (.h5)"

@@ -1,0 +1,1 @@
+"""Training of chosen blocks. Knows `Backbone` and `Classifier`, never a concrete network."""

@@ -1,0 +1,62 @@
+"""The data set's scores, vectorised: they run under jit, and vmap over rows, seeds or bootstrap draws."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kimiajax.shapes import Bool, Float, Int
+
+
+class KimiaScores(NamedTuple):
+    """Scores in [0, 1], and the counts behind them.
+
+    Attributes:
+        eta_p: correct test patches by all test patches.
+        eta_w: mean over scans of (correct patches of the scan / test patches of the scan), that is macro recall.
+        eta_total: eta_p times eta_w.
+        eta_w_precision: the mean over scans of (correct / patches predicted as that scan), which the data set's Python
+            script prints as eta_w; NaN, as there, if a scan with test patches is never predicted.
+        correct: correct test patches per scan.
+        tested: test patches per scan.
+    """
+
+    eta_p: Float[jax.Array, ""]
+    eta_w: Float[jax.Array, ""]
+    eta_total: Float[jax.Array, ""]
+    eta_w_precision: Float[jax.Array, ""]
+    correct: Int[jax.Array, " scans"]
+    tested: Int[jax.Array, " scans"]
+
+
+def kimia_scores(
+    labels: Int[jax.Array, " n"],
+    predicted: Int[jax.Array, " n"],
+    num_scans: int,
+    mask: Bool[jax.Array, " n"] | None = None,
+) -> KimiaScores:
+    """Scores of predicted scans against true ones (Babaie et al., arXiv:1705.07522).
+
+    Args:
+        labels: the true scan of each patch, 0 to num_scans - 1.
+        predicted: the predicted scan; one outside that range is simply wrong.
+        num_scans: how many scans there are; static under jit.
+        mask: false for padded entries, which count nowhere.
+
+    Scans without test patches are left out of eta_w's mean; without any test patch the scores are NaN.
+    """
+    labels, predicted = jnp.asarray(labels), jnp.asarray(predicted)
+    counted = jnp.ones(labels.shape, bool) if mask is None else jnp.asarray(mask)
+    scans = jnp.arange(num_scans)
+    truth = (labels[:, None] == scans) & counted[:, None]  # [n scans]
+    guess = (predicted[:, None] == scans) & counted[:, None]
+    tested, guessed, correct = truth.sum(0), guess.sum(0), (truth & guess).sum(0)
+    eta_p = correct.sum() / counted.sum()
+    eta_w = _mean_ratio(correct, tested, present=tested > 0)
+    precision = _mean_ratio(correct, guessed, present=(tested > 0) | (guessed > 0))
+    return KimiaScores(eta_p, eta_w, eta_p * eta_w, precision, correct, tested)
+
+
+def _mean_ratio(part: jax.Array, whole: jax.Array, present: jax.Array) -> jax.Array:
+    """Mean of part / whole over the present scans."""
+    return jnp.where(present, part / jnp.where(present, whole, 1), 0).sum() / present.sum()

@@ -1,0 +1,1 @@
+"""Networks: parameters in, `(output, taps)` out. Nothing here knows the data or the training."""

@@ -1,0 +1,254 @@
+"""What the study needs to know of a network: its blocks in order, and which of them it reads, trains and replaces."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kimiajax.errors import UserError
+from kimiajax.models import cnn, inception_v3, vgg16
+from kimiajax.models.head import Head
+from kimiajax.shapes import Float, Shaped
+
+Variables = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network as a sequence of named blocks.
+
+    Attributes:
+        name: its key in `BACKBONES`.
+        module: the Linen module; called as `module(x, blocks, train, mask) -> (output, taps)`.
+        blocks: all block names, first to last.
+        features: the block whose output is the paper's feature vector.
+        bottleneck: the last block before the head.
+        fine_tuned: the blocks that the paper trains, a run of blocks that ends at the bottleneck.
+        hidden: width of the head's hidden layer; None for a head of one layer.
+        dropout: of the head, in [0, 1).
+        smallest: the least image size, in pixels.
+    """
+
+    name: str
+    module: type[nn.Module]
+    blocks: tuple[str, ...]
+    features: str
+    bottleneck: str
+    fine_tuned: tuple[str, ...]
+    hidden: int | None
+    dropout: float
+    smallest: int
+
+    def check_blocks(self, names: Sequence[str]) -> None:
+        """Raises UserError, with the valid names, for names that are no blocks of this network."""
+        unknown = [name for name in names if name not in self.blocks]
+        if unknown:
+            raise UserError(f"unknown block {unknown[0]!r} of {self.name}; choose from {', '.join(self.blocks)}")
+
+    def span(self, first: str, last: str) -> tuple[str, ...]:
+        """The blocks from `first` to `last`, both included."""
+        self.check_blocks([first, last])
+        return self.blocks[self.blocks.index(first) : self.blocks.index(last) + 1]
+
+    def up_to(self, block: str) -> tuple[str, ...]:
+        """The blocks from the network's first to `block`, both included."""
+        return self.span(self.blocks[0], block)
+
+    def last_of(self, blocks: Iterable[str]) -> str:
+        """The deepest of some blocks."""
+        return max(blocks, key=self.blocks.index)
+
+    @property
+    def boundary(self) -> str:
+        """The last block before the fine-tuned ones: what it gives is computed once a patch."""
+        return self.blocks[self.blocks.index(self.fine_tuned[0]) - 1]
+
+    def shapes(self, size: int, blocks: Sequence[str] | None = None, *, num_classes: int = 1000) -> Variables:
+        """The tree of parameters and running statistics, as shapes, for images of `size` x `size` pixels.
+
+        Args:
+            size: side of the images.
+            blocks: a run of blocks that starts at the first; by default all.
+            num_classes: of the block "predictions".
+
+        Raises:
+            UserError: a size under `smallest`, or an unknown block.
+        """
+        blocks = self.blocks if blocks is None else tuple(blocks)
+        self.check_blocks(blocks)
+        if size < self.smallest:
+            raise UserError(f"{self.name} takes images from {self.smallest} x {self.smallest}; {size} is too small")
+        module = self._build(num_classes)
+        images = jnp.zeros((1, size, size, 3))
+        return jax.eval_shape(lambda: module.init(jax.random.key(0), images, blocks))
+
+    def init(
+        self,
+        rng: np.random.Generator,
+        size: int,
+        blocks: Sequence[str] | None = None,
+        *,
+        num_classes: int = 1000,
+    ) -> Variables:
+        """He-scaled random parameters, as NumPy arrays in the tree of `shapes`.
+
+        He's scale (kernels of variance 2 / fan-in) keeps the activations' size, which a linear SVM with C = 1 on raw
+        features needs; Keras' default shrinks Inception-v3's to 1e-5. Biases and means are 0, scales and variances 1.
+        NumPy draws them: compiling a network's initialisers takes longer than running it.
+        """
+
+        def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+            match path[-1].key:
+                case "kernel":
+                    scale = np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1])))
+                    return rng.standard_normal(leaf.shape, np.float32) * scale
+                case "scale" | "var":
+                    return np.ones(leaf.shape, np.float32)
+                case _:
+                    return np.zeros(leaf.shape, np.float32)
+
+        return jax.tree_util.tree_map_with_path(draw, self.shapes(size, blocks, num_classes=num_classes))
+
+    def apply(
+        self,
+        variables: Variables,
+        x: Float[jax.Array, "b ..."],
+        blocks: Sequence[str] | None = None,
+        *,
+        train: Sequence[str] = (),
+        mask: Shaped[jax.Array, " b"] | None = None,
+        momentum: float | None = None,
+    ) -> tuple[Float[jax.Array, "b ..."], dict[str, jax.Array], Variables]:
+        """Runs a sequence of blocks, by default all that `variables` has.
+
+        Args:
+            variables: `{"params": {block: ...}, "batch_stats": {block: ...}}`; more blocks than needed may be in it.
+            x: the input of the first block; images as [b h w 3] in [0, 1] for the network's first.
+            blocks: the blocks to run.
+            train: those of them that normalise by the mini-batch and move their running statistics.
+            mask: false for padded images, which the mini-batch statistics leave out.
+            momentum: of the running statistics; by default the network's own.
+
+        Returns:
+            The last block's output, every block's output by name, and the running statistics after this call.
+        """
+        if blocks is None:
+            blocks = [name for name in self.blocks if name in variables["params"] or name == "pooled"]
+        self.check_blocks(blocks)
+        self.check_blocks(train)
+        module = self._build(1000 if "predictions" not in blocks else _classes(variables), momentum)
+        (output, taps), moved = module.apply(variables, x, tuple(blocks), tuple(train), mask, mutable=["batch_stats"])
+        return output, taps, moved.get("batch_stats", variables.get("batch_stats", {}))
+
+    def _build(self, num_classes: int, momentum: float | None = None) -> nn.Module:
+        fields = self.module.__dataclass_fields__
+        options = {"num_classes": num_classes, "momentum": momentum}
+        return self.module(**{key: value for key, value in options.items() if key in fields and value is not None})
+
+
+def _classes(variables: Variables) -> int:
+    return variables["params"]["predictions"]["kernel"].shape[-1]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Some blocks of a backbone, from any one to the bottleneck, and a head: what is trained.
+
+    Its variables are the backbone's, block by block, with the head's parameters beside them under "head".
+
+    Attributes:
+        backbone: the network.
+        blocks: the blocks to run; none for a head on bottleneck features.
+        num_classes: of the head.
+        momentum: of the running batch statistics of blocks that train; by default the network's own.
+    """
+
+    backbone: Backbone
+    blocks: tuple[str, ...]
+    num_classes: int
+    momentum: float | None = None
+
+    @cached_property
+    def head(self) -> Head:
+        return Head(self.backbone.hidden, self.backbone.dropout, self.num_classes)
+
+    def init_head(self, key: jax.Array, bottleneck_shape: Sequence[int]) -> Variables:
+        """Fresh parameters of the head for bottleneck features of this shape, without the batch axis."""
+        return self.head.init(key, jnp.zeros((1, *bottleneck_shape)))["params"]
+
+    def apply(
+        self,
+        variables: Variables,
+        x: Float[jax.Array, "b ..."],
+        *,
+        train: Sequence[str] = (),
+        mask: Shaped[jax.Array, " b"] | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[Float[jax.Array, "b k"], Variables]:
+        """Logits, and the running statistics after this call.
+
+        Args:
+            variables: `{"params": {block: ..., "head": ...}, "batch_stats": {block: ...}}`.
+            x: the input of the first of `blocks`, or of the head.
+            train: blocks that normalise by the mini-batch.
+            mask: false for padded inputs.
+            dropout_key: given in training only; without it the head drops nothing.
+        """
+        statistics = variables.get("batch_stats", {})
+        if self.blocks:
+            x, _, statistics = self.backbone.apply(
+                variables,
+                x,
+                self.blocks,
+                train=train,
+                mask=mask,
+                momentum=self.momentum,
+            )
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        params = {"params": variables["params"]["head"]}
+        return self.head.apply(params, x, train=dropout_key is not None, rngs=rngs), statistics
+
+
+BACKBONES = {
+    backbone.name: backbone
+    for backbone in (
+        Backbone(
+            "vgg16",
+            vgg16.VGG16,
+            vgg16.BLOCKS,
+            features="fc2",
+            bottleneck="block5",
+            fine_tuned=("block5",),
+            hidden=256,
+            dropout=0.5,
+            smallest=32,
+        ),
+        Backbone(
+            "inception_v3",
+            inception_v3.InceptionV3,
+            inception_v3.BLOCKS,
+            features="pooled",
+            bottleneck="pooled",
+            fine_tuned=("mixed9", "mixed10"),
+            hidden=1024,
+            dropout=0.0,
+            smallest=75,
+        ),
+        Backbone(
+            "cnn",
+            cnn.CNN,
+            cnn.BLOCKS,
+            features="pooled",
+            bottleneck="pooled",
+            fine_tuned=cnn.BLOCKS[:-1],
+            hidden=None,
+            dropout=0.2,
+            smallest=32,
+        ),
+    )
+}

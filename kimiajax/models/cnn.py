@@ -1,0 +1,58 @@
+"""The network trained from scratch. The paper's CNN1 is described in a text that we do not have; this one is ours."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+
+from kimiajax.shapes import Float, Shaped
+
+FEATURES = {"block1": 32, "block2": 64, "block3": 128, "block4": 256}
+BLOCKS = (*FEATURES, "pooled")
+
+
+class ConvBlock(nn.Module):
+    features: int
+    stride: int
+    momentum: float
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[jax.Array, "b h w c"],
+        train: bool,
+        mask: Shaped[jax.Array, " b"] | None,
+    ) -> Float[jax.Array, "b _ _ d"]:
+        stride = (self.stride, self.stride)
+        x = nn.Conv(self.features, (3, 3), stride, use_bias=False, name="conv")(x)
+        counted = mask[:, None, None, None] if train and mask is not None else None
+        x = nn.BatchNorm(use_running_average=not train, momentum=self.momentum, name="bn")(x, mask=counted)
+        return nn.max_pool(nn.relu(x), (2, 2), (2, 2))
+
+
+class CNN(nn.Module):
+    """Four convolutions with batch normalisation, each followed by pooling; the first has stride 2.
+
+    At 224 x 224 the taps are block1 [b 56 56 32], block2 [b 28 28 64], block3 [b 14 14 128], block4 [b 7 7 256],
+    pooled [b 256]. Any size from 32 x 32 serves.
+    """
+
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[jax.Array, "b ..."],
+        blocks: Sequence[str] = BLOCKS,
+        train: Sequence[str] = (),
+        mask: Shaped[jax.Array, " b"] | None = None,
+    ) -> tuple[Float[jax.Array, "b ..."], dict[str, Float[jax.Array, "b ..."]]]:
+        taps = {}
+        for name in blocks:
+            if name == "pooled":
+                x = x.mean(axis=(1, 2))
+            else:
+                stride = 2 if name == "block1" else 1
+                x = ConvBlock(FEATURES[name], stride, self.momentum, name=name)(x, name in train, mask)
+            taps[name] = x
+        return x, taps

@@ -1,0 +1,218 @@
+"""Inception-v3 as Keras builds it (Szegedy et al., arXiv:1512.00567).
+
+A block is branches side by side, their outputs concatenated; a branch is layers one after another. Every convolution
+is without bias and followed by batch normalisation without scale and a ReLU. The tables below name them in the order
+in which Keras creates them, which is how its weight files number them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kimiajax.shapes import Float, Shaped
+
+EPSILON = 1e-3  # as in the checkpoint
+
+
+@dataclass(frozen=True)
+class Conv:
+    features: int
+    height: int
+    width: int
+    stride: int = 1
+    padding: str = "SAME"
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Two convolutions on one input, concatenated."""
+
+    left: Conv
+    right: Conv
+
+
+MAX = "max pool 3 x 3 / 2"
+AVERAGE = "average pool 3 x 3, padding not counted"
+
+
+def _mixed_35(pooled: int) -> tuple:
+    return (
+        (Conv(64, 1, 1),),
+        (Conv(48, 1, 1), Conv(64, 5, 5)),
+        (Conv(64, 1, 1), Conv(96, 3, 3), Conv(96, 3, 3)),
+        (AVERAGE, Conv(pooled, 1, 1)),
+    )
+
+
+def _mixed_17(c: int) -> tuple:
+    return (
+        (Conv(192, 1, 1),),
+        (Conv(c, 1, 1), Conv(c, 1, 7), Conv(192, 7, 1)),
+        (Conv(c, 1, 1), Conv(c, 7, 1), Conv(c, 1, 7), Conv(c, 7, 1), Conv(192, 1, 7)),
+        (AVERAGE, Conv(192, 1, 1)),
+    )
+
+
+MIXED_8 = (
+    (Conv(320, 1, 1),),
+    (Conv(384, 1, 1), Fork(Conv(384, 1, 3), Conv(384, 3, 1))),
+    (Conv(448, 1, 1), Conv(384, 3, 3), Fork(Conv(384, 1, 3), Conv(384, 3, 1))),
+    (AVERAGE, Conv(192, 1, 1)),
+)
+
+MIXED = {  # shapes at 299 x 299
+    "stem": (  # [b 35 35 192]
+        (
+            Conv(32, 3, 3, 2, "VALID"),
+            Conv(32, 3, 3, 1, "VALID"),
+            Conv(64, 3, 3),
+            MAX,
+            Conv(80, 1, 1, 1, "VALID"),
+            Conv(192, 3, 3, 1, "VALID"),
+            MAX,
+        ),
+    ),
+    "mixed0": _mixed_35(32),  # [b 35 35 256]
+    "mixed1": _mixed_35(64),  # [b 35 35 288]
+    "mixed2": _mixed_35(64),  # [b 35 35 288]
+    "mixed3": (  # [b 17 17 768]
+        (Conv(384, 3, 3, 2, "VALID"),),
+        (Conv(64, 1, 1), Conv(96, 3, 3), Conv(96, 3, 3, 2, "VALID")),
+        (MAX,),
+    ),
+    "mixed4": _mixed_17(128),  # [b 17 17 768]
+    "mixed5": _mixed_17(160),
+    "mixed6": _mixed_17(160),
+    "mixed7": _mixed_17(192),
+    "mixed8": (  # [b 8 8 1280]
+        (Conv(192, 1, 1), Conv(320, 3, 3, 2, "VALID")),
+        (
+            Conv(192, 1, 1),
+            Conv(192, 1, 7),
+            Conv(192, 7, 1),
+            Conv(192, 3, 3, 2, "VALID"),
+        ),
+        (MAX,),
+    ),
+    "mixed9": MIXED_8,  # [b 8 8 2048]
+    "mixed10": MIXED_8,
+}
+BLOCKS = (*MIXED, "pooled", "predictions")
+
+
+def _named(branches: tuple) -> list[list[tuple[str, object]]]:
+    """The layers of a block with their names: branch and position, a fork's two sides by a letter."""
+    return [
+        [(f"branch{b}_conv{i}", layer) for i, layer in enumerate(branch, start=1)]
+        for b, branch in enumerate(branches, start=1)
+    ]
+
+
+def convolutions() -> list[tuple[str, str]]:
+    """(block, unit) of all 94 convolutions, in Keras' order of creation."""
+    names = []
+    for block, branches in MIXED.items():
+        for branch in _named(branches):
+            for name, layer in branch:
+                sides = ("a", "b") if isinstance(layer, Fork) else ("",) if isinstance(layer, Conv) else ()
+                names += [(block, name + side) for side in sides]
+    return names
+
+
+class ConvUnit(nn.Module):
+    """Convolution, batch normalisation, ReLU. Padded images (mask false) do not count in the batch statistics."""
+
+    spec: Conv
+    momentum: float
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[jax.Array, "b h w c"],
+        train: bool,
+        mask: Shaped[jax.Array, " b"] | None,
+    ) -> Float[jax.Array, "b _ _ d"]:
+        c = self.spec
+        x = nn.Conv(
+            c.features,
+            (c.height, c.width),
+            (c.stride, c.stride),
+            c.padding,
+            use_bias=False,
+            name="conv",
+        )(x)
+        normalise = nn.BatchNorm(
+            use_running_average=not train,
+            momentum=self.momentum,
+            epsilon=EPSILON,
+            use_scale=False,
+            name="bn",
+        )
+        counted = mask[:, None, None, None] if train and mask is not None else None
+        return nn.relu(normalise(x, mask=counted))
+
+
+class Mixed(nn.Module):
+    branches: tuple
+    momentum: float
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[jax.Array, "b h w c"],
+        train: bool,
+        mask: Shaped[jax.Array, " b"] | None,
+    ) -> Float[jax.Array, "b _ _ d"]:
+        def run(name: str, layer: object, y: jax.Array) -> jax.Array:
+            if layer is MAX:
+                return nn.max_pool(y, (3, 3), (2, 2))
+            if layer is AVERAGE:
+                return nn.avg_pool(y, (3, 3), padding="SAME", count_include_pad=False)
+            if isinstance(layer, Fork):
+                return jnp.concatenate(
+                    [run(name + "a", layer.left, y), run(name + "b", layer.right, y)],
+                    axis=-1,
+                )
+            return ConvUnit(layer, self.momentum, name=name)(y, train, mask)
+
+        outputs = []
+        for branch in _named(self.branches):
+            y = x
+            for name, layer in branch:
+                y = run(name, layer, y)
+            outputs.append(y)
+        return jnp.concatenate(outputs, axis=-1)
+
+
+class InceptionV3(nn.Module):
+    """Runs the named blocks, by default all of them, on the input of the first.
+
+    The taps are the blocks' outputs as in the tables above, pooled [b 2048], predictions [b classes]; the last are
+    logits, of which Keras' network gives the softmax. Any size from 75 x 75 serves. Blocks named in `train` normalise
+    with the statistics of the mini-batch and move their running statistics; all others use the running ones.
+    """
+
+    num_classes: int = 1000
+    momentum: float = 0.99
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[jax.Array, "b ..."],
+        blocks: Sequence[str] = BLOCKS,
+        train: Sequence[str] = (),
+        mask: Shaped[jax.Array, " b"] | None = None,
+    ) -> tuple[Float[jax.Array, "b ..."], dict[str, Float[jax.Array, "b ..."]]]:
+        taps = {}
+        for name in blocks:
+            if name in MIXED:
+                x = Mixed(MIXED[name], self.momentum, name=name)(x, name in train, mask)
+            elif name == "pooled":
+                x = x.mean(axis=(1, 2))
+            else:
+                x = nn.Dense(self.num_classes, name=name)(x)
+            taps[name] = x
+        return x, taps

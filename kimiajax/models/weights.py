@@ -1,0 +1,246 @@
+"""Weights for a backbone: find, verify, load, and fit them strictly into the blocks that are needed.
+
+A converted checkpoint is a folder: `lineage.json`, which says where the arrays came from, and `arrays/`.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from kimiajax.checkpoints import digest, load_tree, save_tree
+from kimiajax.errors import UserError
+from kimiajax.files import new_folder
+from kimiajax.models.backbone import Backbone, Variables
+
+KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications"
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A weight file that Keras publishes. `checksum` as pooch takes it."""
+
+    url: str
+    size: int
+    checksum: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+
+PUBLISHED = {  # (network, with top); no SHA-256 of the first is known to us
+    ("vgg16", True): PublishedFile(
+        f"{KERAS_URL}/vgg16/vgg16_weights_tf_dim_ordering_tf_kernels.h5",
+        553_467_096,
+        "md5:64373286793e3c8b2b4e3219cbf3544b",
+    ),
+    ("vgg16", False): PublishedFile(
+        f"{KERAS_URL}/vgg16/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        58_889_256,
+        "sha256:bfe5187d0a272bed55ba430631598124cff8e880b98d38c9e56c8d66032abdc1",
+    ),
+    ("inception_v3", True): PublishedFile(
+        f"{KERAS_URL}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels.h5",
+        96_112_376,
+        "sha256:00c9ea4e4762f716ac4d300d6d9c2935639cc5e4d139b5790d765dcbeea539d0",
+    ),
+    ("inception_v3", False): PublishedFile(
+        f"{KERAS_URL}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        87_910_968,
+        "sha256:9617109a16463f250180008f9818336b767bdf5164315e8cd5761a8c34caa62a",
+    ),
+}
+TOP_BLOCKS = {"fc1", "fc2", "predictions"}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A backbone's variables and where they came from.
+
+    Attributes:
+        variables: `{"params": {block: ...}, "batch_stats": {block: ...}}`.
+        lineage: network, framework, source file and its SHA-256, whether the top is there, the input that the weights
+            were trained on, and the SHA-256 of the arrays.
+    """
+
+    variables: Variables
+    lineage: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Writes a converted checkpoint; the folder appears whole or not at all."""
+        lineage = {**self.lineage, "digest": digest(self.variables)}
+        with new_folder(folder) as aside:
+            save_tree(aside / "arrays", self.variables)
+            (aside / "lineage.json").write_text(json.dumps(lineage, indent=2) + "\n")
+
+
+def load_weights(
+    backbone: Backbone,
+    source: str | Path = "imagenet",
+    *,
+    blocks: Sequence[str],
+    image_size: int,
+    seed: int = 0,
+    cache: Path | None = None,
+    progress: Callable[[str], Any] | None = None,
+) -> Weights:
+    """Loads the weights of some blocks of a backbone.
+
+    Args:
+        backbone: the network.
+        source: "imagenet" for the files that Keras publishes, "random" for He-scaled random weights, or the path of a
+            converted checkpoint or of a Keras `.h5` file.
+        blocks: the blocks needed; others that the source holds are left out.
+        image_size: side of the images; VGG16's dense blocks hold for one size only.
+        seed: of the random weights.
+        cache: where downloads and conversions are kept; by default the user's cache folder.
+        progress: called with a description, gives pooch's progress object for a download.
+
+    Raises:
+        UserError: weights that cannot be had, are damaged, are another network's, or do not fit; nothing falls back
+            to random weights.
+    """
+    if source == "random":
+        weights = _random(backbone, blocks, image_size, seed)
+    elif source == "imagenet":
+        weights = _imagenet(backbone, bool(TOP_BLOCKS & set(blocks)), cache or default_cache(), progress)
+    elif Path(source).is_dir():
+        weights = load_converted(Path(source))
+    else:
+        weights = _convert_keras(backbone.name, Path(source))
+    if weights.lineage["network"] != backbone.name:
+        raise UserError(f"{source}: holds {weights.lineage['network']} weights; {backbone.name} ones are needed")
+    return Weights(_only(weights.variables, backbone, blocks, image_size, source), weights.lineage)
+
+
+def load_converted(folder: Path) -> Weights:
+    """Loads a converted checkpoint and checks its arrays against the digest in its lineage.
+
+    Raises:
+        UserError: not a converted checkpoint, or arrays that changed since it was written.
+    """
+    try:
+        lineage = json.loads((folder / "lineage.json").read_text())
+        recorded = lineage["digest"]
+        variables = load_tree(folder / "arrays")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}: not a converted checkpoint ({type(error).__name__}); "
+            "make one with `python -m weights_convert keras NETWORK FILE OUT`"
+        ) from error
+    if digest(variables) != recorded:
+        raise UserError(f"{folder}: its arrays are not those that were written (digest differs); convert again")
+    return Weights(variables, lineage)
+
+
+def default_cache() -> Path:
+    """The user's cache folder for this program."""
+    import pooch  # here only: what needs no download needs no pooch
+
+    return Path(pooch.os_cache("kimiajax"))
+
+
+def _random(backbone: Backbone, blocks: Sequence[str], image_size: int, seed: int) -> Weights:
+    variables = backbone.init(np.random.default_rng(seed), image_size, backbone.up_to(backbone.last_of(blocks)))
+    lineage = {"network": backbone.name, "framework": None, "source": "random", "scale": "He", "seed": seed}
+    return Weights(variables, {**lineage, "digest": digest(variables)})
+
+
+def _imagenet(backbone: Backbone, top: bool, cache: Path, progress: Callable[[str], Any] | None) -> Weights:
+    if (backbone.name, top) not in PUBLISHED:
+        raise UserError(f"no ImageNet weights are published for {backbone.name}; give a file, or `random`")
+    file = PUBLISHED[backbone.name, top]
+    folder = cache / "weights" / file.name.removesuffix(".h5")
+    if folder.is_dir():
+        return load_converted(folder)
+    weights = _convert_keras(backbone.name, _fetch(file, cache / "downloads", progress))
+    weights.save(folder)
+    return load_converted(folder)
+
+
+def _fetch(file: PublishedFile, folder: Path, progress: Callable[[str], Any] | None) -> Path:
+    import pooch
+
+    bar = progress(f"downloading {file.name}") if progress else False
+    pooch.get_logger().setLevel("ERROR")
+    try:
+        downloader = pooch.HTTPDownloader(progressbar=bar, timeout=30)
+        return Path(pooch.retrieve(file.url, file.checksum, file.name, folder, downloader=downloader))
+    except (OSError, ValueError) as error:  # no network; another checksum
+        algorithm, checksum = file.checksum.split(":")
+        reason = "its checksum is wrong" if isinstance(error, ValueError) else "the server cannot be reached"
+        raise UserError(
+            f"cannot download {file.url}: {reason}; put that file ({file.size:,} bytes, {algorithm.upper()} {checksum}) "
+            f"at {folder / file.name}, or give the path of your own copy"
+        ) from error
+
+
+def _convert_keras(network: str, path: Path) -> Weights:
+    from weights_convert.keras import convert_keras
+
+    return convert_keras(network, path)
+
+
+def _only(
+    variables: Variables, backbone: Backbone, blocks: Sequence[str], image_size: int, source: str | Path
+) -> Variables:
+    """The variables of `blocks`, each of the shape that `image_size` asks for."""
+    needed = [block for block in blocks if block != "pooled"]
+    absent = [block for block in needed if block not in variables["params"]]
+    if absent:
+        hint = "weights without top; give the file with top" if TOP_BLOCKS & set(absent) else "convert the file again"
+        raise UserError(f"{source}: holds no {', '.join(absent)} of {backbone.name} ({hint})")
+    if "fc1" in needed:
+        _check_dense_size(variables["params"]["fc1"]["dense"]["kernel"].shape[0], backbone, image_size, source)
+    tree = {
+        kind: {block: arrays for block, arrays in part.items() if block in needed} for kind, part in variables.items()
+    }
+    classes = variables["params"]["predictions"]["kernel"].shape[-1] if "predictions" in needed else 1000
+    expected = backbone.shapes(image_size, backbone.up_to(backbone.last_of(blocks)), num_classes=classes)
+    wrong = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
+        kind, block, *rest = (key.key for key in path)
+        if block not in needed:
+            continue
+        found = tree.get(kind, {}).get(block, {})
+        for key in rest:
+            found = found.get(key, {})
+        if getattr(found, "shape", None) != leaf.shape:
+            wrong.append(f"{block}/{'/'.join(rest)} must be {leaf.shape} and is {getattr(found, 'shape', 'missing')}")
+    if wrong:
+        raise UserError(f"{source}: {len(wrong)} arrays do not fit {backbone.name}: " + "; ".join(wrong))
+    return tree
+
+
+def _check_dense_size(inputs: int, backbone: Backbone, image_size: int, source: str | Path) -> None:
+    block5 = jax.eval_shape(
+        lambda: backbone.apply(
+            backbone.init(np.random.default_rng(0), image_size, backbone.up_to("block5")),
+            np.zeros((1, image_size, image_size, 3), np.float32),
+            backbone.up_to("block5"),
+        )[0]
+    )
+    asked = int(np.prod(block5.shape))
+    if inputs != asked:
+        side = round((inputs / block5.shape[-1]) ** 0.5) * 32
+        raise UserError(
+            f"{source}: fc1 takes {inputs:,} values, as {side} x {side} pixels give; {image_size} x {image_size} give "
+            f"{asked:,}; use --image-size {side}"
+        )
+
+
+def published_lineage(path: Path) -> str | None:
+    """The published file's name if this file has its size and checksum, and None for any other file."""
+    for file in PUBLISHED.values():
+        if path.stat().st_size == file.size:
+            import pooch
+
+            algorithm, checksum = file.checksum.split(":")
+            if pooch.file_hash(str(path), algorithm) == checksum:
+                return file.name
+    return None

@@ -1,0 +1,36 @@
+"""What the study and its data set state: the figures to reproduce, and nothing that is computed here.
+
+Kieffer, Babaie, Kalra, Tizhoosh: "Convolutional Neural Networks for Histopathology Image Classification: Training vs.
+Using Pre-Trained Networks", IPTA 2017. Data set: Babaie et al., CVPR Workshops 2017, arXiv:1705.07522.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Published:
+    """One row of the paper's Table 1, as fractions in [0, 1] as printed there."""
+
+    name: str
+    eta_p: float
+    eta_w: float
+    eta_total: float
+
+
+TABLE_1 = {
+    "cnn": Published("CNN1", 0.6498, 0.6475, 0.4180),  # the printed factors multiply to 0.4207
+    "fe_vgg16": Published("FE-VGG16", 0.6521, 0.6496, 0.4236),
+    "tl_vgg16": Published("TL-VGG16", 0.6385, 0.6623, 0.4229),
+    "fe_inception_v3": Published("FE-Inception-v3", 0.7094, 0.7124, 0.5054),
+    "tl_inception_v3": Published("TL-Inception-v3", 0.7487, 0.7610, 0.5698),
+}
+
+NUM_SCANS = 24
+TEST_PATCHES = 1325
+TRAINING_PATCHES_DRAWN = 2400  # 100 a scan
+TRAINING_PATCHES_PUBLISHED = {
+    "the paper": 27_055,
+    "Ahmed 2021": 23_916,
+    "Kimia Path24C": 22_591,
+}
+OFFICIAL_MD5 = "aeb54db89aaf28455e06770d20bd1307"  # of Kimia_Path24.h5, 29,409 MB

@@ -1,0 +1,1 @@
+"""Results as files and as tables. Reads stored results only: no model, no jax."""

@@ -1,0 +1,56 @@
+"""The comparison table on a screen or in a pipe."""
+
+import io
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 118
+
+
+def render_table(results: dict[str, Any]) -> str:
+    """The rows beside the paper's figures, in per cent, with what a reader must know above and below."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("scheme")
+    table.add_column("approach")
+    table.add_column("weights")
+    for name in ("eta_p", "eta_w", "eta_total", "correct"):
+        table.add_column(name, justify="right")
+    table.add_column("paper", style="dim")
+    for name in ("eta_p", "eta_w", "eta_total"):
+        table.add_column(name, justify="right", style="dim")
+    table.add_column("s", justify="right")
+    for row in results["rows"]:
+        paper = row["paper"]
+        table.add_row(
+            row["scheme"],
+            row["approach"],
+            row["weights"],
+            *(_percent(row[name]) for name in ("eta_p", "eta_w", "eta_total")),
+            f"{row['correct']}/{row['tested']}",
+            paper["name"],
+            *(_percent(paper[name]) for name in ("eta_p", "eta_w", "eta_total")),
+            f"{row['seconds']:.1f}",
+        )
+    text = io.StringIO()
+    console = Console(file=text, width=WIDTH, highlight=False, markup=False)
+    console.print(_headline(results))
+    console.print(table)
+    for number, note in enumerate(results["notes"], start=1):
+        console.print(f"{number}. {note}")
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _headline(results: dict[str, Any]) -> str:
+    data = results["data"]
+    kind = "SYNTHETIC scans, not a reproduction" if data["synthetic"] else data["source"]
+    return (
+        f"{results['preset']}: {kind}: {data['scans']} scans, {data['train']} training and {data['test']} test patches "
+        f"of {data['patch_size']} x {data['patch_size']} pixels, at {results['config']['image_size']} pixels. Per cent."
+    )
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"

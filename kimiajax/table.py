@@ -1,0 +1,403 @@
+"""Table 1 as data, one entry a row, and the runner over it: scans -> patches -> approaches -> scores."""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from kimiajax import paper
+from kimiajax.checkpoints import Tree, save_tree
+from kimiajax.config import TableConfig
+from kimiajax.data.patches import Manifest, cut_patches, read_pixels
+from kimiajax.data.scans import Scans, open_scans
+from kimiajax.data.synthetic import write_synthetic_scans
+from kimiajax.environment import describe_environment
+from kimiajax.errors import UserError
+from kimiajax.features import extract_taps
+from kimiajax.files import new_folder
+from kimiajax.finetune.blocks import TrainableBlocks
+from kimiajax.finetune.loop import fit, predict
+from kimiajax.finetune.optimizer import fine_tuning_sgd, head_rmsprop
+from kimiajax.finetune.steps import network_input
+from kimiajax.metrics import kimia_scores
+from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
+from kimiajax.models.weights import Weights, default_cache, load_weights
+from kimiajax.progress import Download, Silent
+from kimiajax.report.results import SCHEMA_VERSION, begin_run, write_predictions, write_results
+from kimiajax.svm import fit_linear_svm
+
+SYNTHETIC = {"num_scans": paper.NUM_SCANS, "patch_size": 112, "grid": (6, 7), "test_patches": (3, 8)}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the rows share: settings, weights, and the patches at the networks' size."""
+
+    config: TableConfig
+    manifest: Manifest
+    train: np.ndarray
+    test: np.ndarray
+    weights: dict[str, Weights]
+    progress: Silent
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """The scan of each training patch."""
+        return self.manifest.labels("train")
+
+    def fit(self, classifier: Classifier, variables: Variables, inputs: np.ndarray, **options: Any) -> tuple:
+        """`fit` with the study's labels, batch size and seed."""
+        size, seed = self.config.batch_size, self.config.seed
+        return fit(
+            classifier, variables, inputs, self.labels, batch_size=size, seed=seed, progress=self.progress, **options
+        )
+
+
+@dataclass(frozen=True)
+class Features:
+    """A network's outputs on both splits, by block, and the seconds that they took in this run."""
+
+    train: dict[str, np.ndarray]
+    test: dict[str, np.ndarray]
+    seconds: float
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an approach gives: the predicted scan of each test patch, what it learnt, and how that went."""
+
+    predicted: np.ndarray
+    trained: Tree
+    history: dict[str, list[dict[str, float]]]
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of Table 1.
+
+    Attributes:
+        name: as in `--rows`, and the key of the paper's figures.
+        approach: how the table prints it.
+        scheme: where its weights come from and what is done with them.
+        network: a key of `BACKBONES`.
+        run: the approach itself.
+        taps: the blocks whose outputs it reads, if it reads any.
+    """
+
+    name: str
+    approach: str
+    scheme: str
+    network: str
+    run: Callable[["Row", Study, Features | None], Outcome]
+    taps: Callable[[Backbone, TableConfig], set[str]] | None = None
+
+
+def train_from_scratch(row: Row, study: Study, features: None) -> Outcome:
+    """Every block and the head of a network from random parameters, by Adam."""
+    config, backbone = study.config, BACKBONES[row.network]
+    classifier = Classifier(backbone, backbone.up_to(backbone.bottleneck), study.manifest.num_scans)
+    variables = backbone.init(np.random.default_rng(config.seed), config.image_size, classifier.blocks)
+    bottleneck = jax.eval_shape(
+        lambda x: backbone.apply(variables, network_input(x), classifier.blocks)[0], study.train[:1]
+    )
+    head = classifier.init_head(jax.random.key(config.seed), bottleneck.shape[1:])
+    variables["params"] = {**variables["params"], "head": head}
+    blocks = TrainableBlocks(tuple(variables["params"]))
+    variables, history = study.fit(
+        classifier,
+        variables,
+        study.train,
+        optimizer=optax.adam(config.cnn_learning_rate),
+        blocks=blocks,
+        epochs=config.epochs,
+        description=row.name,
+    )
+    note = (
+        f"{row.approach}: this project's own network, four convolutions with batch normalisation, trained by Adam at "
+        f"{config.cnn_learning_rate:g} for {config.epochs} epochs on the training patches above. The paper quotes CNN1 "
+        "from another study; its printed factors multiply to 42.07, not 41.80."
+    )
+    predicted = predict(classifier, variables, study.test, config.batch_size)
+    return Outcome(predicted, _trained(variables, blocks), {"training": history}, note)
+
+
+def classify_features(row: Row, study: Study, features: Features) -> Outcome:
+    """A linear SVM on the network's features."""
+    tap = BACKBONES[row.network].features
+    train, test = np.asarray(features.train[tap]), np.asarray(features.test[tap])
+    study.progress.say(f"{row.name}: linear SVM on {train.shape[1]:,} features of {len(train):,} patches")
+    svm = fit_linear_svm(train, study.labels, study.config.svm_c)
+    predicted = svm.predict(test)
+    note = f"{row.approach}: the SVM predicts one scan for every patch." if np.ptp(predicted) == 0 else None
+    return Outcome(predicted, asdict(svm), {}, note)
+
+
+def fine_tune(row: Row, study: Study, features: Features) -> Outcome:
+    """A new head on bottleneck features, then that head and the chosen blocks together, by SGD."""
+    config, backbone = study.config, BACKBONES[row.network]
+    bottleneck = features.train[backbone.bottleneck]
+    on_bottleneck = Classifier(backbone, (), study.manifest.num_scans)
+    head = on_bottleneck.init_head(jax.random.key(config.seed), bottleneck.shape[1:])
+    head, head_history = study.fit(
+        on_bottleneck,
+        {"params": {"head": head}},
+        bottleneck,
+        optimizer=head_rmsprop(config.head_learning_rate),
+        blocks=TrainableBlocks(("head",)),
+        epochs=config.head_epochs,
+        description=f"{row.name}: head",
+    )
+
+    if config.cache_frozen:
+        first, train, test = backbone.fine_tuned[0], features.train[backbone.boundary], features.test[backbone.boundary]
+    else:
+        first, train, test = backbone.blocks[0], study.train, study.test
+    span = backbone.span(first, backbone.bottleneck)
+    classifier = Classifier(backbone, span, study.manifest.num_scans, config.batch_norm_momentum)
+    variables = {
+        kind: {block: part[block] for block in span if block in part}
+        for kind, part in study.weights[row.network].variables.items()
+    }
+    variables["params"]["head"] = head["params"]["head"]
+    blocks = TrainableBlocks((*backbone.fine_tuned, "head"))
+    variables, history = study.fit(
+        classifier,
+        variables,
+        train,
+        optimizer=fine_tuning_sgd(config.learning_rate, config.momentum),
+        blocks=blocks,
+        epochs=config.epochs,
+        description=f"{row.name}: {', '.join(backbone.fine_tuned)} and head",
+    )
+    predicted = predict(classifier, variables, test, config.batch_size)
+    return Outcome(predicted, _trained(variables, blocks), {"head": head_history, "fine_tuning": history})
+
+
+def _svm_taps(backbone: Backbone, config: TableConfig) -> set[str]:
+    return {backbone.features}
+
+
+def _fine_tuning_taps(backbone: Backbone, config: TableConfig) -> set[str]:
+    return {backbone.bottleneck} | ({backbone.boundary} if config.cache_frozen else set())
+
+
+ROWS = (
+    Row("cnn", "CNN (ours)", "from scratch", "cnn", train_from_scratch),
+    Row("fe_vgg16", "FE-VGG16", "features + SVM", "vgg16", classify_features, _svm_taps),
+    Row("tl_vgg16", "TL-VGG16", "fine-tuned", "vgg16", fine_tune, _fine_tuning_taps),
+    Row("fe_inception_v3", "FE-Inception-v3", "features + SVM", "inception_v3", classify_features, _svm_taps),
+    Row("tl_inception_v3", "TL-Inception-v3", "fine-tuned", "inception_v3", fine_tune, _fine_tuning_taps),
+)
+
+
+def run_table(preset: str, config: TableConfig, progress: Silent | None = None) -> dict[str, Any]:
+    """Computes the table's rows and writes them, with all that they rest on, to the output folder.
+
+    Args:
+        preset: its name, for the record and the default folder.
+        config: all settings.
+        progress: shows what goes on.
+
+    Returns:
+        The content of `results.json`, which is written anew after each row, "complete" being true after the last.
+
+    Raises:
+        UserError: settings, scans or weights that cannot serve; all are looked at before the long work begins.
+    """
+    progress = progress or Silent()
+    config.validate(tuple(row.name for row in ROWS))
+    rows = [row for row in ROWS if row.name in config.rows]
+    out = config.folder(preset)
+    cache = config.cache or default_cache()
+    with _open_scans(preset, config, out, progress) as scans:
+        taps = _taps(rows, config)
+        weights = _load_weights(taps, config, cache, progress)
+        manifest = cut_patches(
+            scans,
+            config.patch_size,
+            config.patches_per_scan,
+            config.seed,
+            grid=config.grid,
+            homogeneity_threshold=config.homogeneity,
+            background=config.background,
+            track=functools.partial(progress.track, unit="scans"),
+        )
+        pixels = {
+            split: read_pixels(
+                scans,
+                manifest,
+                split,
+                config.image_size,
+                config.resize,
+                functools.partial(progress.track, unit="patches"),
+            )
+            for split in ("train", "test")
+        }
+        data = _describe_data(scans, manifest)
+    study = Study(config, manifest, pixels["train"], pixels["test"], weights, progress)
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "complete": False,
+        "preset": preset,
+        "config": config.as_dict(),
+        "environment": describe_environment(),
+        "data": data,
+        "weights": {network: loaded.lineage for network, loaded in weights.items()},
+        "notes": _notes(data, weights, config),
+        "rows": [],
+    }
+    begin_run(out, manifest, results)
+    features: dict[str, Features] = {}
+    for row in rows:
+        if row.network in taps and row.network not in features:
+            features = {row.network: _extract(row.network, study, taps[row.network], cache)}  # one network's at a time
+            if features[row.network].cached:
+                results["notes"].append(f"{row.network}: features found in the cache; the seconds leave them out.")
+        started = time.perf_counter()
+        outcome = row.run(row, study, features.get(row.network))
+        seconds = time.perf_counter() - started
+        if row.network in features:
+            seconds += features[row.network].seconds
+        write_predictions(out, row.name, manifest, outcome.predicted)
+        with new_folder(out / "checkpoints" / row.name) as folder:
+            save_tree(folder / "trained", outcome.trained)
+        results["rows"].append(_describe_row(row, outcome, study, seconds))
+        results["notes"] += [outcome.note] if outcome.note else []
+        results["complete"] = len(results["rows"]) == len(rows)
+        write_results(out, results)
+    return results
+
+
+def _open_scans(preset: str, config: TableConfig, out: Path, progress: Silent) -> Scans:
+    """The scan file that is given, or a synthetic one drawn into the output folder."""
+    if config.scans is not None:
+        return open_scans(config.scans)
+    if not config.draw_synthetic:
+        raise UserError(f"{preset} needs a scan file: --scans FILE, in the layout of Kimia_Path24.h5")
+    path = out / "scans.h5"
+    write_synthetic_scans(path, seed=config.seed, track=functools.partial(progress.track, unit="scans"), **SYNTHETIC)
+    return open_scans(path)
+
+
+def _taps(rows: list[Row], config: TableConfig) -> dict[str, set[str]]:
+    """The blocks whose outputs the rows read, by network: one pass a patch gives them all."""
+    taps: dict[str, set[str]] = {}
+    for row in rows:
+        if row.taps:
+            taps.setdefault(row.network, set()).update(row.taps(BACKBONES[row.network], config))
+    return taps
+
+
+def _load_weights(taps: dict[str, set[str]], config: TableConfig, cache: Path, progress: Silent) -> dict[str, Weights]:
+    """The weights of each network, up to the last block that is read."""
+    loaded = {}
+    for network, blocks in taps.items():
+        backbone = BACKBONES[network]
+        progress.say(f"{network}: {config.weights(network)} weights")
+        loaded[network] = load_weights(
+            backbone,
+            config.weights(network),
+            blocks=backbone.up_to(backbone.last_of(blocks)),
+            image_size=config.image_size,
+            seed=config.seed,
+            cache=cache,
+            progress=functools.partial(Download, progress),
+        )
+    return loaded
+
+
+def _extract(network: str, study: Study, taps: set[str], cache: Path) -> Features:
+    started = time.perf_counter()
+    train, test = (
+        extract_taps(
+            BACKBONES[network],
+            study.weights[network].variables,
+            images,
+            sorted(taps),
+            cache=cache,
+            progress=study.progress,
+            description=f"{network} on {split} patches",
+        )
+        for split, images in (("training", study.train), ("test", study.test))
+    )
+    return Features(train.arrays, test.arrays, time.perf_counter() - started, train.cached or test.cached)
+
+
+def _trained(variables: Variables, blocks: TrainableBlocks) -> Tree:
+    """What training changed: the trainable blocks' parameters and running statistics."""
+    return {
+        kind: {block: tree for block, tree in part.items() if block in blocks.names}
+        for kind, part in variables.items()
+        if part
+    }
+
+
+def _describe_data(scans: Scans, manifest: Manifest) -> dict[str, Any]:
+    train, test = manifest.counts("train"), manifest.counts("test")
+    return {
+        "source": str(scans.path),
+        "synthetic": scans.synthetic,
+        "scans": manifest.num_scans,
+        "patch_size": manifest.patch_size,
+        "train": sum(train),
+        "test": sum(test),
+        "train_per_scan": train,
+        "test_per_scan": test,
+        "manifest_sha256": manifest.sha256,
+    }
+
+
+def _describe_row(row: Row, outcome: Outcome, study: Study, seconds: float) -> dict[str, Any]:
+    """A row of `results.json`. Double precision, so that the scores are those of a plain count."""
+    with jax.enable_x64(True):
+        scores = kimia_scores(study.manifest.labels("test"), outcome.predicted, study.manifest.num_scans)
+    source = study.config.weights(row.network) if row.network in study.weights else "none"
+    precision = float(scores.eta_w_precision)
+    return {
+        "name": row.name,
+        "approach": row.approach,
+        "scheme": row.scheme,
+        "weights": source if source in ("random", "imagenet", "none") else Path(source).name,
+        "eta_p": float(scores.eta_p),
+        "eta_w": float(scores.eta_w),
+        "eta_total": float(scores.eta_total),
+        "eta_w_precision": None if math.isnan(precision) else precision,
+        "correct": int(scores.correct.sum()),
+        "tested": int(scores.tested.sum()),
+        "seconds": seconds,
+        "paper": asdict(paper.TABLE_1[row.name]),
+        "history": outcome.history,
+    }
+
+
+def _notes(data: dict[str, Any], weights: dict[str, Weights], config: TableConfig) -> list[str]:
+    """What a reader must know of the run as a whole."""
+    notes = []
+    if data["synthetic"]:
+        notes.append("The scans are drawn by a program: these figures say nothing about tissue, nor about the paper.")
+    elif (data["scans"], data["test"]) != (paper.NUM_SCANS, paper.TEST_PATCHES):
+        notes.append(
+            f"Not Kimia Path24, which has {paper.NUM_SCANS} scans and {paper.TEST_PATCHES:,} test patches: the paper's "
+            "figures stand beside for orientation only."
+        )
+    random = [network for network, loaded in weights.items() if loaded.lineage["source"] == "random"]
+    if random:
+        notes.append(f"{' and '.join(random)}: random weights, so their rows say nothing about pre-training.")
+    if any(name.startswith("tl_") for name in config.rows):
+        notes.append("Fine-tuning without augmentation; the paper augments.")
+    asked = 0 if config.patches_per_scan == "all" else config.patches_per_scan
+    short = [scan for scan, count in enumerate(data["train_per_scan"]) if count < asked]
+    if short:
+        notes.append(
+            f"Scans {', '.join(map(str, short))} have fewer than the {config.patches_per_scan} training patches asked for."
+        )
+    return notes
