@@ -118,15 +118,14 @@ def flag(name: str) -> str:
 PAPER = TableConfig()
 
 # Few epochs, so fine-tuning steps are larger and the running statistics follow sooner than the paper's.
-QUICK = replace(PAPER, patches_per_scan=20, epochs=5, learning_rate=1e-3, batch_norm_momentum=0.9)
+QUICK = replace(PAPER, patches_per_scan=20, epochs=10, learning_rate=1e-3, batch_norm_momentum=0.9)
 
 DEMO = replace(
     QUICK,
     draw_synthetic=True,
-    patches_per_scan=12,
+    patches_per_scan=16,
     image_size=96,
     epochs=12,
-    head_epochs=30,
     vgg16_weights="random",
     inception_v3_weights="random",
 )

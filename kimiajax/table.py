@@ -122,7 +122,7 @@ def train_from_scratch(row: Row, study: Study, features: None) -> Outcome:
         description=row.name,
     )
     note = (
-        f"{row.approach}: this project's own network, four convolutions with batch normalisation, trained by Adam at "
+        f"{row.approach}: this project's own network, four strided convolutions with batch normalisation, trained by Adam at "
         f"{config.cnn_learning_rate:g} for {config.epochs} epochs on the training patches above. The paper quotes CNN1 "
         "from another study; its printed factors multiply to 42.07, not 41.80."
     )
@@ -137,8 +137,7 @@ def classify_features(row: Row, study: Study, features: Features) -> Outcome:
     study.progress.say(f"{row.name}: linear SVM on {train.shape[1]:,} features of {len(train):,} patches")
     svm = fit_linear_svm(train, study.labels, study.config.svm_c)
     predicted = svm.predict(test)
-    note = f"{row.approach}: the SVM predicts one scan for every patch." if np.ptp(predicted) == 0 else None
-    return Outcome(predicted, asdict(svm), {}, note)
+    return Outcome(predicted, asdict(svm), {})
 
 
 def fine_tune(row: Row, study: Study, features: Features) -> Outcome:
@@ -191,10 +190,10 @@ def _fine_tuning_taps(backbone: Backbone, config: TableConfig) -> set[str]:
 
 
 ROWS = (
-    Row("cnn", "CNN (ours)", "from scratch", "cnn", train_from_scratch),
-    Row("fe_vgg16", "FE-VGG16", "features + SVM", "vgg16", classify_features, _svm_taps),
+    Row("cnn", "CNN (ours)", "scratch", "cnn", train_from_scratch),
+    Row("fe_vgg16", "FE-VGG16", "features", "vgg16", classify_features, _svm_taps),
     Row("tl_vgg16", "TL-VGG16", "fine-tuned", "vgg16", fine_tune, _fine_tuning_taps),
-    Row("fe_inception_v3", "FE-Inception-v3", "features + SVM", "inception_v3", classify_features, _svm_taps),
+    Row("fe_inception_v3", "FE-Inception-v3", "features", "inception_v3", classify_features, _svm_taps),
     Row("tl_inception_v3", "TL-Inception-v3", "fine-tuned", "inception_v3", fine_tune, _fine_tuning_taps),
 )
 
@@ -272,6 +271,8 @@ def run_table(preset: str, config: TableConfig, progress: Silent | None = None) 
             save_tree(folder / "trained", outcome.trained)
         results["rows"].append(_describe_row(row, outcome, study, seconds))
         results["notes"] += [outcome.note] if outcome.note else []
+        if np.ptp(outcome.predicted) == 0:
+            results["notes"].append(f"{row.approach} predicts one and the same scan for every patch: it learnt nothing.")
         results["complete"] = len(results["rows"]) == len(rows)
         write_results(out, results)
     return results
@@ -371,8 +372,8 @@ def _describe_row(row: Row, outcome: Outcome, study: Study, seconds: float) -> d
         "eta_w": float(scores.eta_w),
         "eta_total": float(scores.eta_total),
         "eta_w_precision": None if math.isnan(precision) else precision,
-        "correct": int(scores.correct.sum()),
-        "tested": int(scores.tested.sum()),
+        "correct": int(np.asarray(scores.correct).sum()),
+        "tested": int(np.asarray(scores.tested).sum()),
         "seconds": seconds,
         "paper": asdict(paper.TABLE_1[row.name]),
         "history": outcome.history,

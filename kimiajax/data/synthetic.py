@@ -41,7 +41,7 @@ class Tissue:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Tissue":
         return cls(
-            stroma=rng.uniform(150, 205),
+            stroma=rng.uniform(140, 210),
             fibre_contrast=rng.uniform(3, 22),
             fibre_width=rng.uniform(1.2, 4.5),
             fibre_angle=rng.uniform(0, np.pi),
@@ -52,7 +52,7 @@ class Tissue:
             gland_size=rng.uniform(9, 22),
             fat=rng.choice([0.0, 0.0, rng.uniform(0.1, 0.5)]),
             fat_size=rng.uniform(7, 14),
-            stain_drift=rng.uniform(6, 18),
+            stain_drift=rng.uniform(2, 6),
         )
 
 
@@ -94,7 +94,7 @@ def draw_tissue(tissue: Tissue, height: int, width: int, rng: np.random.Generato
     region = noise(min(height, width) / 6)  # where densities are higher
     gray = tissue.stroma + tissue.stain_drift * noise(min(height, width) / 4)
     gray += tissue.fibre_contrast * noise(tissue.fibre_width, along=6.0, angle=tissue.fibre_angle)
-    nuclei = noise(tissue.nucleus_size, band=True) + 0.4 * region
+    nuclei = noise(tissue.nucleus_size, band=True) + 0.2 * region
     inside = np.zeros_like(gray)
     if tissue.glands:
         gland = noise(tissue.gland_size, band=True)

