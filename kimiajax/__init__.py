@@ -1,1 +1,42 @@
+"""Training from scratch, pre-trained features and fine-tuning on Kimia Path24, in JAX and Flax.
+
+The public names below are imported when they are first used, so that `import kimiajax` costs nothing.
+"""
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+_HOME = {
+    "BACKBONES": "kimiajax.models.backbone",
+    "Backbone": "kimiajax.models.backbone",
+    "Classifier": "kimiajax.models.backbone",
+    "Manifest": "kimiajax.data.patches",
+    "PRESETS": "kimiajax.config",
+    "TableConfig": "kimiajax.config",
+    "TrainableBlocks": "kimiajax.finetune.blocks",
+    "UserError": "kimiajax.errors",
+    "cut_patches": "kimiajax.data.patches",
+    "extract_features": "kimiajax.features",
+    "extract_taps": "kimiajax.features",
+    "fit": "kimiajax.finetune.loop",
+    "fit_linear_svm": "kimiajax.svm",
+    "kimia_scores": "kimiajax.metrics",
+    "load_weights": "kimiajax.models.weights",
+    "open_scans": "kimiajax.data.scans",
+    "predict": "kimiajax.finetune.loop",
+    "read_pixels": "kimiajax.data.patches",
+    "run_table": "kimiajax.table",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'kimiajax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -22,7 +22,7 @@ def digest(tree: Tree) -> str:
 
 
 def save_tree(path: Path, tree: Tree) -> None:
-    """Saves a nested dict of arrays as an Orbax checkpoint in the new folder `path`."""
+    """Saves a nested dict of arrays as an Orbax checkpoint: the new folder `path` appears whole or not at all."""
     ocp.save(path.absolute(), jax.tree.map(np.asarray, tree))
 
 

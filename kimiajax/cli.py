@@ -1,4 +1,4 @@
-"""`kimiajax COMMAND`: the only reader of arguments, and the one place where an error becomes a line and an exit status."""
+"""`kimiajax COMMAND`: the only reader of arguments, and where an error becomes a line and an exit status."""
 
 import sys
 import traceback

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kimiajax.shapes import Bool, Float, Int
 
@@ -30,10 +31,10 @@ class KimiaScores(NamedTuple):
 
 
 def kimia_scores(
-    labels: Int[jax.Array, " n"],
-    predicted: Int[jax.Array, " n"],
+    labels: Int[jax.Array | np.ndarray, " n"],
+    predicted: Int[jax.Array | np.ndarray, " n"],
     num_scans: int,
-    mask: Bool[jax.Array, " n"] | None = None,
+    mask: Bool[jax.Array | np.ndarray, " n"] | None = None,
 ) -> KimiaScores:
     """Scores of predicted scans against true ones (Babaie et al., arXiv:1705.07522).
 

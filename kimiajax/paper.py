@@ -28,9 +28,5 @@ TABLE_1 = {
 NUM_SCANS = 24
 TEST_PATCHES = 1325
 TRAINING_PATCHES_DRAWN = 2400  # 100 a scan
-TRAINING_PATCHES_PUBLISHED = {
-    "the paper": 27_055,
-    "Ahmed 2021": 23_916,
-    "Kimia Path24C": 22_591,
-}
+TRAINING_PATCHES_PUBLISHED = {"the paper": 27_055, "Ahmed 2021": 23_916, "Kimia Path24C": 22_591}
 OFFICIAL_MD5 = "aeb54db89aaf28455e06770d20bd1307"  # of Kimia_Path24.h5, 29,409 MB

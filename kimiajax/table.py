@@ -21,9 +21,8 @@ from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.environment import describe_environment
 from kimiajax.errors import UserError
 from kimiajax.features import extract_taps
-from kimiajax.files import new_folder
 from kimiajax.finetune.blocks import TrainableBlocks
-from kimiajax.finetune.loop import fit, predict
+from kimiajax.finetune.loop import Epoch, fit, predict
 from kimiajax.finetune.optimizer import fine_tuning_sgd, head_rmsprop
 from kimiajax.finetune.steps import network_input
 from kimiajax.metrics import kimia_scores
@@ -76,7 +75,7 @@ class Outcome:
 
     predicted: np.ndarray
     trained: Tree
-    history: dict[str, list[dict[str, float]]]
+    history: dict[str, list[Epoch]]
     note: str | None = None
 
 
@@ -122,9 +121,9 @@ def train_from_scratch(row: Row, study: Study, features: None) -> Outcome:
         description=row.name,
     )
     note = (
-        f"{row.approach}: this project's own network, four strided convolutions with batch normalisation, trained by Adam at "
-        f"{config.cnn_learning_rate:g} for {config.epochs} epochs on the training patches above. The paper quotes CNN1 "
-        "from another study; its printed factors multiply to 42.07, not 41.80."
+        f"{row.approach}: this project's own network, four strided convolutions with batch normalisation, trained by "
+        f"Adam at {config.cnn_learning_rate:g} for {config.epochs} epochs on the same training patches. Beside it "
+        "stands CNN1, which the paper quotes from another study; its printed factors multiply to 42.07, not 41.80."
     )
     predicted = predict(classifier, variables, study.test, config.batch_size)
     return Outcome(predicted, _trained(variables, blocks), {"training": history}, note)
@@ -226,7 +225,7 @@ def run_table(preset: str, config: TableConfig, progress: Silent | None = None) 
             config.patches_per_scan,
             config.seed,
             grid=config.grid,
-            homogeneity_threshold=config.homogeneity,
+            homogeneity=config.homogeneity,
             background=config.background,
             track=functools.partial(progress.track, unit="scans"),
         )
@@ -267,12 +266,13 @@ def run_table(preset: str, config: TableConfig, progress: Silent | None = None) 
         if row.network in features:
             seconds += features[row.network].seconds
         write_predictions(out, row.name, manifest, outcome.predicted)
-        with new_folder(out / "checkpoints" / row.name) as folder:
-            save_tree(folder / "trained", outcome.trained)
+        save_tree(out / "checkpoints" / row.name, outcome.trained)
         results["rows"].append(_describe_row(row, outcome, study, seconds))
         results["notes"] += [outcome.note] if outcome.note else []
         if np.ptp(outcome.predicted) == 0:
-            results["notes"].append(f"{row.approach} predicts one and the same scan for every patch: it learnt nothing.")
+            results["notes"].append(
+                f"{row.approach} predicts one and the same scan for every patch: it learnt nothing."
+            )
         results["complete"] = len(results["rows"]) == len(rows)
         write_results(out, results)
     return results
@@ -376,7 +376,7 @@ def _describe_row(row: Row, outcome: Outcome, study: Study, seconds: float) -> d
         "tested": int(np.asarray(scores.tested).sum()),
         "seconds": seconds,
         "paper": asdict(paper.TABLE_1[row.name]),
-        "history": outcome.history,
+        "history": {phase: [asdict(epoch) for epoch in epochs] for phase, epochs in outcome.history.items()},
     }
 
 
@@ -399,6 +399,6 @@ def _notes(data: dict[str, Any], weights: dict[str, Weights], config: TableConfi
     short = [scan for scan, count in enumerate(data["train_per_scan"]) if count < asked]
     if short:
         notes.append(
-            f"Scans {', '.join(map(str, short))} have fewer than the {config.patches_per_scan} training patches asked for."
+            f"Scans {', '.join(map(str, short))} have fewer than the {asked} training patches asked for, and give all."
         )
     return notes

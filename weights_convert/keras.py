@@ -43,8 +43,8 @@ VGG16_TABLE: dict[Source, Destination] = {
     **_dense("predictions", "predictions"),
 }
 
-# Keras numbers Inception-v3's layers as it creates them and goes on counting from network to network in one process, so
-# the number's rank is what counts: `conv2d` or `conv2d_1` or `conv2d_94` are all the first. Below, layers have their rank.
+# Keras numbers Inception-v3's layers as it creates them and goes on counting from network to network in one process:
+# `conv2d`, `conv2d_1` or `conv2d_94` may be the first. What counts is the number's rank; below, layers have their rank.
 INCEPTION_V3_TABLE: dict[Source, Destination] = {
     key: value
     for rank, (block, unit) in enumerate(inception_v3.convolutions())
@@ -61,12 +61,7 @@ TABLES = {"vgg16": VGG16_TABLE, "inception_v3": INCEPTION_V3_TABLE}
 # What `keras.applications` feeds each network with: the convention of a file in this layout.
 EXPECTED_INPUT = {
     "vgg16": {"channels": "BGR", "range": [0, 255], "subtract": [103.939, 116.779, 123.68], "batch_norm_epsilon": None},
-    "inception_v3": {
-        "channels": "RGB",
-        "range": [-1, 1],
-        "subtract": None,
-        "batch_norm_epsilon": inception_v3.EPSILON,
-    },
+    "inception_v3": {"channels": "RGB", "range": [-1, 1], "subtract": None, "batch_norm_epsilon": inception_v3.EPSILON},
 }
 
 

@@ -24,7 +24,7 @@ Track = Callable[[Iterable, str, int | None], Iterable]
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch. `row` and `col` are its top left pixel in the scan, and None for a test patch, whose place is unknown."""
+    """One patch. `row` and `col` are its top left pixel; None for a test patch, whose place is unknown."""
 
     patch_id: str
     scan: int
@@ -80,7 +80,7 @@ def readme_grid(height: int, width: int, size: int) -> list[tuple[int, int]]:
 GRIDS = {"full": full_grid, "readme": readme_grid}
 
 
-def homogeneity(patch: UInt8[np.ndarray, "h w"], background: int) -> float:
+def homogeneity_of(patch: UInt8[np.ndarray, "h w"], background: int) -> float:
     """Fraction of a patch, in [0, 1], that is as bright as background: gray values of `background` and above.
 
     The paper drops patches "of less than 99 % homogeneity", which we read as 99 % and more; it gives no formula.
@@ -148,7 +148,7 @@ def cut_patches(
     seed: int = 0,
     *,
     grid: Literal["full", "readme"] = "full",
-    homogeneity_threshold: float = 0.99,
+    homogeneity: float = 0.99,
     background: int = 220,
     track: Track = lambda items, description, total: items,
 ) -> Manifest:
@@ -163,7 +163,7 @@ def cut_patches(
         patches_per_scan: how many to draw from each scan, or "all"; a scan with fewer gives what it has.
         seed: of the draw.
         grid: one of `GRIDS`.
-        homogeneity_threshold: patches with at least this fraction of background are left out.
+        homogeneity: patches with at least this fraction of background are left out.
         background: the gray value from which a pixel counts as background, 0 to 255.
         track: called as `track(items, description, total)` around the scans, to show progress.
 
@@ -185,13 +185,13 @@ def cut_patches(
             if len(drawn) == patches_per_scan:
                 break
             patch = scans.read(scan, row, col, size, size)
-            background_only = homogeneity(patch, background) >= homogeneity_threshold
+            background_only = homogeneity_of(patch, background) >= homogeneity
             if not background_only and not overlaps_whitened_place(scans, scan, row, col, patch):
                 drawn.append((row, col))
         if not drawn:
             raise UserError(
                 f"{scans.path}: scan{scan} has no training patch: none of its {len(places)} places of {size} x {size} "
-                f"holds less than {homogeneity_threshold:.0%} of background (gray {background} and above)"
+                f"holds less than {homogeneity:.0%} of background (gray {background} and above)"
             )
         patches += [Patch(f"train/{scan}/{row}/{col}", scan, row, col, "train") for row, col in sorted(drawn)]
     patches += [Patch(f"test/{k}", int(scan), None, None, "test") for k, scan in enumerate(scans.targets)]
@@ -213,13 +213,7 @@ def read_pixels(
             if patch.row is None:
                 yield scans.read_test_patch(index)
             else:
-                yield scans.read(
-                    patch.scan,
-                    patch.row,
-                    patch.col,
-                    manifest.patch_size,
-                    manifest.patch_size,
-                )
+                yield scans.read(patch.scan, patch.row, patch.col, manifest.patch_size, manifest.patch_size)
 
     chosen = manifest.split(split)
     return resize_all(patches(), len(chosen), size, filter)

@@ -12,10 +12,8 @@ FILTERS = ("nearest", "bilinear", "box")  # nearest is what Keras 2.0's image lo
 
 
 def resize(patch: UInt8[np.ndarray, "h w"], size: int, filter: str) -> UInt8[np.ndarray, "s s"]:
-    """Resizes gray values to `size` x `size` with one of `FILTERS`, as Pillow defines them: antialiased but for nearest."""
-    from PIL import (
-        Image,
-    )  # an image library is needed here only, and a GPU image may hold none
+    """Resizes gray values to `size` x `size` with one of `FILTERS`, as Pillow defines them."""
+    from PIL import Image  # an image library is needed here only, and a GPU image may hold none
 
     if patch.shape == (size, size):
         return patch

@@ -64,15 +64,8 @@ class _Noise:
         self._y = np.fft.fftfreq(height).astype(np.float32)[:, None]
         self._x = np.fft.rfftfreq(width).astype(np.float32)[None]
 
-    def __call__(
-        self,
-        length: float,
-        *,
-        along: float = 1.0,
-        angle: float = 0.0,
-        band: bool = False,
-    ) -> np.ndarray:
-        """A field that varies over `length` pixels, `along` times slower in direction `angle`; `band` drops what is slower."""
+    def __call__(self, length: float, *, along: float = 1.0, angle: float = 0.0, band: bool = False) -> np.ndarray:
+        """Varies over `length` pixels, `along` times slower in direction `angle`; `band` drops what is slower."""
         cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
         u, v = self._x * cos + self._y * sin, self._y * cos - self._x * sin
         q = np.float32(2 * (np.pi * length) ** 2) * ((u * np.float32(along)) ** 2 + v**2)
@@ -98,10 +91,7 @@ def draw_tissue(tissue: Tissue, height: int, width: int, rng: np.random.Generato
     inside = np.zeros_like(gray)
     if tissue.glands:
         gland = noise(tissue.gland_size, band=True)
-        epithelium, lumen = (
-            _above(gland, tissue.glands),
-            _above(gland, tissue.glands * 0.4),
-        )
+        epithelium, lumen = (_above(gland, tissue.glands), _above(gland, tissue.glands * 0.4))
         nuclei += 0.9 * (epithelium - lumen)
         gray -= 14 * (epithelium - lumen)
         inside = lumen
@@ -130,7 +120,7 @@ def _test_places(scan: np.ndarray, size: int, count: int, rng: np.random.Generat
         row, col = int(rng.integers(0, height - size + 1)), int(rng.integers(0, width - size + 1))
         if len(places) % 3 != 2:
             row, col = row // size * size, col // size * size
-        apart = all(abs(row - r) >= size or abs(col - c) >= size for r, c in places)
+        apart = all(abs(row - r) > size or abs(col - c) > size for r, c in places)
         if apart and np.mean(scan[row : row + size, col : col + size] < 220) > 0.4:
             places.append((row, col))
     raise ValueError(f"no room for {count} test patches of {size} x {size} in a scan of {height} x {width}")

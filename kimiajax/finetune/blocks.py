@@ -29,7 +29,12 @@ class TrainableBlocks:
 
     def labels(self, params: Params) -> Params:
         """A tree like `params` (block name -> parameters) that says "train" or "freeze" at every leaf."""
-        return {block: jax.tree.map(lambda _, label=self._label(block): label, tree) for block, tree in params.items()}
+        return {
+            block: jax.tree.map(lambda _: "train", tree)
+            if block in self.names
+            else jax.tree.map(lambda _: "freeze", tree)
+            for block, tree in params.items()
+        }
 
     def split(self, params: Params) -> tuple[Params, Params]:
         """The trainable blocks and the frozen ones. `{**trainable, **frozen}` is the whole again."""
@@ -37,6 +42,3 @@ class TrainableBlocks:
         trainable = {block: tree for block, tree in params.items() if block in self.names}
         frozen = {block: tree for block, tree in params.items() if block not in self.names}
         return trainable, frozen
-
-    def _label(self, block: str) -> str:
-        return "train" if block in self.names else "freeze"

@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -44,7 +44,7 @@ def fit(
     seed: int,
     progress: Silent | None = None,
     description: str = "training",
-) -> tuple[dict[str, Any], list[dict[str, float]]]:
+) -> tuple[dict[str, Any], list[Epoch]]:
     """Trains some blocks of a classifier.
 
     Args:
@@ -62,7 +62,7 @@ def fit(
         description: what to call it there.
 
     Returns:
-        The trained variables, and for each epoch a record of loss, accuracy and seconds.
+        The trained variables, and a record of each epoch.
 
     Raises:
         UserError: an unknown block, or a loss that is not finite any more.
@@ -71,7 +71,7 @@ def fit(
     optimizer = for_blocks(optimizer, blocks)
     state = new_state(variables, optimizer, blocks, jax.random.key(seed))
     step = jax.jit(functools.partial(train_step, classifier, optimizer, blocks), donate_argnums=0)
-    history: list[dict[str, float]] = []
+    history: list[Epoch] = []
     for epoch in progress.track(range(1, epochs + 1), description, epochs, "epochs"):
         started = time.perf_counter()
         total = StepMetrics(*jnp.zeros(3))
@@ -82,10 +82,10 @@ def fit(
         loss, correct = float(total.loss / total.count), float(total.correct / total.count)
         if not np.isfinite(loss):
             raise UserError(
-                f"{description}: the loss is {loss} in epoch {epoch}; no accuracy is reported. Lower the learning rate, "
-                "and check the weights"
+                f"{description}: the loss is {loss} in epoch {epoch}; no accuracy is reported; lower the learning "
+                "rate, and check the weights"
             )
-        history.append(asdict(Epoch(epoch, loss, correct, time.perf_counter() - started)))
+        history.append(Epoch(epoch, loss, correct, time.perf_counter() - started))
     return state.variables, history
 
 
@@ -107,7 +107,5 @@ def _batches(inputs: np.ndarray, labels: np.ndarray, order: np.ndarray, batch_si
         filled = np.resize(chosen, batch_size)
         in_file_order, back = np.unique(filled, return_inverse=True)  # a mapped file is read front to back
         yield Batch(
-            jnp.asarray(inputs[in_file_order][back]),
-            jnp.asarray(labels[filled]),
-            jnp.arange(batch_size) < len(chosen),
+            jnp.asarray(inputs[in_file_order][back]), jnp.asarray(labels[filled]), jnp.arange(batch_size) < len(chosen)
         )

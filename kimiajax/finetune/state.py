@@ -21,11 +21,11 @@ class TrainState:
     key: the key that every step's randomness is folded from.
     """
 
-    step: jax.Array
+    step: Any
     params: dict[str, Any]
     batch_stats: dict[str, Any]
     opt_state: Any
-    key: jax.Array
+    key: Any
 
     @property
     def variables(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from kimiajax.models import cnn, inception_v3, vgg16
 from kimiajax.models.head import Head
 from kimiajax.shapes import Float, Shaped
 
+Array = jax.Array | np.ndarray
 Variables = dict[str, Any]
 
 
@@ -88,12 +89,7 @@ class Backbone:
         return jax.eval_shape(lambda: module.init(jax.random.key(0), images, blocks))
 
     def init(
-        self,
-        rng: np.random.Generator,
-        size: int,
-        blocks: Sequence[str] | None = None,
-        *,
-        num_classes: int = 1000,
+        self, rng: np.random.Generator, size: int, blocks: Sequence[str] | None = None, *, num_classes: int = 1000
     ) -> Variables:
         """He-scaled random parameters, as NumPy arrays in the tree of `shapes`.
 
@@ -117,11 +113,11 @@ class Backbone:
     def apply(
         self,
         variables: Variables,
-        x: Float[jax.Array, "b ..."],
+        x: Float[Array, "b ..."],
         blocks: Sequence[str] | None = None,
         *,
         train: Sequence[str] = (),
-        mask: Shaped[jax.Array, " b"] | None = None,
+        mask: Shaped[Array, " b"] | None = None,
         momentum: float | None = None,
     ) -> tuple[Float[jax.Array, "b ..."], dict[str, jax.Array], Variables]:
         """Runs a sequence of blocks, by default all that `variables` has.
@@ -142,6 +138,7 @@ class Backbone:
         self.check_blocks(blocks)
         self.check_blocks(train)
         module = self._build(1000 if "predictions" not in blocks else _classes(variables), momentum)
+        x = jnp.asarray(x)
         (output, taps), moved = module.apply(variables, x, tuple(blocks), tuple(train), mask, mutable=["batch_stats"])
         return output, taps, moved.get("batch_stats", variables.get("batch_stats", {}))
 
@@ -184,10 +181,10 @@ class Classifier:
     def apply(
         self,
         variables: Variables,
-        x: Float[jax.Array, "b ..."],
+        x: Float[Array, "b ..."],
         *,
         train: Sequence[str] = (),
-        mask: Shaped[jax.Array, " b"] | None = None,
+        mask: Shaped[Array, " b"] | None = None,
         dropout_key: jax.Array | None = None,
     ) -> tuple[Float[jax.Array, "b k"], Variables]:
         """Logits, and the running statistics after this call.
@@ -202,16 +199,11 @@ class Classifier:
         statistics = variables.get("batch_stats", {})
         if self.blocks:
             x, _, statistics = self.backbone.apply(
-                variables,
-                x,
-                self.blocks,
-                train=train,
-                mask=mask,
-                momentum=self.momentum,
+                variables, x, self.blocks, train=train, mask=mask, momentum=self.momentum
             )
         rngs = None if dropout_key is None else {"dropout": dropout_key}
         params = {"params": variables["params"]["head"]}
-        return self.head.apply(params, x, train=dropout_key is not None, rngs=rngs), statistics
+        return self.head.apply(params, jnp.asarray(x), train=dropout_key is not None, rngs=rngs), statistics
 
 
 BACKBONES = {

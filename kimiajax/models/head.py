@@ -21,16 +21,6 @@ class Head(nn.Module):
     def __call__(self, x: Float[jax.Array, "b ..."], *, train: bool = False) -> Float[jax.Array, "b k"]:
         x = x.reshape(len(x), -1)
         if self.hidden:
-            x = nn.relu(
-                nn.Dense(
-                    self.hidden,
-                    kernel_init=nn.initializers.glorot_uniform(),
-                    name="hidden",
-                )(x)
-            )
+            x = nn.relu(nn.Dense(self.hidden, kernel_init=nn.initializers.glorot_uniform(), name="hidden")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(
-            self.num_classes,
-            kernel_init=nn.initializers.glorot_uniform(),
-            name="logits",
-        )(x)
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.glorot_uniform(), name="logits")(x)

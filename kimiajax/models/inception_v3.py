@@ -89,12 +89,7 @@ MIXED = {  # shapes at 299 x 299
     "mixed7": _mixed_17(192),
     "mixed8": (  # [b 8 8 1280]
         (Conv(192, 1, 1), Conv(320, 3, 3, 2, "VALID")),
-        (
-            Conv(192, 1, 1),
-            Conv(192, 1, 7),
-            Conv(192, 7, 1),
-            Conv(192, 3, 3, 2, "VALID"),
-        ),
+        (Conv(192, 1, 1), Conv(192, 1, 7), Conv(192, 7, 1), Conv(192, 3, 3, 2, "VALID")),
         (MAX,),
     ),
     "mixed9": MIXED_8,  # [b 8 8 2048]
@@ -130,26 +125,12 @@ class ConvUnit(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[jax.Array, "b h w c"],
-        train: bool,
-        mask: Shaped[jax.Array, " b"] | None,
+        self, x: Float[jax.Array, "b h w c"], train: bool, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b _ _ d"]:
         c = self.spec
-        x = nn.Conv(
-            c.features,
-            (c.height, c.width),
-            (c.stride, c.stride),
-            c.padding,
-            use_bias=False,
-            name="conv",
-        )(x)
+        x = nn.Conv(c.features, (c.height, c.width), (c.stride, c.stride), c.padding, use_bias=False, name="conv")(x)
         normalise = nn.BatchNorm(
-            use_running_average=not train,
-            momentum=self.momentum,
-            epsilon=EPSILON,
-            use_scale=False,
-            name="bn",
+            use_running_average=not train, momentum=self.momentum, epsilon=EPSILON, use_scale=False, name="bn"
         )
         counted = mask[:, None, None, None] if train and mask is not None else None
         return nn.relu(normalise(x, mask=counted))
@@ -161,10 +142,7 @@ class Mixed(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[jax.Array, "b h w c"],
-        train: bool,
-        mask: Shaped[jax.Array, " b"] | None,
+        self, x: Float[jax.Array, "b h w c"], train: bool, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b _ _ d"]:
         def run(name: str, layer: object, y: jax.Array) -> jax.Array:
             if layer is MAX:
@@ -172,10 +150,7 @@ class Mixed(nn.Module):
             if layer is AVERAGE:
                 return nn.avg_pool(y, (3, 3), padding="SAME", count_include_pad=False)
             if isinstance(layer, Fork):
-                return jnp.concatenate(
-                    [run(name + "a", layer.left, y), run(name + "b", layer.right, y)],
-                    axis=-1,
-                )
+                return jnp.concatenate([run(name + "a", layer.left, y), run(name + "b", layer.right, y)], axis=-1)
             return ConvUnit(layer, self.momentum, name=name)(y, train, mask)
 
         outputs = []

@@ -7,7 +7,6 @@ import jax
 
 from kimiajax.shapes import Float, Shaped
 
-
 CONVOLUTIONS = {  # block: (features, convolutions)
     "block1": (64, 2),
     "block2": (128, 2),

@@ -83,8 +83,8 @@ def load_weights(
     backbone: Backbone,
     source: str | Path = "imagenet",
     *,
-    blocks: Sequence[str],
-    image_size: int,
+    blocks: Sequence[str] | None = None,
+    image_size: int = 224,
     seed: int = 0,
     cache: Path | None = None,
     progress: Callable[[str], Any] | None = None,
@@ -95,7 +95,7 @@ def load_weights(
         backbone: the network.
         source: "imagenet" for the files that Keras publishes, "random" for He-scaled random weights, or the path of a
             converted checkpoint or of a Keras `.h5` file.
-        blocks: the blocks needed; others that the source holds are left out.
+        blocks: the blocks needed, by default up to the paper's features; others that the source holds are left out.
         image_size: side of the images; VGG16's dense blocks hold for one size only.
         seed: of the random weights.
         cache: where downloads and conversions are kept; by default the user's cache folder.
@@ -105,6 +105,7 @@ def load_weights(
         UserError: weights that cannot be had, are damaged, are another network's, or do not fit; nothing falls back
             to random weights.
     """
+    blocks = backbone.up_to(backbone.features) if blocks is None else tuple(blocks)
     if source == "random":
         weights = _random(backbone, blocks, image_size, seed)
     elif source == "imagenet":
@@ -175,8 +176,8 @@ def _fetch(file: PublishedFile, folder: Path, progress: Callable[[str], Any] | N
         algorithm, checksum = file.checksum.split(":")
         reason = "its checksum is wrong" if isinstance(error, ValueError) else "the server cannot be reached"
         raise UserError(
-            f"cannot download {file.url}: {reason}; put that file ({file.size:,} bytes, {algorithm.upper()} {checksum}) "
-            f"at {folder / file.name}, or give the path of your own copy"
+            f"cannot download {file.url}: {reason}; put that file ({file.size:,} bytes, {algorithm.upper()} "
+            f"{checksum}) at {folder / file.name}, or give the path of your own copy"
         ) from error
 
 

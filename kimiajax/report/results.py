@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 
 
 def begin_run(out: Path, manifest: Manifest, results: dict[str, Any]) -> None:
-    """Makes a folder ready for a run's results; an earlier run's files there are removed, other files are left alone."""
+    """Makes a folder ready for a run's results: removes an earlier run's files there, and no others."""
     if (out / "results.json").exists():
         (out / "results.json").unlink()
         for folder in ("predictions", "checkpoints"):
@@ -53,7 +53,7 @@ def read_results(out: Path) -> dict[str, Any]:
 
 
 def write_predictions(out: Path, row: str, manifest: Manifest, predicted: Int[np.ndarray, " n"]) -> None:
-    """Writes `predictions/ROW.csv`: patch_id, scan (the true one), predicted, in the manifest's order of test patches."""
+    """Writes `predictions/ROW.csv`: patch_id, scan (the true one), predicted, in the manifest's order."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(("patch_id", "scan", "predicted"))

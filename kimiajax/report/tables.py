@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 118
+WIDTH = 120
 SCORES = ("eta_p", "eta_w", "eta_total")
 
 
@@ -16,8 +16,8 @@ def render_table(results: dict[str, Any]) -> str:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("scheme", no_wrap=True)
     table.add_column("approach", no_wrap=True)
-    table.add_column("weights", overflow="fold")
-    for name in (*SCORES, "correct", *(score.replace("eta_", "paper ") for score in SCORES), "seconds"):
+    table.add_column("weights", overflow="fold", min_width=8)
+    for name in (*SCORES, "correct", *(score.replace("eta_", "paper ") for score in SCORES), "s"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in results["rows"]:
         table.add_row(

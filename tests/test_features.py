@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+
+from kimiajax.errors import UserError
+from kimiajax.features import extract_features, extract_taps
+from kimiajax.progress import Silent
+
+
+@pytest.fixture
+def network(cnn, rng):
+    return cnn.init(rng, 32)
+
+
+@pytest.fixture
+def images(rng):
+    return rng.integers(0, 255, (7, 32, 32), dtype=np.uint8)
+
+
+def test_features_do_not_depend_on_the_batch_and_the_padded_last_one(cnn, network, images):
+    one = extract_features(cnn, network, images, batch_size=1)
+    assert one.shape == (7, 256)
+    np.testing.assert_allclose(extract_features(cnn, network, images, batch_size=4), one, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(extract_features(cnn, network, images, batch_size=100), one, rtol=1e-5, atol=1e-6)
+
+
+def test_one_pass_gives_every_tap(cnn, network, images):
+    taps = extract_taps(cnn, network, images, ("block2", "pooled")).arrays
+    assert taps["block2"].shape == (7, 4, 4, 64)
+    np.testing.assert_array_equal(taps["pooled"], extract_features(cnn, network, images))
+
+
+class Listener(Silent):
+    """Counts forward passes."""
+
+    def __init__(self):
+        self.passes = 0
+
+    def track(self, items, *args, **kwargs):
+        self.passes += 1
+        return items
+
+
+def test_the_cache_gives_the_same_and_computes_once(cnn, network, images, tmp_path):
+    listener = Listener()
+    computed, found = (
+        extract_taps(cnn, network, images, ("block4", "pooled"), cache=tmp_path, progress=listener) for _ in range(2)
+    )
+    assert (computed.cached, found.cached, listener.passes) == (False, True, 1)
+    np.testing.assert_array_equal(
+        found.arrays["block4"], extract_taps(cnn, network, images, ("block4",)).arrays["block4"]
+    )
+
+
+def test_other_pixels_other_weights_and_other_taps_are_computed_anew(cnn, network, images, rng, tmp_path):
+    extract_features(cnn, network, images, cache=tmp_path)
+    listener = Listener()
+    changed = images.copy()
+    changed[3, 5, 5] ^= 1
+    extract_features(cnn, network, changed, cache=tmp_path, progress=listener)
+    extract_features(cnn, cnn.init(rng, 32), images, cache=tmp_path, progress=listener)
+    extract_taps(cnn, network, images, ("block1", "pooled"), cache=tmp_path, progress=listener)
+    assert listener.passes == 3
+
+
+def test_an_interrupted_pass_leaves_nothing_that_would_be_found(cnn, network, images, tmp_path):
+    class Interrupt(Silent):
+        def track(self, items, *args, **kwargs):
+            yield next(iter(items))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(cnn, network, images, cache=tmp_path, batch_size=2, progress=Interrupt())
+    assert list((tmp_path / "features").iterdir()) == []
+
+
+def test_an_unknown_tap_is_refused(cnn, network, images):
+    with pytest.raises(UserError, match="unknown block 'fc2' of cnn"):
+        extract_taps(cnn, network, images, ("fc2",))

@@ -1,0 +1,107 @@
+"""The import law of the house, read from the source and tried in a bare process."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOREIGN = ("torch", "keras", "tensorflow", "tensorflow_datasets", "benchmarks")
+
+# module prefix -> what nothing under it may import, whether at the top or inside a function
+LAW = {
+    "kimiajax": FOREIGN,
+    "kimiajax.data": ("jax", "flax", "kimiajax.models", "kimiajax.finetune", "kimiajax.features"),
+    "kimiajax.metrics": ("flax", "kimiajax.models"),
+    "kimiajax.report": ("jax", "flax", "kimiajax.models", "kimiajax.finetune", "kimiajax.features"),
+    "kimiajax.models": ("kimiajax.data", "kimiajax.finetune"),
+    "kimiajax.finetune": tuple(f"kimiajax.models.{name}" for name in ("vgg16", "inception_v3", "cnn")),
+}
+
+
+def modules():
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT / "kimiajax").rglob("*.py")}
+
+
+def imported(source):
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def breaches(sources):
+    found = []
+    for module, source in sources.items():
+        for prefix, forbidden in LAW.items():
+            if module == prefix or module.startswith(prefix + "."):
+                names = [n for n in imported(source) for f in forbidden if n == f or n.startswith(f + ".")]
+                found += [f"{module} imports {name}" for name in names]
+        allowed = module in ("kimiajax.cli", "kimiajax.models.weights")
+        found += [f"{module} imports {n}" for n in imported(source) if n.startswith("weights_convert") and not allowed]
+    return found
+
+
+def test_no_room_imports_what_it_must_not():
+    assert breaches({name: path.read_text() for name, path in modules().items()}) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("kimiajax.data.scans", "import jax.numpy as jnp"),
+        ("kimiajax.models.cnn", "from kimiajax.data import pixels"),
+        ("kimiajax.finetune.loop", "from kimiajax.models import vgg16"),
+        ("kimiajax.features", "def f():\n    import torch"),
+        ("kimiajax.table", "from weights_convert.keras import convert_keras"),
+    ],
+)
+def test_the_law_catches_a_breach(module, line):
+    assert breaches({module: line})
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def test_importing_the_package_imports_no_library():
+    done = run(
+        "import sys, kimiajax; print([m for m in ('jax', 'sklearn', 'tensorflow_datasets', 'numpy') if m in sys.modules])"
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_core_packages_suffice_for_models_training_features_metrics_and_benchmarks():
+    """A GPU image may hold no more. What core packages themselves need may come along; the rest is barred."""
+    done = run(
+        """
+import sys
+BARRED = {"PIL", "sklearn", "scipy", "tyro", "pooch", "jaxtyping", "beartype", "keras", "tensorflow_datasets"}
+class Bar:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BARRED:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Bar())
+import jax
+# scipy is a dependency of jax itself.
+""".replace('"scipy", ', "")
+        + """
+import numpy as np, optax
+import kimiajax as kj
+import benchmarks.throughput
+cnn = kj.BACKBONES["cnn"]
+weights = kj.load_weights(cnn, "random", image_size=32)
+images = np.random.default_rng(0).integers(0, 255, (4, 32, 32), dtype=np.uint8)
+print(kj.extract_features(cnn, weights.variables, images).shape)
+head = kj.Classifier(cnn, (), 2)
+start = {"params": {"head": head.init_head(jax.random.key(0), (256,))}}
+kj.fit(head, start, np.ones((4, 256), np.float32), np.array([0, 1, 0, 1], np.int32), optimizer=optax.sgd(1e-3),
+       blocks=kj.TrainableBlocks(("head",)), epochs=1, batch_size=2, seed=0)
+print(float(kj.kimia_scores(np.array([0, 1]), np.array([0, 1]), 2).eta_total))
+"""
+    )
+    assert done.stdout.split("\n")[:2] == ["(4, 256)", "1.0"], done.stderr

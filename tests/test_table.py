@@ -1,0 +1,226 @@
+"""The main job, through the command line: five rows on a small synthetic scan file."""
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+
+import h5py
+import jax
+import numpy as np
+import pytest
+from test_metrics import counted_by_hand
+
+from kimiajax.checkpoints import load_tree
+from kimiajax.cli import main
+from kimiajax.data.synthetic import write_synthetic_scans
+
+SMALL = ["--image-size", "75", "--patches-per-scan", "4", "--epochs", "1", "--head-epochs", "2", "--batch-size", "8"]
+RANDOM = ["--vgg16-weights", "random", "--inception-v3-weights", "random"]
+ROWS = ["cnn", "fe_vgg16", "tl_vgg16", "fe_inception_v3", "tl_inception_v3"]
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scans") / "scans.h5"
+    write_synthetic_scans(path, num_scans=4, patch_size=80, grid=(4, 4), test_patches=(2, 3), seed=5)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(scans, tmp_path_factory):
+    """A finished run of all rows: its folder and what it printed."""
+    out = tmp_path_factory.mktemp("run") / "quick"
+    cache = tmp_path_factory.mktemp("cache")
+    command = ["table", "quick", "--scans", str(scans), *SMALL, *RANDOM, "--out", str(out), "--cache", str(cache)]
+    done = subprocess.run([sys.executable, "-m", "kimiajax", *command], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def rows_of(out):
+    results = json.loads((out / "results.json").read_text())
+    return results, {row["name"]: row for row in results["rows"]}
+
+
+def predictions(out, row):
+    with (out / "predictions" / f"{row}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_five_rows_are_printed_beside_the_papers_figures(run):
+    _, done = run
+    for text in ("CNN (ours)", "FE-VGG16", "TL-VGG16", "FE-Inception-v3", "TL-Inception-v3", "64.98", "56.98"):
+        assert text in done.stdout
+    assert "SYNTHETIC" in done.stdout
+    assert done.stdout.count("random") >= 4
+    assert "patches" in done.stderr, "progress goes to stderr"
+
+
+def test_accuracies_are_those_of_a_plain_count_over_the_predictions(run):
+    out, _ = run
+    results, rows = rows_of(out)
+    assert list(rows) == ROWS
+    assert results["complete"] is True
+    for name, row in rows.items():
+        lines = predictions(out, name)
+        truth, guess = ([int(line[column]) for line in lines] for column in ("scan", "predicted"))
+        eta_p, eta_w, eta_total, precision = counted_by_hand(truth, guess, results["data"]["scans"])
+        assert (row["eta_p"], row["eta_w"], row["eta_total"]) == pytest.approx((eta_p, eta_w, eta_total), rel=1e-12)
+        assert row["eta_w_precision"] == (None if np.isnan(precision) else pytest.approx(precision, rel=1e-12))
+        assert row["correct"] == sum(t == g for t, g in zip(truth, guess))
+        assert row["tested"] == len(lines) == results["data"]["test"]
+        assert row["weights"] == ("none" if name == "cnn" else "random")
+
+
+def test_predictions_name_the_files_test_patches(run, scans):
+    out, _ = run
+    with h5py.File(scans) as file:
+        targets = file["test_data/targets"][...]
+    for row in ROWS:
+        lines = predictions(out, row)
+        assert [line["patch_id"] for line in lines] == [f"test/{k}" for k in range(len(targets))]
+        assert [int(line["scan"]) for line in lines] == targets.tolist()
+
+
+def test_the_results_say_what_they_rest_on(run, scans):
+    out, _ = run
+    results, rows = rows_of(out)
+    assert results["schema_version"] == 1
+    assert results["preset"] == "quick"
+    assert results["config"]["epochs"] == 1
+    assert results["environment"]["packages"]["jax"] == jax.__version__
+    data = results["data"]
+    assert (data["source"], data["synthetic"], data["scans"]) == (str(scans), True, 4)
+    assert data["train"] == 16
+    assert data["manifest_sha256"] == hashlib.sha256((out / "manifest.csv").read_bytes()).hexdigest()
+    assert results["weights"]["vgg16"]["source"] == "random"
+    assert len(results["weights"]["inception_v3"]["digest"]) == 64
+    assert any("without augmentation" in note for note in results["notes"])
+    assert rows["cnn"]["paper"]["eta_total"] == 0.4180
+    assert len(rows["tl_vgg16"]["history"]["head"]) == 2
+    assert all(row["seconds"] > 0 for row in rows.values())
+
+
+def test_checkpoints_hold_what_was_trained_and_nothing_frozen(run):
+    out, _ = run
+    assert set(load_tree(out / "checkpoints" / "tl_vgg16")["params"]) == {"block5", "head"}
+    inception = load_tree(out / "checkpoints" / "tl_inception_v3")
+    assert set(inception["params"]) == {"mixed9", "mixed10", "head"}
+    assert set(inception["batch_stats"]) == {"mixed9", "mixed10"}
+    assert load_tree(out / "checkpoints" / "fe_vgg16")["coef"].shape == (6, 4096)
+
+
+def test_the_same_command_gives_the_same_predictions_and_another_seed_another_draw(run, scans, tmp_path):
+    """Anew, without the first run's cache."""
+    out, _ = run
+    rows = ["--rows", "cnn", "fe_inception_v3", "tl_inception_v3"]
+    command = ["table", "quick", "--scans", str(scans), *SMALL, *RANDOM, "--cache", str(tmp_path / "cache"), *rows]
+    assert main([*command, "--out", str(tmp_path / "again")]) == 0
+    for row in rows[1:]:
+        assert predictions(tmp_path / "again", row) == predictions(out, row)
+    assert (tmp_path / "again" / "manifest.csv").read_text() == (out / "manifest.csv").read_text()
+    assert main([*command, "--out", str(tmp_path / "other"), "--seed", "1", "--rows", "cnn", "--epochs", "0"]) == 0
+    assert (tmp_path / "other" / "manifest.csv").read_text() != (out / "manifest.csv").read_text()
+
+
+def test_stored_outputs_of_the_frozen_blocks_train_as_the_whole_network_does(run, scans, tmp_path):
+    """Same loss to float32's last digits, through two programs."""
+    out, _ = run
+    command = ["table", "quick", "--scans", str(scans), *SMALL, *RANDOM, "--out", str(tmp_path / "whole")]
+    rows = ["--rows", "tl_vgg16", "tl_inception_v3"]
+    assert main([*command, "--no-cache-frozen", *rows]) == 0
+    stored, whole = rows_of(out)[1], rows_of(tmp_path / "whole")[1]
+    for row in rows[1:]:
+        losses = [rows_[row]["history"]["fine_tuning"][0]["loss"] for rows_ in (stored, whole)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_paper_preset_runs_cut_short(scans, tmp_path):
+    cut = ["--epochs", "1", "--head-epochs", "1", "--patches-per-scan", "2", "--image-size", "75", "--rows", "tl_vgg16"]
+    command = ["table", "paper", "--scans", str(scans), *cut, "--vgg16-weights", "random"]
+    assert main([*command, "--out", str(tmp_path / "paper")]) == 0
+    results, rows = rows_of(tmp_path / "paper")
+    assert list(rows) == ["tl_vgg16"]
+    assert (results["config"]["learning_rate"], results["config"]["momentum"]) == (1e-4, 0.9)
+    assert results["config"]["batch_norm_momentum"] == 0.99
+
+
+def test_a_second_run_in_the_same_folder_leaves_nothing_of_the_first(scans, tmp_path):
+    command = ["table", "quick", "--scans", str(scans), *SMALL, "--out", str(tmp_path / "run"), "--epochs", "0"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("kept")
+    assert main([*command, "--rows", "cnn", "fe_vgg16", "--vgg16-weights", "random"]) == 0
+    assert main([*command, "--rows", "cnn"]) == 0
+    assert [path.name for path in (tmp_path / "run" / "predictions").iterdir()] == ["cnn.csv"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["cnn"]
+    assert (tmp_path / "run" / "mine.txt").exists()
+
+
+def bad(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda scans, tmp: ["--scans", str(tmp / "absent.h5")], "no such file"),
+        (lambda scans, tmp: ["--scans", bad(tmp, "s.h5", b"not hdf5 at all")], "not an HDF5 file"),
+        (lambda scans, tmp: ["--scans", str(without_test_data(scans, tmp))], "holds no /test_data/patches"),
+        (lambda scans, tmp: [], "quick needs a scan file: --scans FILE"),
+        (lambda scans, tmp: ["--scans", scans, "--rows", "nonsense"], "--rows nonsense: no such row; choose from cnn,"),
+        (lambda scans, tmp: ["--scans", scans, "--vgg16-weights", bad(tmp, "w.h5", b"<html>")], "a web page"),
+        (
+            lambda scans, tmp: ["--scans", scans, "--vgg16-weights", bad(tmp, "w.h5", b"version https://git-lfs")],
+            "Git-LFS pointer",
+        ),
+        (lambda scans, tmp: ["--scans", scans, "--vgg16-weights", "nowhere.h5"], "nowhere.h5: no such file"),
+        (lambda scans, tmp: ["--scans", scans, "--patch-size", "40"], "use --patch-size 80"),
+        (lambda scans, tmp: ["--scans", scans, "--epochs", "-1"], "--epochs -1: must be 0 or more"),
+        (lambda scans, tmp: ["--scans", scans, "--patches-per-scan", "0"], "--patches-per-scan 0"),
+        (lambda scans, tmp: ["--scans", scans, "--image-size", "20"], "20 is too small"),
+        (lambda scans, tmp: ["--scans", scans, "--learning-rate", "nan"], "--learning-rate nan"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_status(scans, tmp_path, capsys, arguments, message):
+    given = [str(argument) for argument in arguments(scans, tmp_path)]
+    weights = [] if "--vgg16-weights" in given else ["--vgg16-weights", "random"]
+    out = tmp_path / "out"
+    rows = [] if "--rows" in given else ["--rows", "cnn", "fe_vgg16"]
+    assert main(["table", "quick", *given, *weights, *rows, "--out", str(out)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert message in error[-1]
+    assert sum(line.startswith("kimiajax:") for line in error) == 1
+    assert not any("Traceback" in line for line in error)
+    assert not (out / "results.json").exists()
+
+
+def without_test_data(scans, tmp):
+    target = tmp / "no-tests.h5"
+    target.write_bytes(scans.read_bytes())
+    with h5py.File(target, "r+") as file:
+        del file["test_data"]
+    return target
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [(["table", "huge"], "no such preset; choose from demo, quick, paper"), (["tabel"], "no command 'tabel'")],
+)
+def test_a_word_that_is_no_command_or_preset_is_named(capsys, command, message):
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unexpected_error_says_that_it_is_a_bug(capsys, monkeypatch, scans, tmp_path):
+    monkeypatch.setattr("kimiajax.table.cut_patches", lambda *_, **__: 1 / 0)
+    assert main(["table", "quick", "--scans", str(scans), "--rows", "cnn", "--out", str(tmp_path)]) == 1
+    assert "this is a bug, not your input: ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_help_and_version_are_told(capsys):
+    assert main(["--version"]) == main(["--help"]) == main(["table", "-h"]) == 0
+    assert "kimiajax 0." in capsys.readouterr().out

@@ -1,0 +1,283 @@
+"""Converters and loading. Keras, on the JAX backend, writes the files and is the judge."""
+
+import json
+import re
+
+import h5py
+import jax
+import numpy as np
+import pytest
+
+from kimiajax.errors import UserError
+from kimiajax.models import weights as weights_module
+from kimiajax.models.backbone import BACKBONES
+from kimiajax.models.weights import load_converted, load_weights
+from weights_convert.__main__ import main as weights_convert
+from weights_convert.keras import convert_keras
+
+CLASSES = 5
+SIZES = {"vgg16": 32, "inception_v3": 75}
+
+
+@pytest.fixture(scope="module")
+def keras():
+    import keras
+
+    return keras
+
+
+def random_array(name, shape, rng):
+    """Kernels He-scaled, variances in [0.5, 2], the rest small: no constant that would hide an exchange."""
+    if name == "kernel":
+        return rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:-1]))
+    return rng.uniform(0.5, 2, shape) if name == "moving_variance" else 0.1 * rng.standard_normal(shape)
+
+
+@pytest.fixture(scope="module")
+def saved(keras, tmp_path_factory):
+    """Builds networks once each: (network, top) -> (Keras model, path of its .h5)."""
+    folder, built = tmp_path_factory.mktemp("keras"), {}
+
+    def build(network, top):
+        if (network, top) not in built:
+            rng = np.random.default_rng(len(built))
+            size = SIZES[network]
+            builder = {"vgg16": keras.applications.VGG16, "inception_v3": keras.applications.InceptionV3}[network]
+            model = builder(weights=None, include_top=top, input_shape=(size, size, 3), classes=CLASSES)
+            model.set_weights([random_array(w.path.rsplit("/", 1)[-1], tuple(w.shape), rng) for w in model.weights])
+            model.save(folder / f"{network}-{top}.h5")
+            built[network, top] = model, folder / f"{network}-{top}.h5"
+        return built[network, top]
+
+    return build
+
+
+@pytest.mark.parametrize("top", [False, True])
+@pytest.mark.parametrize("network", ["vgg16", "inception_v3"])
+def test_a_converted_network_agrees_with_keras(saved, rng, network, top):
+    """To 1e-4 relative. With one pair of equal-shaped kernels exchanged it must not: the check can fail.
+
+    The second and later Inception-v3 of a Keras process has names from `conv2d_94` on; here both kinds come up.
+    """
+    model, path = saved(network, top)
+    backbone = BACKBONES[network]
+    blocks = backbone.blocks if top else [b for b in backbone.up_to(backbone.bottleneck) if b != "pooled"]
+    loaded = load_weights(backbone, path, blocks=blocks, image_size=SIZES[network])
+    images = rng.random((2, SIZES[network], SIZES[network], 3), np.float32)
+    run = jax.jit(lambda v, x: backbone.apply(v, x, blocks)[0])
+    expected = np.asarray(model(images))
+
+    def error(variables):
+        output = run(variables, images)
+        return np.linalg.norm((jax.nn.softmax(output) if top else output) - expected) / np.linalg.norm(expected)
+
+    assert error(loaded.variables) < 1e-4
+
+    one, other = {
+        "vgg16": (("block4", "conv2"), ("block4", "conv3")),
+        "inception_v3": (("mixed9", "branch2_conv2a", "conv"), ("mixed9", "branch3_conv3a", "conv")),
+    }[network]
+    exchanged = jax.tree.map(np.asarray, loaded.variables)
+    first, second = (find(exchanged["params"], path) for path in (one, other))
+    first["kernel"], second["kernel"] = second["kernel"], first["kernel"]
+    assert error(exchanged) > 1e-3
+
+
+def find(tree, path):
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def to_2017(source, target, network):
+    """The published layout: groups at the root, `:0` at the end, VGG16's leaves `block1_conv1_W_1:0`; counted from 1."""
+    with h5py.File(source) as old, h5py.File(target, "w") as new:
+        layers = [layer for layer in old["model_weights"] if len(old[f"model_weights/{layer}"])]
+        numbers = sorted({int(match[0]) for layer in layers if (match := re.search(r"\d+$", layer)) and "2d" in layer})
+        first = min(numbers, default=0) if "conv2d" not in layers else 0
+        for layer in layers:
+            kind = re.sub(r"_?\d*$", "", layer)
+            name = layer
+            if kind in ("conv2d", "batch_normalization"):
+                name = f"{kind}_{int((re.search(r'[0-9]+$', layer.removeprefix(kind)) or [0])[0]) - first + 1}"
+            for leaf, array in old[f"model_weights/{layer}/{layer}"].items():
+                old_leaf = (
+                    {"kernel": f"{name}_W_1:0", "bias": f"{name}_b_1:0"}[leaf] if network == "vgg16" else f"{leaf}:0"
+                )
+                new[f"{name}/{old_leaf if network == 'vgg16' else f'{name}/{old_leaf}'}"] = array[...]
+
+
+@pytest.mark.parametrize("network", ["vgg16", "inception_v3"])
+def test_the_published_layout_of_2017_gives_the_same_arrays(saved, tmp_path, network):
+    _, path = saved(network, True)
+    to_2017(path, tmp_path / "old.h5", network)
+    with h5py.File(tmp_path / "old.h5") as file:
+        name = {"vgg16": "block1_conv1/block1_conv1_W_1:0", "inception_v3": "conv2d_94/conv2d_94/kernel:0"}[network]
+        assert name in file
+    assert (
+        convert_keras(network, tmp_path / "old.h5").lineage["digest"] == convert_keras(network, path).lineage["digest"]
+    )
+
+
+def test_the_lineage_says_where_weights_came_from(saved):
+    _, path = saved("inception_v3", True)
+    lineage = convert_keras("inception_v3", path).lineage
+    assert lineage["framework"] == "keras"
+    assert lineage["classes"] == CLASSES
+    assert lineage["top"] is True
+    assert lineage["published"] is None
+    assert lineage["expected_input"]["range"] == [-1, 1]
+    assert len(lineage["source_sha256"]) == 64
+
+
+def test_a_converted_checkpoint_loads_as_the_file_does_and_a_changed_one_is_refused(saved, tmp_path, capsys):
+    _, path = saved("vgg16", False)
+    assert weights_convert(["keras", "vgg16", str(path), str(tmp_path / "out")]) == 0
+    assert "vgg16 without top" in capsys.readouterr().out
+    backbone = BACKBONES["vgg16"]
+    blocks = backbone.up_to("block5")
+    from_folder = load_weights(backbone, tmp_path / "out", blocks=blocks, image_size=64)
+    from_file = load_weights(backbone, path, blocks=blocks, image_size=64)
+    jax.tree.map(np.testing.assert_array_equal, from_folder.variables, from_file.variables)
+    assert weights_convert(["keras", "vgg16", str(path), str(tmp_path / "out")]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+    lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
+    (tmp_path / "out" / "lineage.json").write_text(json.dumps({**lineage, "digest": "0" * 64}))
+    with pytest.raises(UserError, match="digest differs"):
+        load_converted(tmp_path / "out")
+
+
+def damaged(path, tmp_path, change):
+    target = tmp_path / "damaged.h5"
+    target.write_bytes(path.read_bytes())
+    with h5py.File(target, "r+") as file:
+        change(file["model_weights"])
+    return target
+
+
+def set_array(name, array):
+    def change(root):
+        del root[name]
+        root[name] = array
+
+    return change
+
+
+def test_everything_that_is_wrong_is_listed_at_once(saved, tmp_path):
+    def change(root):
+        del root["block3_conv1/block3_conv1/bias"]
+        root["block9_conv1/block9_conv1/kernel"] = np.zeros((3, 3, 2, 2), np.float32)
+        set_array("block1_conv1/block1_conv1/kernel", np.zeros((3, 3, 64, 3), np.float32))(root)
+        set_array("block2_conv1/block2_conv1/bias", np.full(128, np.nan, np.float32))(root)
+        set_array("block2_conv2/block2_conv2/bias", np.zeros(128, np.float16))(root)
+
+    with pytest.raises(UserError) as caught:
+        convert_keras("vgg16", damaged(saved("vgg16", False)[1], tmp_path, change))
+    message = str(caught.value)
+    assert "5 arrays are not those of vgg16" in message
+    for fault in (
+        "missing: block3_conv1/bias",
+        "extra: block9_conv1/kernel (3, 3, 2, 2)",
+        "shape: block1_conv1/kernel is (3, 3, 64, 3), must be (3, 3, 3, 64)",
+        "values: block2_conv1/bias holds NaN",
+        "type: block2_conv2/bias is float16",
+    ):
+        assert fault in message
+
+
+@pytest.mark.parametrize("top", [False, True])
+def test_another_networks_weights_are_refused_in_one_line(saved, top):
+    _, path = saved("vgg16", top)
+    with pytest.raises(
+        UserError, match=r"holds vgg16 weights \(block1_conv1, .*\); inception_v3 ones are needed"
+    ) as caught:
+        load_weights(BACKBONES["inception_v3"], path, blocks=("stem",), image_size=75)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_network_is_refused(saved, tmp_path):
+    convert_keras("vgg16", saved("vgg16", False)[1]).save(tmp_path / "vgg16")
+    with pytest.raises(UserError, match="holds vgg16 weights; inception_v3 ones are needed"):
+        load_weights(BACKBONES["inception_v3"], tmp_path / "vgg16", blocks=("stem",), image_size=75)
+
+
+def test_weights_without_top_do_not_serve_where_fc2_is_read(saved):
+    _, path = saved("vgg16", False)
+    backbone = BACKBONES["vgg16"]
+    with pytest.raises(UserError, match="holds no fc1, fc2 of vgg16 .*give the file with top"):
+        load_weights(backbone, path, blocks=backbone.up_to("fc2"), image_size=32)
+
+
+def test_dense_blocks_of_another_image_size_are_refused_with_the_size_that_fits(saved):
+    _, path = saved("vgg16", True)
+    backbone = BACKBONES["vgg16"]
+    with pytest.raises(UserError, match=r"fc1 takes 512 values, as 32 x 32 pixels give; 96 x 96 give 4,608"):
+        load_weights(backbone, path, blocks=backbone.up_to("fc2"), image_size=96)
+
+
+def test_a_file_of_keras_3_weights_only_is_refused_with_the_remedy(saved, tmp_path):
+    model, _ = saved("vgg16", False)
+    model.save_weights(tmp_path / "x.weights.h5")
+    with pytest.raises(UserError, match=r"model.save\('x.h5'\)"):
+        convert_keras("vgg16", tmp_path / "x.weights.h5")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"<html>", "web page"),
+        (b"\x80\x04.", "pickle"),
+    ],
+)
+def test_what_is_no_weight_file_is_named(tmp_path, content, message):
+    (tmp_path / "w.h5").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_weights(BACKBONES["vgg16"], tmp_path / "w.h5", blocks=("block1",), image_size=32)
+
+
+def test_random_weights_are_the_seeds_and_say_so():
+    backbone = BACKBONES["inception_v3"]
+    one, same, other = (load_weights(backbone, "random", blocks=("stem",), image_size=75, seed=s) for s in (1, 1, 2))
+    assert one.lineage["source"] == "random"
+    assert one.lineage["digest"] == same.lineage["digest"] != other.lineage["digest"]
+
+
+def test_without_a_network_the_message_says_which_file_goes_where(tmp_path, monkeypatch):
+    unreachable = weights_module.PublishedFile("https://localhost:9/vgg16_notop.h5", 58_889_256, "md5:0123")
+    monkeypatch.setitem(weights_module.PUBLISHED, ("vgg16", False), unreachable)
+    with pytest.raises(UserError) as caught:
+        load_weights(BACKBONES["vgg16"], "imagenet", blocks=("block1",), image_size=32, cache=tmp_path)
+    message = str(caught.value)
+    assert "the server cannot be reached" in message
+    assert f"put that file (58,889,256 bytes, MD5 0123) at {tmp_path / 'downloads' / 'vgg16_notop.h5'}" in message
+    assert "\n" not in message
+
+
+def test_a_published_file_put_in_its_place_is_converted_once(saved, tmp_path, monkeypatch):
+    """The way of `imagenet` without its download: checksum, conversion, and the converted copy the second time."""
+    import pooch
+
+    _, path = saved("vgg16", False)
+    published = weights_module.PublishedFile(
+        "https://localhost:9/vgg16_notop.h5", path.stat().st_size, f"sha256:{pooch.file_hash(str(path))}"
+    )
+    monkeypatch.setitem(weights_module.PUBLISHED, ("vgg16", False), published)
+    (tmp_path / "downloads").mkdir()
+    downloaded = tmp_path / "downloads" / "vgg16_notop.h5"
+    downloaded.write_bytes(path.read_bytes())
+    load = lambda: load_weights(BACKBONES["vgg16"], "imagenet", blocks=("block1",), image_size=32, cache=tmp_path)  # noqa: E731
+    first = load()
+    assert first.lineage["published"] == "vgg16_notop.h5"
+    downloaded.unlink()
+    assert load().lineage == first.lineage
+
+
+def test_a_file_with_another_checksum_does_not_serve_as_imagenet(tmp_path, monkeypatch):
+    unreachable = weights_module.PublishedFile("https://localhost:9/w.h5", 3, "sha256:" + "0" * 64)
+    monkeypatch.setitem(weights_module.PUBLISHED, ("vgg16", False), unreachable)
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "w.h5").write_bytes(b"abc")
+    with pytest.raises(UserError, match="put that file"):
+        load_weights(BACKBONES["vgg16"], "imagenet", blocks=("block1",), image_size=32, cache=tmp_path)
