@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
                     low, high = result["images_per_second_iqr"]
                     print(
                         f"{workload:14} {network:13} {size} px, batch {batch:3}: {result['images_per_second']:8.1f} "
-                        f"images/s (quartiles {low:.1f} to {high:.1f}), compiled in {result['seconds']['compile']:.1f} s",
+                        f"images/s (quartiles {low:.1f} to {high:.1f}), compile {result['seconds']['compile']:.1f} s",
                         flush=True,
                     )
     if options.out:

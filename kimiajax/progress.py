@@ -91,12 +91,13 @@ class Download:
 
     def update(self, size: int) -> None:
         self._received += size
-        if self._received - self._said >= 32 * 2**20 or self._received == self.total:
+        if self._received - self._said >= 32 * 2**20 or self._said < self._received == self.total:
             self._said = self._received
             self._progress.say(f"{self._description}: {self._received / 2**20:.0f} of {self.total / 2**20:.0f} MiB")
 
     def reset(self) -> None:
-        self._received = self._said = 0
+        """Called at the end, before the whole is reported once more."""
+        self._received = 0
 
     def close(self) -> None:
         pass

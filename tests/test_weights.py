@@ -90,21 +90,20 @@ def find(tree, path):
 
 
 def to_2017(source, target, network):
-    """The published layout: groups at the root, `:0` at the end, VGG16's leaves `block1_conv1_W_1:0`; counted from 1."""
+    """The published layout: groups at the root, names counted from 1, `:0` at the end, VGG16's `block1_conv1_W_1:0`."""
+
+    def numbered(layer):
+        return re.fullmatch(r"(conv2d|batch_normalization)_?(\d*)", layer)
+
     with h5py.File(source) as old, h5py.File(target, "w") as new:
-        layers = [layer for layer in old["model_weights"] if len(old[f"model_weights/{layer}"])]
-        numbers = sorted({int(match[0]) for layer in layers if (match := re.search(r"\d+$", layer)) and "2d" in layer})
-        first = min(numbers, default=0) if "conv2d" not in layers else 0
-        for layer in layers:
-            kind = re.sub(r"_?\d*$", "", layer)
-            name = layer
-            if kind in ("conv2d", "batch_normalization"):
-                name = f"{kind}_{int((re.search(r'[0-9]+$', layer.removeprefix(kind)) or [0])[0]) - first + 1}"
-            for leaf, array in old[f"model_weights/{layer}/{layer}"].items():
-                old_leaf = (
-                    {"kernel": f"{name}_W_1:0", "bias": f"{name}_b_1:0"}[leaf] if network == "vgg16" else f"{leaf}:0"
-                )
-                new[f"{name}/{old_leaf if network == 'vgg16' else f'{name}/{old_leaf}'}"] = array[...]
+        root = old["model_weights"]
+        first = min((int(match[2] or 0) for layer in root if (match := numbered(layer))), default=0)
+        for layer in root:
+            match = numbered(layer)
+            name = f"{match[1]}_{int(match[2] or 0) - first + 1}" if match else layer
+            for leaf, array in root[layer].get(layer, {}).items():
+                vgg16 = {"kernel": f"{name}/{name}_W_1:0", "bias": f"{name}/{name}_b_1:0"}
+                new[vgg16[leaf] if network == "vgg16" else f"{name}/{name}/{leaf}:0"] = array[...]
 
 
 @pytest.mark.parametrize("network", ["vgg16", "inception_v3"])
@@ -205,7 +204,7 @@ def test_a_checkpoint_of_another_network_is_refused(saved, tmp_path):
 def test_weights_without_top_do_not_serve_where_fc2_is_read(saved):
     _, path = saved("vgg16", False)
     backbone = BACKBONES["vgg16"]
-    with pytest.raises(UserError, match="holds no fc1, fc2 of vgg16 .*give the file with top"):
+    with pytest.raises(UserError, match=r"holds no fc1, fc2 of vgg16 .*give the file with top"):
         load_weights(backbone, path, blocks=backbone.up_to("fc2"), image_size=32)
 
 
