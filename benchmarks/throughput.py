@@ -1,7 +1,8 @@
 """Images per second of feature extraction and of the fine-tuning step, for both networks.
 
     python -m benchmarks.throughput [--networks vgg16 inception_v3] [--workloads features finetune_step]
-                                    [--batches 8 32] [--sizes 224] [--rounds 10] [--out FILE]
+                                    [--batches 8 32] [--sizes 224] [--precision float32] [--rounds 10]
+                                    [--out FILE]
 
 Claims nothing by itself: no peer runs beside it. It answers how fast this project runs on this machine, phase by phase,
 with every sample kept. Inputs are random gray patches on the device, weights are He-scaled random ones, the fine-tuning
@@ -62,8 +63,18 @@ def finetune_step(network: str, batch: int, size: int) -> tuple[Any, tuple]:
 WORKLOADS = {"features": features, "finetune_step": finetune_step}
 
 
-def measure(workload: str, network: str, batch: int, size: int, rounds: int) -> dict[str, Any]:
-    """Times the phases of one configuration; seconds, bytes, and images per second of the median round."""
+def measure(
+    workload: str, network: str, batch: int, size: int, rounds: int, precision: str = "float32"
+) -> dict[str, Any]:
+    """Times the phases of one configuration; seconds, bytes, and images per second of the median round.
+
+    `precision` is that of matrix products and convolutions, as `jax.default_matmul_precision` takes it.
+    """
+    with jax.default_matmul_precision(precision):
+        return {"precision": precision, **_measure(workload, network, batch, size, rounds)}
+
+
+def _measure(workload: str, network: str, batch: int, size: int, rounds: int) -> dict[str, Any]:
     function, arguments = WORKLOADS[workload](network, batch, size)
     clock = [time.perf_counter()]
 
@@ -88,7 +99,6 @@ def measure(workload: str, network: str, batch: int, size: int, rounds: int) -> 
         "network": network,
         "batch": batch,
         "size": size,
-        "precision": str(jax.config.jax_default_matmul_precision or "default"),
         "seconds": {"lower": lowering, "compile": compiling, "first_run": first, "steady": samples},
         "images_per_second": batch / statistics.median(samples),
         "images_per_second_iqr": [batch / quartiles[2], batch / quartiles[0]],
@@ -113,6 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 32])
     parser.add_argument("--sizes", nargs="+", type=int, default=[224])
+    parser.add_argument("--precision", default="float32", choices=("float32", "tensorfloat32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
@@ -126,7 +137,12 @@ def main(argv: list[str] | None = None) -> None:
             for size in options.sizes:
                 for batch in options.batches:
                     result = measure_apart(
-                        workload=workload, network=network, batch=batch, size=size, rounds=options.rounds
+                        workload=workload,
+                        network=network,
+                        batch=batch,
+                        size=size,
+                        rounds=options.rounds,
+                        precision=options.precision,
                     )
                     results.append(result)
                     low, high = result["images_per_second_iqr"]

@@ -26,18 +26,31 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"kimiajax: {error}", file=sys.stderr)
         return USER_ERROR
+    except OSError as error:
+        if not error.errno or error.filename is None:
+            return _bug(error, debug)
+        if debug:
+            traceback.print_exc()
+        print(
+            f"kimiajax: {error.filename}: {error.strerror}; check the path, its permissions and space", file=sys.stderr
+        )
+        return USER_ERROR
     except KeyboardInterrupt:
         print("kimiajax: interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if debug:
-            traceback.print_exc()
-        print(
-            f"kimiajax: this is a bug, not your input: {type(error).__name__}: {error}; "
-            "please report it with the output of the same command and --debug",
-            file=sys.stderr,
-        )
-        return BUG
+        return _bug(error, debug)
+
+
+def _bug(error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(
+        f"kimiajax: this is a bug, not your input: {type(error).__name__}: {error}; "
+        "please report it with the output of the same command and --debug",
+        file=sys.stderr,
+    )
+    return BUG
 
 
 def _run(command: str, arguments: list[str]) -> int:

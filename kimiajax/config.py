@@ -86,6 +86,8 @@ class TableConfig:
             value = getattr(self, name)
             if isinstance(value, int) and value < bound:
                 raise UserError(f"{flag(name)} {value}: must be {bound} or more")
+        if self.seed >= 2**32:
+            raise UserError(f"--seed {self.seed}: must be under 2**32")
         for name in ("svm_c", "learning_rate", "head_learning_rate", "cnn_learning_rate", "homogeneity"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{flag(name)} {getattr(self, name)}: must be above 0 and finite")

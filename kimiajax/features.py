@@ -1,23 +1,31 @@
 """One forward pass a patch, every tap that is asked for, kept under the digest of what they were computed from."""
 
+import contextlib
+import errno
+import functools
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kimiajax import __version__
 from kimiajax.checkpoints import digest
 from kimiajax.data.pixels import gray_to_unit_rgb
+from kimiajax.errors import UserError
 from kimiajax.files import new_folder
 from kimiajax.models.backbone import Backbone, Variables
 from kimiajax.progress import Silent
 from kimiajax.shapes import Float, UInt8
 
+VERSION = 1  # rises with every change to what a network computes: features of another version are not found
 CACHE_LIMIT = 40 * 2**30  # bytes; beyond it the features that were read longest ago are removed
 
 
@@ -84,14 +92,41 @@ def extract_taps(
         folder.touch()
     else:
         with new_folder(folder) as aside:
-            arrays = {
-                tap: np.lib.format.open_memmap(aside / f"{tap}.npy", "w+", np.float32, shapes[tap]) for tap in taps
-            }
+            arrays = {tap: _map_new(aside / f"{tap}.npy", shapes[tap]) for tap in taps}
             _compute(backbone, variables, images, blocks, arrays, batch_size, progress, description)
             for array in arrays.values():
                 array.flush()
         _trim(cache / "features", keep=folder)
     return Taps({tap: np.load(folder / f"{tap}.npy", mmap_mode="r") for tap in taps}, cached)
+
+
+def _map_new(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A new file mapped into memory, its space taken at once: a disk that is full later on would kill the process.
+
+    Raises:
+        UserError: too little space.
+    """
+    array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    try:
+        with path.open("r+b") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, array.nbytes + array.offset)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(
+            f"{path.parent.parent}: too little space for {array.nbytes / 2**30:.1f} GiB of {path.stem} features; make "
+            "room, or choose another folder with --cache"
+        ) from error
+    return array
+
+
+@functools.partial(jax.jit, static_argnames=("backbone", "blocks", "taps"))
+def _forward(
+    backbone: Backbone, blocks: tuple[str, ...], taps: tuple[str, ...], variables: Variables, batch: jax.Array
+) -> dict[str, jax.Array]:
+    _, outputs, _ = backbone.apply(variables, gray_to_unit_rgb(batch), blocks)
+    return {tap: outputs[tap] for tap in taps}
 
 
 def _compute(
@@ -104,18 +139,13 @@ def _compute(
     progress: Silent,
     description: str,
 ) -> None:
-    @jax.jit
-    def forward(variables: Variables, batch: jax.Array) -> dict[str, jax.Array]:
-        _, taps, _ = backbone.apply(variables, gray_to_unit_rgb(batch), blocks)
-        return {tap: taps[tap] for tap in arrays}
-
     variables = jax.device_put(variables)
     batch_size = min(batch_size, len(images))
     starts = range(0, len(images), batch_size)
     for start in progress.track(starts, description, len(images), "patches", step=batch_size):
         batch = images[start : start + batch_size]
         padding = ((0, batch_size - len(batch)), (0, 0), (0, 0))  # the last batch, so that one program serves
-        outputs = forward(variables, jnp.asarray(np.pad(batch, padding)))
+        outputs = _forward(backbone, tuple(blocks), tuple(arrays), variables, jnp.asarray(np.pad(batch, padding)))
         for tap, array in arrays.items():
             array[start : start + len(batch)] = np.asarray(outputs[tap])[: len(batch)]
 
@@ -137,7 +167,7 @@ def _key(backbone: Backbone, variables: Variables, images: np.ndarray, blocks: S
         "blocks": list(blocks),
         "images": [list(images.shape), hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()],
         "variables": digest(used),
-        "jax": jax.__version__,
+        "code": [VERSION, __version__, flax.__version__, jax.__version__],
         "platform": jax.default_backend(),
         "precision": str(jax.config.jax_default_matmul_precision),
     }
@@ -146,10 +176,16 @@ def _key(backbone: Backbone, variables: Variables, images: np.ndarray, blocks: S
 
 def _trim(folder: Path, keep: Path) -> None:
     """Removes what was read longest ago until the rest is under the limit."""
-    entries = sorted((entry for entry in folder.iterdir() if entry != keep), key=lambda entry: entry.stat().st_mtime)
-    sizes = {entry: sum(file.stat().st_size for file in entry.glob("*")) for entry in [*entries, keep]}
-    for entry in entries:
+    sizes, read = {}, {}
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue  # another process is at it
+        with contextlib.suppress(FileNotFoundError):  # another process removed it
+            sizes[entry] = sum(file.stat().st_size for file in entry.glob("*"))
+            read[entry] = entry.stat().st_mtime
+    for entry in sorted(read, key=read.__getitem__):
         if sum(sizes.values()) <= CACHE_LIMIT:
             break
-        shutil.rmtree(entry, ignore_errors=True)
-        del sizes[entry]
+        if entry != keep:
+            shutil.rmtree(entry, ignore_errors=True)
+            del sizes[entry]

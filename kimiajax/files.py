@@ -44,6 +44,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        if not _alive(leftover.name.removeprefix(f".{path.name}.").split(".")[0]):
+            shutil.rmtree(leftover, ignore_errors=True)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
@@ -54,6 +57,17 @@ def new_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _alive(pid: str) -> bool:
+    """Whether a process of this number runs here: what it wrote aside is its own."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def open_hdf5(path: Path, what: str) -> h5py.File:

@@ -1,6 +1,5 @@
 """Progress of long work: a bar on a terminal, a line now and then where output is piped."""
 
-import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -39,12 +38,11 @@ class Lines(Silent):
             done = min(done + step, total or done + step)
             now = time.monotonic()
             if now - said >= EVERY and done != total:
-                rate = done / (now - started)
-                left = f", {(total - done) / rate:.0f} s left" if total else ""
-                self.say(f"{description}: {done} of {total or '?'} {unit}, {rate:.1f}/s{left}")
+                left = f", {(total - done) * (now - started) / done:.0f} s left" if total else ""
+                self.say(f"{description}: {done} of {total or '?'} {unit}, {speed(done, now - started)}{left}")
                 said = now
         seconds = time.monotonic() - started
-        self.say(f"{description}: {done} {unit} in {seconds:.1f} s, {done / max(seconds, 1e-6):.1f}/s")
+        self.say(f"{description}: {done} {unit} in {seconds:.1f} s, {speed(done, seconds)}")
 
 
 class Bars(Lines):
@@ -77,8 +75,14 @@ class Bars(Lines):
             for item in items:
                 yield item
                 done = min(done + step, total or done + step)
-                elapsed = bars.tasks[0].elapsed or 0
-                bars.update(bar, completed=done, rate=f", {done / elapsed:.1f}/s" if elapsed else "")
+                bars.update(bar, completed=done, rate=f", {speed(done, bars.tasks[0].elapsed or 0)}")
+
+
+def speed(done: int, seconds: float) -> str:
+    """Units a second, or seconds a unit where these are the larger."""
+    if not done or not seconds:
+        return "-"
+    return f"{done / seconds:.1f}/s" if done >= seconds else f"{seconds / done:.1f} s each"
 
 
 class Download:
@@ -101,17 +105,6 @@ class Download:
 
     def close(self) -> None:
         pass
-
-
-@contextlib.contextmanager
-def timer() -> Iterator[list[float]]:
-    """Yields a list that holds the seconds of the block once it has ended."""
-    seconds: list[float] = []
-    started = time.perf_counter()
-    try:
-        yield seconds
-    finally:
-        seconds.append(time.perf_counter() - started)
 
 
 def for_terminal() -> Lines:

@@ -58,6 +58,17 @@ class Study:
             classifier, variables, inputs, self.labels, batch_size=size, seed=seed, progress=self.progress, **options
         )
 
+    def predict(self, row: "Row", classifier: Classifier, variables: Variables, inputs: np.ndarray) -> np.ndarray:
+        """`predict` with the study's batch size."""
+        return predict(
+            classifier,
+            variables,
+            inputs,
+            batch_size=self.config.batch_size,
+            progress=self.progress,
+            description=f"{row.name}: test patches",
+        )
+
 
 @dataclass(frozen=True)
 class Features:
@@ -125,7 +136,7 @@ def train_from_scratch(row: Row, study: Study, features: None) -> Outcome:
         f"Adam at {config.cnn_learning_rate:g} for {config.epochs} epochs on the same training patches. Beside it "
         "stands CNN1, which the paper quotes from another study; its printed factors multiply to 42.07, not 41.80."
     )
-    predicted = predict(classifier, variables, study.test, config.batch_size)
+    predicted = study.predict(row, classifier, variables, study.test)
     return Outcome(predicted, _trained(variables, blocks), {"training": history}, note)
 
 
@@ -176,7 +187,7 @@ def fine_tune(row: Row, study: Study, features: Features) -> Outcome:
         epochs=config.epochs,
         description=f"{row.name}: {', '.join(backbone.fine_tuned)} and head",
     )
-    predicted = predict(classifier, variables, test, config.batch_size)
+    predicted = study.predict(row, classifier, variables, test)
     return Outcome(predicted, _trained(variables, blocks), {"head": head_history, "fine_tuning": history})
 
 
@@ -197,6 +208,7 @@ ROWS = (
 )
 
 
+@jax.default_matmul_precision("float32")  # the protocol's; by itself jax computes in TF32 on a GPU
 def run_table(preset: str, config: TableConfig, progress: Silent | None = None) -> dict[str, Any]:
     """Computes the table's rows and writes them, with all that they rest on, to the output folder.
 
@@ -214,11 +226,15 @@ def run_table(preset: str, config: TableConfig, progress: Silent | None = None) 
     progress = progress or Silent()
     config.validate(tuple(row.name for row in ROWS))
     rows = [row for row in ROWS if row.name in config.rows]
+    for row in rows:
+        BACKBONES[row.network].check_size(config.image_size)
     out = config.folder(preset)
     cache = config.cache or default_cache()
     with _open_scans(preset, config, out, progress) as scans:
         taps = _taps(rows, config)
         weights = _load_weights(taps, config, cache, progress)
+        for folder in (out, cache):  # one that cannot be written to is found before the long work
+            folder.mkdir(parents=True, exist_ok=True)
         manifest = cut_patches(
             scans,
             config.patch_size,
@@ -253,7 +269,6 @@ def run_table(preset: str, config: TableConfig, progress: Silent | None = None) 
         "notes": _notes(data, weights, config),
         "rows": [],
     }
-    begin_run(out, manifest, results)
     features: dict[str, Features] = {}
     for row in rows:
         if row.network in taps and row.network not in features:
@@ -265,11 +280,13 @@ def run_table(preset: str, config: TableConfig, progress: Silent | None = None) 
         seconds = time.perf_counter() - started
         if row.network in features:
             seconds += features[row.network].seconds
+        if row is rows[0]:  # not earlier: until now the folder holds a whole earlier run, if any
+            begin_run(out, manifest, (row.name for row in ROWS))
         write_predictions(out, row.name, manifest, outcome.predicted)
         save_tree(out / "checkpoints" / row.name, outcome.trained)
         results["rows"].append(_describe_row(row, outcome, study, seconds))
         results["notes"] += [outcome.note] if outcome.note else []
-        if np.ptp(outcome.predicted) == 0:
+        if np.ptp(outcome.predicted) == 0 < np.ptp(manifest.labels("test")):
             results["notes"].append(
                 f"{row.approach} predicts one and the same scan for every patch: it learnt nothing."
             )
@@ -285,6 +302,10 @@ def _open_scans(preset: str, config: TableConfig, out: Path, progress: Silent) -
     if not config.draw_synthetic:
         raise UserError(f"{preset} needs a scan file: --scans FILE, in the layout of Kimia_Path24.h5")
     path = out / "scans.h5"
+    if path.exists():
+        with open_scans(path) as earlier:
+            if not earlier.synthetic:
+                raise UserError(f"{path}: is no synthetic scan file and would be overwritten; choose another --out")
     write_synthetic_scans(path, seed=config.seed, track=functools.partial(progress.track, unit="scans"), **SYNTHETIC)
     return open_scans(path)
 
@@ -393,8 +414,10 @@ def _notes(data: dict[str, Any], weights: dict[str, Weights], config: TableConfi
     random = [network for network, loaded in weights.items() if loaded.lineage["source"] == "random"]
     if random:
         notes.append(f"{' and '.join(random)}: random weights, so their rows say nothing about pre-training.")
-    if any(name.startswith("tl_") for name in config.rows):
-        notes.append("Fine-tuning without augmentation; the paper augments.")
+    notes.append("Trained with no augmentation; the paper augments.")
+    if config.patches_per_scan == "all":
+        published = ", ".join(f"{count:,} ({who})" for who, count in paper.TRAINING_PATCHES_PUBLISHED.items())
+        notes.append(f"All {data['train']:,} training patches; published counts of Kimia Path24 are {published}.")
     asked = 0 if config.patches_per_scan == "all" else config.patches_per_scan
     short = [scan for scan, count in enumerate(data["train_per_scan"]) if count < asked]
     if short:

@@ -133,7 +133,7 @@ def test_a_head_learns_separable_features_and_the_history_says_so(rng):
     trained, history = fit(head, start, inputs, labels, seed=0, **options)
     assert [epoch.epoch for epoch in history] == list(range(1, 9))
     assert history[-1].loss < 0.1 < history[0].loss
-    np.testing.assert_array_equal(predict(head, trained, inputs, 32), labels)
+    np.testing.assert_array_equal(predict(head, trained, inputs, batch_size=32), labels)
 
 
 def test_the_seed_makes_the_run(rng):
@@ -155,6 +155,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_epoch(rng):
     options = {"optimizer": optax.sgd(1e-2), "blocks": TrainableBlocks(("head",)), "epochs": 2, "batch_size": 8}
     with pytest.raises(UserError, match="the loss is nan in epoch 1"):
         fit(head, start, inputs, labels, seed=0, **options)
+
+
+def test_parameters_that_overflow_in_the_very_last_step_stop_the_run(rng):
+    inputs, labels = separable(rng)
+    head, start = head_and_start()
+    options = {"optimizer": optax.sgd(1e38), "blocks": TrainableBlocks(("head",)), "epochs": 1, "batch_size": 60}
+    with pytest.raises(UserError, match="not finite after the last step"):
+        fit(head, start, inputs * 100, labels, seed=0, **options)
 
 
 def test_rmsprop_is_kerass_of_2017():

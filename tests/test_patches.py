@@ -49,12 +49,33 @@ def test_glass_that_is_not_perfectly_constant_is_background(tmp_path, rng):
     assert places(cut_patches(scans_of(tmp_path, scan))) == {(0, 0)}
 
 
-@pytest.mark.parametrize("at", [(0, 0), (8, 16), (3, 9), (5, 4), (16, 3), (12, 20)])
-def test_patches_over_a_whitened_place_are_left_out_on_the_grid_and_off_it(tmp_path, rng, at):
+@pytest.mark.parametrize(
+    "at",
+    [
+        [(0, 0)],
+        [(8, 16)],
+        [(3, 9)],
+        [(5, 4)],
+        [(16, 3)],
+        [(16, 24)],  # in the corner of the scan
+        [(4, 4), (4, 12)],  # side by side
+        [(4, 4), (4, 12), (12, 4), (12, 12)],
+        [(2, 3), (7, 6)],  # one over the other
+    ],
+)
+def test_patches_over_whitened_places_are_left_out_on_the_grid_and_off_it(tmp_path, rng, at):
     scan = tissue(rng, 24, 32)
-    row, col = at
-    scan[row : row + 8, col : col + 8] = WHITE
-    clear = {(r, c) for r, c in full_grid(24, 32, 8) if abs(r - row) >= 8 or abs(c - col) >= 8}
+    for row, col in at:
+        scan[row : row + 8, col : col + 8] = WHITE
+    clear = {(r, c) for r, c in full_grid(24, 32, 8) if np.mean(scan[r : r + 8, c : c + 8] == WHITE) <= 0.01}
+    assert places(cut_patches(scans_of(tmp_path, scan))) == clear
+
+
+def test_a_few_white_pixels_of_tissue_hide_no_whitened_place(tmp_path, rng):
+    scan = tissue(rng, 24, 24)
+    scan[4:12, 6:14] = WHITE
+    scan[3, 6:9] = scan[5:7, 14] = WHITE
+    clear = {(r, c) for r, c in full_grid(24, 24, 8) if np.mean(scan[r : r + 8, c : c + 8] == WHITE) <= 0.01}
     assert places(cut_patches(scans_of(tmp_path, scan))) == clear
 
 

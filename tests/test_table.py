@@ -97,7 +97,7 @@ def test_the_results_say_what_they_rest_on(run, scans):
     assert data["manifest_sha256"] == hashlib.sha256((out / "manifest.csv").read_bytes()).hexdigest()
     assert results["weights"]["vgg16"]["source"] == "random"
     assert len(results["weights"]["inception_v3"]["digest"]) == 64
-    assert any("without augmentation" in note for note in results["notes"])
+    assert any("no augmentation" in note for note in results["notes"])
     assert rows["cnn"]["paper"]["eta_total"] == 0.4180
     assert len(rows["tl_vgg16"]["history"]["head"]) == 2
     assert all(row["seconds"] > 0 for row in rows.values())
@@ -158,6 +158,25 @@ def test_a_second_run_in_the_same_folder_leaves_nothing_of_the_first(scans, tmp_
     assert (tmp_path / "run" / "mine.txt").exists()
 
 
+def test_a_run_that_fails_leaves_an_earlier_one_whole(scans, tmp_path, capsys):
+    command = ["table", "quick", "--scans", str(scans), *SMALL, "--out", str(tmp_path / "run"), "--rows", "cnn"]
+    assert main(command) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert main([*command, "--cnn-learning-rate", "1e38"]) == 2
+    assert main([*command, "--image-size", "20"]) == 2
+    assert "no accuracy is reported" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_the_demo_overwrites_no_scan_file_of_the_users(scans, tmp_path, capsys):
+    real = tmp_path / "scans.h5"
+    real.write_bytes(scans.read_bytes())
+    with h5py.File(real, "r+") as file:
+        del file.attrs["synthetic"]
+    assert main(["table", "demo", "--out", str(tmp_path)]) == 2
+    assert "would be overwritten" in capsys.readouterr().err
+
+
 def bad(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
@@ -183,6 +202,10 @@ def bad(tmp_path, name, content):
         (lambda scans, tmp: ["--scans", scans, "--patches-per-scan", "0"], "--patches-per-scan 0"),
         (lambda scans, tmp: ["--scans", scans, "--image-size", "20"], "20 is too small"),
         (lambda scans, tmp: ["--scans", scans, "--learning-rate", "nan"], "--learning-rate nan"),
+        (lambda scans, tmp: ["--scans", scans, "--seed", str(2**32)], "must be under 2**32"),
+        (lambda scans, tmp: ["--scans", scans, "--vgg16-weights", scans], "holds weights of neither network"),
+        (lambda scans, tmp: ["--scans", scans, "--vgg16-weights", str(tmp)], "not a converted checkpoint"),
+        (lambda scans, tmp: ["--scans", scans, "--cache", bad(tmp, "file", b"")], "File exists"),
     ],
 )
 def test_bad_input_is_one_line_and_a_status(scans, tmp_path, capsys, arguments, message):

@@ -16,7 +16,7 @@ from weights_convert.__main__ import main as weights_convert
 from weights_convert.keras import convert_keras
 
 CLASSES = 5
-SIZES = {"vgg16": 32, "inception_v3": 75}
+SIZES = {"vgg16": 64, "inception_v3": 139}  # the last convolutions see 4 x 4 and 3 x 3: no kernel is its centre only
 
 
 @pytest.fixture(scope="module")
@@ -205,13 +205,13 @@ def test_weights_without_top_do_not_serve_where_fc2_is_read(saved):
     _, path = saved("vgg16", False)
     backbone = BACKBONES["vgg16"]
     with pytest.raises(UserError, match=r"holds no fc1, fc2 of vgg16 .*give the file with top"):
-        load_weights(backbone, path, blocks=backbone.up_to("fc2"), image_size=32)
+        load_weights(backbone, path, blocks=backbone.up_to("fc2"), image_size=64)
 
 
 def test_dense_blocks_of_another_image_size_are_refused_with_the_size_that_fits(saved):
     _, path = saved("vgg16", True)
     backbone = BACKBONES["vgg16"]
-    with pytest.raises(UserError, match=r"fc1 takes 512 values, as 32 x 32 pixels give; 96 x 96 give 4,608"):
+    with pytest.raises(UserError, match=r"fc1 takes 2,048 values, as 64 x 64 pixels give; 96 x 96 give 4,608"):
         load_weights(backbone, path, blocks=backbone.up_to("fc2"), image_size=96)
 
 

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"{arguments.out}: exists already; choose another folder or remove it")
         weights = convert_keras(arguments.network, arguments.file)
         weights.save(arguments.out)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"weights_convert: {error}", file=sys.stderr)
         return 2
     lineage = weights.lineage

@@ -79,15 +79,7 @@ def convert_keras(network: str, path: Path) -> Weights:
     if network not in TABLES:
         raise UserError(f"no table for {network!r}; choose from {', '.join(TABLES)}")
     with open_hdf5(path, f"{network} weights") as file:
-        source, layers = _read(file, path)
-    source = _by_rank(source) if network == "inception_v3" else source
-    table = TABLES[network]
-    found = [name for name, own in TABLES.items() if _layers(_by_rank(source)) & _layers(own) - {"predictions"}]
-    if network not in found:
-        seen = f"{found[0]} weights" if found else "weights of neither network"
-        raise UserError(f"{path}: holds {seen} ({', '.join(layers[:3])}, ...); {network} ones are needed")
-    top = any(destination[1] in TOP_BLOCKS and key in source for key, destination in table.items())
-    variables = _place(network, source, top, path)
+        variables, top = _convert(network, file, path)
     predictions = variables["params"].get("predictions", {}).get("kernel")
     lineage = {
         "network": network,
@@ -106,18 +98,31 @@ def convert_keras(network: str, path: Path) -> Weights:
     return Weights(variables, lineage)
 
 
+def _convert(network: str, file: h5py.File, path: Path) -> tuple[Variables, bool]:
+    """The variables of a file, and whether the top is among them."""
+    source = _find(file, path)
+    layers = list(dict.fromkeys(layer for layer, _ in source))
+    source = _by_rank(source) if network == "inception_v3" else source
+    found = [name for name, own in TABLES.items() if _layers(_by_rank(source)) & _layers(own) - {"predictions"}]
+    if network not in found:
+        seen = f"{found[0]} weights" if found else "weights of neither network"
+        raise UserError(f"{path}: holds {seen} ({', '.join(layers[:3])}, ...); {network} ones are needed")
+    top = any(destination[1] in TOP_BLOCKS and key in source for key, destination in TABLES[network].items())
+    return _place(network, source, top, path), top
+
+
 def _layers(arrays: Iterable[Source]) -> set[str]:
     return {layer for layer, _ in arrays}
 
 
-def _read(file: h5py.File, path: Path) -> tuple[dict[Source, np.ndarray], list[str]]:
-    """All weights by layer and name, and the layers' names as they stand."""
+def _find(file: h5py.File, path: Path) -> dict[Source, h5py.Dataset]:
+    """All weights by layer and name, not yet read: the file may be another one, and large."""
     if "layers" in file:
         raise UserError(
             f"{path}: has the layout of `.weights.h5` or `.keras`; save it with `model.save('x.h5')` instead"
         )
     root = file.get("model_weights", file)
-    arrays: dict[Source, np.ndarray] = {}
+    datasets: dict[Source, h5py.Dataset] = {}
 
     def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
         if not isinstance(item, h5py.Dataset):
@@ -125,30 +130,27 @@ def _read(file: h5py.File, path: Path) -> tuple[dict[Source, np.ndarray], list[s
         layer, leaf = name.split("/", 1)[0], name.rsplit("/", 1)[-1]
         match = WEIGHT.fullmatch(leaf)
         weight = NAMES_OF_2017.get(match[1], match[1]) if match else leaf
-        if (layer, weight) in arrays:
+        if (layer, weight) in datasets:
             raise UserError(f"{path}: holds two arrays for {weight} of {layer}")
-        try:
-            arrays[layer, weight] = item[()]
-        except OSError as error:
-            raise UserError(f"{path}: cannot read {name} ({error}); fetch the file again") from error
+        datasets[layer, weight] = item
 
     root.visititems(visit)
-    if not arrays:
+    if not datasets:
         raise UserError(f"{path}: holds no weights; give a file that Keras saved")
-    return arrays, list(dict.fromkeys(layer for layer, _ in arrays))
+    return datasets
 
 
-def _by_rank(source: dict[Source, np.ndarray]) -> dict[Source, np.ndarray]:
+def _by_rank(source: dict[Source, h5py.Dataset]) -> dict[Source, h5py.Dataset]:
     """Numbered layers renamed by the rank of their number: conv2d#0, conv2d#1, ..."""
     ranked = {}
     for kind in ("conv2d", "batch_normalization"):
         layers = {layer for layer, _ in source if re.fullmatch(rf"{kind}(_\d+)?", layer)}
         by_number = sorted(layers, key=lambda layer: int(re.search(r"\d+$", layer.removeprefix(kind) or "0")[0]))
         ranked |= {layer: f"{kind}#{rank}" for rank, layer in enumerate(by_number)}
-    return {(ranked.get(layer, layer), weight): array for (layer, weight), array in source.items()}
+    return {(ranked.get(layer, layer), weight): dataset for (layer, weight), dataset in source.items()}
 
 
-def _place(network: str, source: dict[Source, np.ndarray], top: bool, path: Path) -> Variables:
+def _place(network: str, source: dict[Source, h5py.Dataset], top: bool, path: Path) -> Variables:
     """Every array in its place, or one error that lists everything that is wrong."""
     table = {key: to for key, to in TABLES[network].items() if top or to[1] not in TOP_BLOCKS}
     shapes = _expected_shapes(network, source, top)
@@ -158,14 +160,20 @@ def _place(network: str, source: dict[Source, np.ndarray], top: bool, path: Path
     for key, to in table.items():
         if key not in source:
             continue
-        array, expected = source[key], shapes
+        dataset, expected = source[key], shapes
         for part in to:
             expected = expected[part]
-        if array.shape != expected.shape:
-            faults.append(f"shape: {'/'.join(key)} is {array.shape}, must be {expected.shape}")
-        elif array.dtype != np.float32:
-            faults.append(f"type: {'/'.join(key)} is {array.dtype}, must be float32")
-        elif not np.isfinite(array).all():
+        if dataset.shape != expected.shape:
+            faults.append(f"shape: {'/'.join(key)} is {dataset.shape}, must be {expected.shape}")
+            continue
+        if dataset.dtype != np.float32:
+            faults.append(f"type: {'/'.join(key)} is {dataset.dtype}, must be float32")
+            continue
+        try:
+            array = dataset[...]
+        except OSError as error:
+            raise UserError(f"{path}: cannot read {dataset.name} ({error}); fetch the file again") from error
+        if not np.isfinite(array).all():
             faults.append(f"values: {'/'.join(key)} holds NaN or infinity")
         node = variables
         for part in to[:-1]:
@@ -176,7 +184,7 @@ def _place(network: str, source: dict[Source, np.ndarray], top: bool, path: Path
     return variables
 
 
-def _expected_shapes(network: str, source: dict[Source, np.ndarray], top: bool) -> Variables:
+def _expected_shapes(network: str, source: dict[Source, h5py.Dataset], top: bool) -> Variables:
     """The network's shapes, at the image size and class count that the file's own dense layers speak of."""
     backbone = BACKBONES[network]
     if not top:

@@ -97,48 +97,40 @@ def largest_corner_rectangle(white: Bool[np.ndarray, "h w"]) -> tuple[int, int]:
     return (best + 1, int(widths[best])) if areas[best] else (0, 0)
 
 
-def is_whitened_place(scans: Scans, scan: int, row: int, col: int) -> bool:
-    """Whether a test patch was cut with its top left pixel here: a constant white square that ends where it should.
-
-    Glass may be as white. A white square that goes on beyond two or more of its sides is taken for glass, and so is
-    what lies outside the scan.
-    """
-    size = scans.patch_size
-    height, width = scans.shape(scan)
-    if row < 0 or col < 0 or row + size > height or col + size > width:
-        return False
-    top, left = max(row - 1, 0), max(col - 1, 0)
-    bottom, right = min(row + size + 1, height), min(col + size + 1, width)
-    framed = np.full((size + 2, size + 2), WHITE, np.uint8)
-    framed[top - row + 1 : bottom - row + 1, left - col + 1 : right - col + 1] = scans.read(
-        scan, top, left, bottom - top, right - left
-    )
-    white = framed == WHITE
-    sides = white[0, 1:-1], white[-1, 1:-1], white[1:-1, 0], white[1:-1, -1]
-    return bool(white[1:-1, 1:-1].all()) and sum(bool(side.all()) for side in sides) <= 1
-
-
 def overlaps_whitened_place(scans: Scans, scan: int, row: int, col: int, patch: UInt8[np.ndarray, "s s"]) -> bool:
     """Whether more than 1 % of a training patch lies over the whitened place of a test patch, on the grid or off it.
 
-    Two squares of one size that overlap share a corner of each, so a white rectangle is looked for at the patch's four
-    corners, and what lies beyond the patch is read only where one is found.
+    Two squares of one size that overlap share a corner of each, and places may touch: a white rectangle is looked for
+    at the patch's four corners, and only where one is found are the patch's surroundings read. There, a whitened place
+    is a white square of the test patches' size of which at least two sides border on something else. Glass that is as
+    white goes on beyond three sides or four.
     """
-    size = scans.patch_size
     white = patch == WHITE
-    for from_bottom in (False, True):
-        for from_right in (False, True):
-            corner = white[:: -1 if from_bottom else 1, :: -1 if from_right else 1]
-            if not corner[0, 0]:
-                continue
-            high, wide = largest_corner_rectangle(corner)
-            if high * wide <= WHITENED_TOLERANCE * patch.size:
-                continue
-            top = row + len(patch) - high if from_bottom else row + high - size
-            left = col + len(patch) - wide if from_right else col + wide - size
-            if is_whitened_place(scans, scan, top, left):
-                return True
-    return False
+    corners = (white[::down, ::right] for down in (1, -1) for right in (1, -1))
+    if max(np.prod(largest_corner_rectangle(corner)) for corner in corners) <= WHITENED_TOLERANCE * patch.size:
+        return False
+    size = scans.patch_size
+    height, width = scans.shape(scan)
+    top, left = max(row - size, 0), max(col - size, 0)
+    bottom, right = min(row + 2 * size, height), min(col + 2 * size, width)
+    around = scans.read(scan, top, left, bottom - top, right - left) == WHITE
+    # counts[y, x]: white pixels above and left of y, x, with a frame of one pixel that is not white around it all
+    counts = np.pad(around, ((2, 1), (2, 1))).cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
+
+    def count(y: np.ndarray, x: np.ndarray, high: int, wide: int) -> np.ndarray:
+        return counts[y + high, x + wide] - counts[y, x + wide] - counts[y + high, x] + counts[y, x]
+
+    y, x = np.indices((bottom - top - size + 1, right - left - size + 1)).reshape(2, -1) + 1
+    common = (size - np.abs(y - 1 + top - row)) * np.clip(size - np.abs(x - 1 + left - col), 0, None)
+    near = (common > WHITENED_TOLERANCE * patch.size) & (count(y, x, size, size) == size**2)
+    y, x = y[near], x[near]
+    sides = (
+        count(y - 1, x, 1, size),
+        count(y + size, x, 1, size),
+        count(y, x - 1, size, 1),
+        count(y, x + size, size, 1),
+    )
+    return bool((sum(side < size / 2 for side in sides) >= 2).any())
 
 
 def cut_patches(

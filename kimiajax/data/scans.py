@@ -43,7 +43,7 @@ class Scans:
             self._file.close()
             raise
         self.patch_size = int(self._patches.shape[1])
-        self.synthetic = bool(self._file.attrs.get("synthetic", False))
+        self.synthetic = bool(np.all(self._file.attrs.get("synthetic", False)))
 
     def __len__(self) -> int:
         return len(self._scans)
@@ -86,7 +86,7 @@ class Scans:
             raise UserError(f"{self.path}: cannot read {dataset.name} at {region} ({error}); fetch it again") from error
 
     def _find_scans(self) -> list[h5py.Dataset]:
-        numbers = sorted(int(match[1]) for name in self._file if (match := re.fullmatch(r"scan(\d+)", name)))
+        numbers = sorted(int(match[1]) for name in self._file if (match := re.fullmatch(r"scan(0|[1-9]\d*)", name)))
         if not numbers:
             raise UserError(f"{self.path}: holds no /scan0, /scan1, ...; give a file in the layout of Kimia_Path24.h5")
         if numbers != list(range(len(numbers))):

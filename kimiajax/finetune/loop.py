@@ -15,7 +15,7 @@ from kimiajax.errors import UserError
 from kimiajax.finetune.blocks import TrainableBlocks
 from kimiajax.finetune.optimizer import for_blocks
 from kimiajax.finetune.state import new_state
-from kimiajax.finetune.steps import Batch, StepMetrics, eval_step, train_step
+from kimiajax.finetune.steps import Batch, StepMetrics, predict_step, train_step
 from kimiajax.models.backbone import Classifier
 from kimiajax.progress import Silent
 from kimiajax.shapes import Int, Shaped
@@ -86,17 +86,26 @@ def fit(
                 "rate, and check the weights"
             )
         history.append(Epoch(epoch, loss, correct, time.perf_counter() - started))
+    if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.variables)):
+        raise UserError(f"{description}: the parameters are not finite after the last step; lower the learning rate")
     return state.variables, history
 
 
 def predict(
-    classifier: Classifier, variables: dict[str, Any], inputs: Shaped[np.ndarray, "n ..."], batch_size: int
+    classifier: Classifier,
+    variables: dict[str, Any],
+    inputs: Shaped[np.ndarray, "n ..."],
+    *,
+    batch_size: int,
+    progress: Silent | None = None,
+    description: str = "predicting",
 ) -> Int[np.ndarray, " n"]:
-    """The scan predicted for each input, in inference mode."""
-    step = jax.jit(functools.partial(eval_step, classifier))
-    unknown = np.zeros(len(inputs), np.int32)
-    batches = _batches(inputs, unknown, np.arange(len(inputs)), batch_size)
-    predicted = [np.asarray(step(variables, batch)[0]) for batch in batches]
+    """The scan predicted for each input, in inference mode; arguments as of `fit`."""
+    progress = progress or Silent()
+    step = jax.jit(functools.partial(predict_step, classifier))
+    batches = _batches(inputs, np.zeros(len(inputs), np.int32), np.arange(len(inputs)), batch_size)
+    tracked = progress.track(batches, description, len(inputs), "patches", step=batch_size)
+    predicted = [np.asarray(step(variables, batch.inputs)) for batch in tracked]
     return np.concatenate(predicted)[: len(inputs)].astype(np.int32)
 
 

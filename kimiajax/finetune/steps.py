@@ -66,10 +66,10 @@ def train_step(
     return TrainState(state.step + 1, params, {**state.batch_stats, **batch_stats}, opt_state, state.key), metrics
 
 
-def eval_step(classifier: Classifier, variables: Params, batch: Batch) -> tuple[Int[jax.Array, " b"], StepMetrics]:
-    """Predicted scans and metrics in inference mode."""
-    logits, _ = classifier.apply(variables, network_input(batch.inputs))
-    return logits.argmax(axis=-1), _metrics(logits, batch)
+def predict_step(classifier: Classifier, variables: Params, inputs: Shaped[jax.Array, "b ..."]) -> Int[jax.Array, " b"]:
+    """Predicted scans, in inference mode."""
+    logits, _ = classifier.apply(variables, network_input(inputs))
+    return logits.argmax(axis=-1)
 
 
 def _metrics(logits: Float[jax.Array, "b k"], batch: Batch) -> StepMetrics:

@@ -51,6 +51,11 @@ class Backbone:
         if unknown:
             raise UserError(f"unknown block {unknown[0]!r} of {self.name}; choose from {', '.join(self.blocks)}")
 
+    def check_size(self, size: int) -> None:
+        """Raises UserError for images that are too small for this network."""
+        if size < self.smallest:
+            raise UserError(f"{self.name} takes images from {self.smallest} x {self.smallest}; {size} is too small")
+
     def span(self, first: str, last: str) -> tuple[str, ...]:
         """The blocks from `first` to `last`, both included."""
         self.check_blocks([first, last])
@@ -82,8 +87,7 @@ class Backbone:
         """
         blocks = self.blocks if blocks is None else tuple(blocks)
         self.check_blocks(blocks)
-        if size < self.smallest:
-            raise UserError(f"{self.name} takes images from {self.smallest} x {self.smallest}; {size} is too small")
+        self.check_size(size)
         module = self._build(num_classes)
         images = jnp.zeros((1, size, size, 3))
         return jax.eval_shape(lambda: module.init(jax.random.key(0), images, blocks))

@@ -73,10 +73,9 @@ class Weights:
 
     def save(self, folder: Path) -> None:
         """Writes a converted checkpoint; the folder appears whole or not at all."""
-        lineage = {**self.lineage, "digest": digest(self.variables)}
         with new_folder(folder) as aside:
             save_tree(aside / "arrays", self.variables)
-            (aside / "lineage.json").write_text(json.dumps(lineage, indent=2) + "\n")
+            (aside / "lineage.json").write_text(json.dumps(self.lineage, indent=2) + "\n")
 
 
 def load_weights(
@@ -127,7 +126,7 @@ def load_converted(folder: Path) -> Weights:
     """
     try:
         lineage = json.loads((folder / "lineage.json").read_text())
-        recorded = lineage["digest"]
+        recorded, _ = lineage["digest"], lineage["network"]
         variables = load_tree(folder / "arrays")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -135,7 +134,10 @@ def load_converted(folder: Path) -> Weights:
             "make one with `python -m weights_convert keras NETWORK FILE OUT`"
         ) from error
     if digest(variables) != recorded:
-        raise UserError(f"{folder}: its arrays are not those that were written (digest differs); convert again")
+        raise UserError(
+            f"{folder}: its arrays are not those that were written (digest differs); remove that folder and "
+            "convert again"
+        )
     return Weights(variables, lineage)
 
 
@@ -161,7 +163,7 @@ def _imagenet(backbone: Backbone, top: bool, cache: Path, progress: Callable[[st
         return load_converted(folder)
     weights = _convert_keras(backbone.name, _fetch(file, cache / "downloads", progress))
     weights.save(folder)
-    return load_converted(folder)
+    return weights
 
 
 def _fetch(file: PublishedFile, folder: Path, progress: Callable[[str], Any] | None) -> Path:
@@ -174,11 +176,20 @@ def _fetch(file: PublishedFile, folder: Path, progress: Callable[[str], Any] | N
         return Path(pooch.retrieve(file.url, file.checksum, file.name, folder, downloader=downloader))
     except (OSError, ValueError) as error:  # no network; another checksum
         algorithm, checksum = file.checksum.split(":")
-        reason = "its checksum is wrong" if isinstance(error, ValueError) else "the server cannot be reached"
+        reason = "its checksum is wrong" if isinstance(error, ValueError) else _reason(error)
         raise UserError(
             f"cannot download {file.url}: {reason}; put that file ({file.size:,} bytes, {algorithm.upper()} "
             f"{checksum}) at {folder / file.name}, or give the path of your own copy"
         ) from error
+
+
+def _reason(error: OSError) -> str:
+    if error.strerror and error.filename:  # of the disk
+        return f"{error.filename}: {error.strerror}"
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"the server answers {response.status_code}"
+    return f"the server cannot be reached ({type(error).__name__})"
 
 
 def _convert_keras(network: str, path: Path) -> Weights:
@@ -219,16 +230,9 @@ def _only(
 
 
 def _check_dense_size(inputs: int, backbone: Backbone, image_size: int, source: str | Path) -> None:
-    block5 = jax.eval_shape(
-        lambda: backbone.apply(
-            backbone.init(np.random.default_rng(0), image_size, backbone.up_to("block5")),
-            np.zeros((1, image_size, image_size, 3), np.float32),
-            backbone.up_to("block5"),
-        )[0]
-    )
-    asked = int(np.prod(block5.shape))
+    asked, _ = backbone.shapes(image_size, backbone.up_to("fc1"))["params"]["fc1"]["dense"]["kernel"].shape
     if inputs != asked:
-        side = round((inputs / block5.shape[-1]) ** 0.5) * 32
+        side = round((inputs / 512) ** 0.5) * 32
         raise UserError(
             f"{source}: fc1 takes {inputs:,} values, as {side} x {side} pixels give; {image_size} x {image_size} give "
             f"{asked:,}; use --image-size {side}"
