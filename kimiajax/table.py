@@ -37,9 +37,10 @@ SYNTHETIC = {"num_scans": paper.NUM_SCANS, "patch_size": 112, "grid": (6, 7), "t
 
 @dataclass(frozen=True)
 class Study:
-    """What the rows share: settings, weights, and the patches at the networks' size."""
+    """What the rows share: settings, weights, and the patches, at the networks' size."""
 
     config: TableConfig
+    data: dict[str, Any]
     manifest: Manifest
     train: np.ndarray
     test: np.ndarray
@@ -87,7 +88,7 @@ class Outcome:
     predicted: np.ndarray
     trained: Tree
     history: dict[str, list[Epoch]]
-    note: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def train_from_scratch(row: Row, study: Study, features: None) -> Outcome:
         "stands CNN1, which the paper quotes from another study; its printed factors multiply to 42.07, not 41.80."
     )
     predicted = study.predict(row, classifier, variables, study.test)
-    return Outcome(predicted, _trained(variables, blocks), {"training": history}, note)
+    return Outcome(predicted, _trained(variables, blocks), {"training": history}, (note,))
 
 
 def classify_features(row: Row, study: Study, features: Features) -> Outcome:
@@ -226,47 +227,18 @@ def run_table(preset: str, config: TableConfig, progress: Silent | None = None) 
     progress = progress or Silent()
     config.validate(tuple(row.name for row in ROWS))
     rows = [row for row in ROWS if row.name in config.rows]
-    for row in rows:
-        BACKBONES[row.network].check_size(config.image_size)
-    out = config.folder(preset)
-    cache = config.cache or default_cache()
-    with _open_scans(preset, config, out, progress) as scans:
-        taps = _taps(rows, config)
-        weights = _load_weights(taps, config, cache, progress)
-        for folder in (out, cache):  # one that cannot be written to is found before the long work
-            folder.mkdir(parents=True, exist_ok=True)
-        manifest = cut_patches(
-            scans,
-            config.patch_size,
-            config.patches_per_scan,
-            config.seed,
-            grid=config.grid,
-            homogeneity=config.homogeneity,
-            background=config.background,
-            track=functools.partial(progress.track, unit="scans"),
-        )
-        pixels = {
-            split: read_pixels(
-                scans,
-                manifest,
-                split,
-                config.image_size,
-                config.resize,
-                functools.partial(progress.track, unit="patches"),
-            )
-            for split in ("train", "test")
-        }
-        data = _describe_data(scans, manifest)
-    study = Study(config, manifest, pixels["train"], pixels["test"], weights, progress)
+    out, cache = config.folder(preset), config.cache or default_cache()
+    taps = _taps(rows, config)
+    study = _prepare(preset, config, rows, taps, out, cache, progress)
     results = {
         "schema_version": SCHEMA_VERSION,
         "complete": False,
         "preset": preset,
         "config": config.as_dict(),
         "environment": describe_environment(),
-        "data": data,
-        "weights": {network: loaded.lineage for network, loaded in weights.items()},
-        "notes": _notes(data, weights, config),
+        "data": study.data,
+        "weights": {network: loaded.lineage for network, loaded in study.weights.items()},
+        "notes": _notes(study),
         "rows": [],
     }
     features: dict[str, Features] = {}
@@ -281,18 +253,50 @@ def run_table(preset: str, config: TableConfig, progress: Silent | None = None) 
         if row.network in features:
             seconds += features[row.network].seconds
         if row is rows[0]:  # not earlier: until now the folder holds a whole earlier run, if any
-            begin_run(out, manifest, (row.name for row in ROWS))
-        write_predictions(out, row.name, manifest, outcome.predicted)
+            begin_run(out, study.manifest, (row.name for row in ROWS))
+        write_predictions(out, row.name, study.manifest, outcome.predicted)
         save_tree(out / "checkpoints" / row.name, outcome.trained)
         results["rows"].append(_describe_row(row, outcome, study, seconds))
-        results["notes"] += [outcome.note] if outcome.note else []
-        if np.ptp(outcome.predicted) == 0 < np.ptp(manifest.labels("test")):
+        results["notes"] += outcome.notes
+        if np.ptp(outcome.predicted) == 0 < np.ptp(study.manifest.labels("test")):
             results["notes"].append(
                 f"{row.approach} predicts one and the same scan for every patch: it learnt nothing."
             )
         results["complete"] = len(results["rows"]) == len(rows)
         write_results(out, results)
     return results
+
+
+def _prepare(
+    preset: str,
+    config: TableConfig,
+    rows: list[Row],
+    taps: dict[str, set[str]],
+    out: Path,
+    cache: Path,
+    progress: Silent,
+) -> Study:
+    """Scans, weights and folders, each looked at before the long work, and then the patches."""
+    for row in rows:
+        BACKBONES[row.network].check_size(config.image_size)
+    with _open_scans(preset, config, out, progress) as scans:
+        weights = _load_weights(taps, config, cache, progress)
+        for folder in (out, cache):
+            folder.mkdir(parents=True, exist_ok=True)
+        manifest = cut_patches(
+            scans,
+            config.patch_size,
+            config.patches_per_scan,
+            config.seed,
+            grid=config.grid,
+            homogeneity=config.homogeneity,
+            background=config.background,
+            track=functools.partial(progress.track, unit="scans"),
+        )
+        size, filter, track = config.image_size, config.resize, functools.partial(progress.track, unit="patches")
+        train = read_pixels(scans, manifest, "train", size, filter, track)
+        test = read_pixels(scans, manifest, "test", size, filter, track)
+        return Study(config, _describe_data(scans, manifest), manifest, train, test, weights, progress)
 
 
 def _open_scans(preset: str, config: TableConfig, out: Path, progress: Silent) -> Scans:
@@ -401,9 +405,9 @@ def _describe_row(row: Row, outcome: Outcome, study: Study, seconds: float) -> d
     }
 
 
-def _notes(data: dict[str, Any], weights: dict[str, Weights], config: TableConfig) -> list[str]:
+def _notes(study: Study) -> list[str]:
     """What a reader must know of the run as a whole."""
-    notes = []
+    config, data, notes = study.config, study.data, []
     if data["synthetic"]:
         notes.append("The scans are drawn by a program: these figures say nothing about tissue, nor about the paper.")
     elif (data["scans"], data["test"]) != (paper.NUM_SCANS, paper.TEST_PATCHES):
@@ -411,7 +415,7 @@ def _notes(data: dict[str, Any], weights: dict[str, Weights], config: TableConfi
             f"Not Kimia Path24, which has {paper.NUM_SCANS} scans and {paper.TEST_PATCHES:,} test patches: the paper's "
             "figures stand beside for orientation only."
         )
-    random = [network for network, loaded in weights.items() if loaded.lineage["source"] == "random"]
+    random = [network for network, loaded in study.weights.items() if loaded.lineage["source"] == "random"]
     if random:
         notes.append(f"{' and '.join(random)}: random weights, so their rows say nothing about pre-training.")
     notes.append("Trained with no augmentation; the paper augments.")

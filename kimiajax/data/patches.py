@@ -116,21 +116,18 @@ def overlaps_whitened_place(scans: Scans, scan: int, row: int, col: int, patch: 
     around = scans.read(scan, top, left, bottom - top, right - left) == WHITE
     # counts[y, x]: white pixels above and left of y, x, with a frame of one pixel that is not white around it all
     counts = np.pad(around, ((2, 1), (2, 1))).cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
+    n = size
+    whole = counts[n:, n:] - counts[:-n, n:] - counts[n:, :-n] + counts[:-n, :-n] == n * n
+    shared_rows = n - np.abs(np.arange(whole.shape[0]) - 1 + top - row)
+    shared_cols = n - np.abs(np.arange(whole.shape[1]) - 1 + left - col)
+    shared = np.clip(shared_rows, 0, None)[:, None] * np.clip(shared_cols, 0, None)
+    y, x = np.nonzero(whole & (shared > WHITENED_TOLERANCE * patch.size))
 
     def count(y: np.ndarray, x: np.ndarray, high: int, wide: int) -> np.ndarray:
         return counts[y + high, x + wide] - counts[y, x + wide] - counts[y + high, x] + counts[y, x]
 
-    y, x = np.indices((bottom - top - size + 1, right - left - size + 1)).reshape(2, -1) + 1
-    common = (size - np.abs(y - 1 + top - row)) * np.clip(size - np.abs(x - 1 + left - col), 0, None)
-    near = (common > WHITENED_TOLERANCE * patch.size) & (count(y, x, size, size) == size**2)
-    y, x = y[near], x[near]
-    sides = (
-        count(y - 1, x, 1, size),
-        count(y + size, x, 1, size),
-        count(y, x - 1, size, 1),
-        count(y, x + size, size, 1),
-    )
-    return bool((sum(side < size / 2 for side in sides) >= 2).any())
+    sides = count(y - 1, x, 1, n), count(y + n, x, 1, n), count(y, x - 1, n, 1), count(y, x + n, n, 1)
+    return bool((sum(side < n / 2 for side in sides) >= 2).any())
 
 
 def cut_patches(
