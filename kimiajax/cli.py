@@ -35,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
             f"kimiajax: {error.filename}: {error.strerror}; check the path, its permissions and space", file=sys.stderr
         )
         return USER_ERROR
+    except MemoryError as error:
+        print(f"kimiajax: out of memory ({error}); use a smaller --image-size or --batch-size", file=sys.stderr)
+        return USER_ERROR
     except KeyboardInterrupt:
         print("kimiajax: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -89,5 +92,6 @@ def _table(arguments: list[str]) -> None:
     from kimiajax.table import run_table
 
     results = run_table(preset, config, for_terminal())
+    sys.stdout.reconfigure(errors="replace")  # the table's rules, where the terminal knows ASCII only
     print(render_table(results))
     print(f"\nwritten to {config.folder(preset)}")

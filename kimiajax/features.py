@@ -20,7 +20,7 @@ from kimiajax import __version__
 from kimiajax.checkpoints import digest
 from kimiajax.data.pixels import gray_to_unit_rgb
 from kimiajax.errors import UserError
-from kimiajax.files import new_folder
+from kimiajax.files import new_folder, remove_leftovers
 from kimiajax.models.backbone import Backbone, Variables
 from kimiajax.progress import Silent
 from kimiajax.shapes import Float, UInt8
@@ -86,18 +86,27 @@ def extract_taps(
         return Taps(arrays, cached=False)
 
     folder = cache / "features" / _key(backbone, variables, images, blocks)
-    cached = all((folder / f"{tap}.npy").exists() for tap in taps)
-    if cached:
+    found = {tap: _load(folder / f"{tap}.npy", shapes[tap]) for tap in taps}
+    if all(array is not None for array in found.values()):
         progress.say(f"{description}: found in {folder}")
         folder.touch()
-    else:
-        with new_folder(folder) as aside:
-            arrays = {tap: _map_new(aside / f"{tap}.npy", shapes[tap]) for tap in taps}
-            _compute(backbone, variables, images, blocks, arrays, batch_size, progress, description)
-            for array in arrays.values():
-                array.flush()
-        _trim(cache / "features", keep=folder)
-    return Taps({tap: np.load(folder / f"{tap}.npy", mmap_mode="r") for tap in taps}, cached)
+        return Taps(found, cached=True)
+    with new_folder(folder) as aside:
+        arrays = {tap: _map_new(aside / f"{tap}.npy", shapes[tap]) for tap in taps}
+        _compute(backbone, variables, images, blocks, arrays, batch_size, progress, description)
+        for array in arrays.values():
+            array.flush()
+    _trim(cache / "features", keep=folder)
+    return Taps({tap: np.load(folder / f"{tap}.npy", mmap_mode="r") for tap in taps}, cached=False)
+
+
+def _load(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A stored array mapped into memory; None where there is none, or a damaged one, which is computed again."""
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return array if array.shape == shape and array.dtype == np.float32 else None
 
 
 def _map_new(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -176,6 +185,7 @@ def _key(backbone: Backbone, variables: Variables, images: np.ndarray, blocks: S
 
 def _trim(folder: Path, keep: Path) -> None:
     """Removes what was read longest ago until the rest is under the limit."""
+    remove_leftovers(folder)
     sizes, read = {}, {}
     for entry in folder.iterdir():
         if entry.name.startswith("."):

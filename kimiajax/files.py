@@ -1,9 +1,13 @@
 """Files and folders that are either whole or absent, and files that are what they are said to be."""
 
 import contextlib
+import errno
 import hashlib
 import os
+import re
+import secrets
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import h5py
 
 from kimiajax.errors import UserError
 
+ASIDE = re.compile(r"\..*\.(?P<host>[A-Za-z0-9-]*)\.(?P<pid>\d+)\.[0-9a-f]{8}\.kimiajax-partial")
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -24,7 +29,8 @@ def sha256_file(path: Path) -> str:
 def new_file(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` that takes its place when the block ends well, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    remove_leftovers(path.parent)
+    aside = _aside(path)
     try:
         yield aside
         aside.replace(path)
@@ -42,28 +48,64 @@ def write_text(path: Path, text: str) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path` that takes its place when the block ends well, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    for leftover in path.parent.glob(f".{path.name}.*"):
-        if not _alive(leftover.name.removeprefix(f".{path.name}.").split(".")[0]):
-            shutil.rmtree(leftover, ignore_errors=True)
-    shutil.rmtree(aside, ignore_errors=True)
+    remove_leftovers(path.parent)
+    aside, old = _aside(path), _aside(path)
     aside.mkdir()
     try:
         yield aside
-        if path.exists():
+        try:
+            aside.replace(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
             path.replace(old)
-        aside.replace(path)
+            aside.replace(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _alive(pid: str) -> bool:
-    """Whether a process of this number runs here: what it wrote aside is its own."""
+@contextlib.contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Holds a folder for one run; the operating system lets go of it when the process ends, however it ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows has no such lock
+            pass
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another run writes there; wait for it, or choose another --out") from error
+        yield
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what processes of this machine that are gone have left half-written in a folder."""
+    for entry in folder.iterdir():
+        match = ASIDE.fullmatch(entry.name)
+        if match and match["host"] == _host() and not _alive(int(match["pid"])):
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def _aside(path: Path) -> Path:
+    """A name beside `path` that is nobody else's."""
+    return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.kimiajax-partial")
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+
+
+def _alive(pid: int) -> bool:
     try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
+        os.kill(pid, 0)
+    except ProcessLookupError:
         return False
     except PermissionError:
         pass
@@ -96,6 +138,11 @@ def open_hdf5(path: Path, what: str) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
+        if "unable to lock file" in str(error):
+            raise UserError(
+                f"{path}: another program has it open for writing; close it there, or set HDF5_USE_FILE_LOCKING=FALSE "
+                "where the file system knows no locks"
+            ) from error
         raise UserError(
             f"{path}: a damaged HDF5 file of {path.stat().st_size:,} bytes ({error}); fetch or copy it again"
         ) from error

@@ -21,6 +21,7 @@ from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.environment import describe_environment
 from kimiajax.errors import UserError
 from kimiajax.features import extract_taps
+from kimiajax.files import only_run
 from kimiajax.finetune.blocks import TrainableBlocks
 from kimiajax.finetune.loop import Epoch, fit, predict
 from kimiajax.finetune.optimizer import fine_tuning_sgd, head_rmsprop
@@ -228,6 +229,11 @@ def run_table(preset: str, config: TableConfig, progress: Silent | None = None) 
     config.validate(tuple(row.name for row in ROWS))
     rows = [row for row in ROWS if row.name in config.rows]
     out, cache = config.folder(preset), config.cache or default_cache()
+    with only_run(out):
+        return _run(preset, config, rows, out, cache, progress)
+
+
+def _run(preset: str, config: TableConfig, rows: list[Row], out: Path, cache: Path, progress: Silent) -> dict[str, Any]:
     taps = _taps(rows, config)
     study = _prepare(preset, config, rows, taps, out, cache, progress)
     results = {
@@ -281,8 +287,7 @@ def _prepare(
         BACKBONES[row.network].check_size(config.image_size)
     with _open_scans(preset, config, out, progress) as scans:
         weights = _load_weights(taps, config, cache, progress)
-        for folder in (out, cache):
-            folder.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
         manifest = cut_patches(
             scans,
             config.patch_size,

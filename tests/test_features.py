@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,16 @@ def test_an_interrupted_pass_leaves_nothing_that_would_be_found(cnn, network, im
     with pytest.raises(KeyboardInterrupt):
         extract_features(cnn, network, images, cache=tmp_path, batch_size=2, progress=Interrupt())
     assert list((tmp_path / "features").iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [0, 100, 1000])
+def test_a_damaged_entry_is_computed_again(cnn, network, images, tmp_path, size):
+    before = np.array(extract_features(cnn, network, images, cache=tmp_path))
+    (file,) = tmp_path.glob("features/*/pooled.npy")
+    os.truncate(file, size)
+    taps = extract_taps(cnn, network, images, ("pooled",), cache=tmp_path)
+    assert not taps.cached
+    np.testing.assert_array_equal(taps.arrays["pooled"], before)
 
 
 def test_an_unknown_tap_is_refused(cnn, network, images):

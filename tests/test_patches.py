@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,7 +129,7 @@ def test_a_scan_with_fewer_patches_than_asked_for_gives_what_it_has(tmp_path, rn
 
 def test_a_scan_without_tissue_is_refused(tmp_path, rng):
     scans = scans_of(tmp_path, tissue(rng, 16, 16), np.full((16, 16), 240, np.uint8))
-    with pytest.raises(UserError, match="scan1 has no training patch"):
+    with pytest.raises(UserError, match=r"scan1 has no training patch: of its 4 places of 8 x 8, 0 lie over whitened"):
         cut_patches(scans)
 
 
@@ -156,3 +157,11 @@ def test_pixels_are_those_of_the_manifests_patches(tmp_path, rng):
     for pixels, patch in zip(train, manifest.split("train")):
         np.testing.assert_array_equal(pixels, scan[patch.row : patch.row + 8, patch.col : patch.col + 8])
     np.testing.assert_array_equal(read_pixels(scans, manifest, "test", 8, "box"), test)
+
+
+def test_test_patches_are_read_by_their_ids_whatever_is_left_of_the_manifest(tmp_path, rng):
+    test = rng.integers(0, 255, (4, 8, 8), dtype=np.uint8)
+    scans = scans_of(tmp_path, tissue(rng, 16, 16), patches=test, targets=np.zeros(4, int))
+    manifest = cut_patches(scans)
+    some = replace(manifest, patches=tuple(p for p in manifest.patches if p.patch_id in ("test/1", "test/3")))
+    np.testing.assert_array_equal(read_pixels(scans, some, "test", 8, "box"), test[[1, 3]])

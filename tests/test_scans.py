@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import h5py
 import numpy as np
 import pytest
@@ -103,3 +106,13 @@ def test_no_such_file_and_a_folder_are_told_apart(tmp_path):
         open_scans(tmp_path / "absent.h5")
     with pytest.raises(UserError, match="is a folder"):
         open_scans(tmp_path)
+
+
+def test_a_file_that_another_program_writes_is_not_called_damaged(path):
+    code = "import sys, h5py; f = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout.readline() == "open\n"
+        with pytest.raises(UserError, match="another program has it open"):
+            open_scans(path)

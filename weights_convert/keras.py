@@ -122,6 +122,8 @@ def _find(file: h5py.File, path: Path) -> dict[Source, h5py.Dataset]:
             f"{path}: has the layout of `.weights.h5` or `.keras`; save it with `model.save('x.h5')` instead"
         )
     root = file.get("model_weights", file)
+    if not isinstance(root, h5py.Group):
+        raise UserError(f"{path}: /model_weights is no group; give a file that Keras saved")
     datasets: dict[Source, h5py.Dataset] = {}
 
     def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:

@@ -160,6 +160,8 @@ def cut_patches(
         UserError: a size other than the test patches', or a scan without a training patch.
     """
     size = scans.patch_size if size is None else size
+    if patches_per_scan != "all" and patches_per_scan < 1:
+        raise UserError(f"{patches_per_scan} patches per scan: must be 1 or more, or 'all'")
     if size != scans.patch_size:
         raise UserError(
             f"{scans.path}: test patches are {scans.patch_size} x {scans.patch_size}, but training patches of "
@@ -170,17 +172,22 @@ def cut_patches(
         rng = np.random.default_rng([seed, scan])
         places = rng.permutation(np.array(GRIDS[grid](*scans.shape(scan), size), np.int64).reshape(-1, 2))
         drawn: list[tuple[int, int]] = []
+        whitened = 0
         for row, col in places.tolist():
             if len(drawn) == patches_per_scan:
                 break
             patch = scans.read(scan, row, col, size, size)
-            background_only = homogeneity_of(patch, background) >= homogeneity
-            if not background_only and not overlaps_whitened_place(scans, scan, row, col, patch):
+            if homogeneity_of(patch, background) >= homogeneity:
+                continue
+            if overlaps_whitened_place(scans, scan, row, col, patch):
+                whitened += 1
+            else:
                 drawn.append((row, col))
         if not drawn:
             raise UserError(
-                f"{scans.path}: scan{scan} has no training patch: none of its {len(places)} places of {size} x {size} "
-                f"holds less than {homogeneity:.0%} of background (gray {background} and above)"
+                f"{scans.path}: scan{scan} has no training patch: of its {len(places)} places of {size} x {size}, "
+                f"{whitened} lie over whitened places and the rest are {homogeneity:g} or more background (gray "
+                f"{background} and above); see --homogeneity and --background"
             )
         patches += [Patch(f"train/{scan}/{row}/{col}", scan, row, col, "train") for row, col in sorted(drawn)]
     patches += [Patch(f"test/{k}", int(scan), None, None, "test") for k, scan in enumerate(scans.targets)]
@@ -198,9 +205,9 @@ def read_pixels(
     """The gray values of a split's patches at the network's size, in the manifest's order."""
 
     def patches() -> Iterator[np.ndarray]:
-        for index, patch in enumerate(track(chosen, f"reading {split} patches", len(chosen))):
+        for patch in track(chosen, f"reading {split} patches", len(chosen)):
             if patch.row is None:
-                yield scans.read_test_patch(index)
+                yield scans.read_test_patch(int(patch.patch_id.removeprefix("test/")))
             else:
                 yield scans.read(patch.scan, patch.row, patch.col, manifest.patch_size, manifest.patch_size)
 

@@ -67,7 +67,7 @@ def fit(
     Raises:
         UserError: an unknown block, or a loss that is not finite any more.
     """
-    progress = progress or Silent()
+    progress, batch_size = progress or Silent(), min(batch_size, len(labels))
     optimizer = for_blocks(optimizer, blocks)
     state = new_state(variables, optimizer, blocks, jax.random.key(seed))
     step = jax.jit(functools.partial(train_step, classifier, optimizer, blocks), donate_argnums=0)
@@ -101,7 +101,7 @@ def predict(
     description: str = "predicting",
 ) -> Int[np.ndarray, " n"]:
     """The scan predicted for each input, in inference mode; arguments as of `fit`."""
-    progress = progress or Silent()
+    progress, batch_size = progress or Silent(), min(batch_size, len(inputs))
     step = jax.jit(functools.partial(predict_step, classifier))
     batches = _batches(inputs, np.zeros(len(inputs), np.int32), np.arange(len(inputs)), batch_size)
     tracked = progress.track(batches, description, len(inputs), "patches", step=batch_size)

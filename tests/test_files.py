@@ -1,0 +1,66 @@
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from kimiajax.errors import UserError
+from kimiajax.files import _host, new_file, new_folder, only_run
+
+
+def test_a_folder_appears_whole_or_not_at_all_and_takes_the_place_of_an_earlier_one(tmp_path):
+    with new_folder(tmp_path / "run") as aside:
+        (aside / "a").write_text("1")
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "run") as aside:
+        (aside / "a").write_text(str(1 / 0))
+    assert (tmp_path / "run" / "a").read_text() == "1"
+    with new_folder(tmp_path / "run") as aside:
+        (aside / "b").write_text("3")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["b"]
+
+
+def test_a_file_that_fails_leaves_the_earlier_one(tmp_path):
+    (tmp_path / "x").write_text("old")
+    with pytest.raises(ZeroDivisionError), new_file(tmp_path / "x") as aside:
+        aside.write_text(str(1 / 0))
+    assert (tmp_path / "x").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_only_this_programs_leftovers_of_dead_processes_of_this_machine_are_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    leftover = f".w.{_host()}.{dead.pid}.0123abcd.kimiajax-partial"
+    kept = [".w.backup", f".w.{dead.pid}", f".w.elsewhere-x.{dead.pid}.0123abcd.kimiajax-partial"]
+    kept.append(f".w.{_host()}.{os.getpid()}.0123abcd.kimiajax-partial")
+    for name in (leftover, *kept):
+        (tmp_path / name).mkdir()
+    with new_folder(tmp_path / "w"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "w"])
+
+
+def test_two_writers_of_one_folder_do_not_disturb_each_other(tmp_path):
+    both = threading.Barrier(2)
+
+    def write(text):
+        with new_folder(tmp_path / "w") as aside:
+            (aside / "a").write_text(text)
+            both.wait()
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in ("1", "2")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "w" / "a").read_text() in ("1", "2")
+
+
+def test_a_folder_takes_one_run_at_a_time(tmp_path):
+    with only_run(tmp_path), pytest.raises(UserError, match="another run writes there"), only_run(tmp_path):
+        pass
+    with only_run(tmp_path):
+        pass
