@@ -4,24 +4,27 @@ INSTALLER ?= uv# or: pip
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .PHONY: setup demo test test-slow lint format lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
 
-# Only what requirements.lock names with a hash is fetched, uv and the build backend included.
+# Only what requirements.lock names with a hash is fetched, uv and the build backend included. Where uv cannot reach
+# the package index (a certificate that only pip is told of, say), pip takes over.
 $(STAMP): requirements.lock pyproject.toml Makefile
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --clear $(VENV)
 ifeq ($(strip $(INSTALLER)),uv)
 	awk '/^uv==/ {keep = 1; print; next} /^[^ ]/ {keep = 0} keep' requirements.lock > $(VENV)/uv.txt
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r $(VENV)/uv.txt
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --require-hashes -r requirements.lock
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	$(PIP) --no-deps --require-hashes -r $(VENV)/uv.txt
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --require-hashes -r requirements.lock \
+		|| $(PIP) --no-deps --require-hashes -r requirements.lock
 else
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) --no-deps --require-hashes -r requirements.lock
 endif
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: $(STAMP)
