@@ -79,7 +79,8 @@ def extract_taps(
     blocks = backbone.up_to(backbone.last_of(taps))
     progress = progress or Silent()
     batch_size = batch_size or batch_size_for(jax.default_backend())
-    shapes = {tap: (len(images), *shape) for tap, shape in _shapes(backbone, variables, images, blocks).items()}
+    tap_shapes = backbone.tap_shapes(variables, images.shape[1], blocks)
+    shapes = {tap: (len(images), *shape) for tap, shape in tap_shapes.items()}
     if cache is None:
         arrays = {tap: np.empty(shapes[tap], np.float32) for tap in taps}
         _compute(backbone, variables, images, blocks, arrays, batch_size, progress, description)
@@ -157,15 +158,6 @@ def _compute(
         outputs = _forward(backbone, tuple(blocks), tuple(arrays), variables, jnp.asarray(np.pad(batch, padding)))
         for tap, array in arrays.items():
             array[start : start + len(batch)] = np.asarray(outputs[tap])[: len(batch)]
-
-
-def _shapes(
-    backbone: Backbone, variables: Variables, images: np.ndarray, blocks: Sequence[str]
-) -> dict[str, tuple[int, ...]]:
-    """The shape of each block's output for one image."""
-    image = jax.ShapeDtypeStruct((1, *images.shape[1:], 3), jnp.float32)
-    taps = jax.eval_shape(lambda variables, x: backbone.apply(variables, x, blocks)[1], variables, image)
-    return {tap: output.shape[1:] for tap, output in taps.items()}
 
 
 def _key(backbone: Backbone, variables: Variables, images: np.ndarray, blocks: Sequence[str]) -> str:

@@ -25,7 +25,6 @@ from kimiajax.files import only_run
 from kimiajax.finetune.blocks import TrainableBlocks
 from kimiajax.finetune.loop import Epoch, fit, predict
 from kimiajax.finetune.optimizer import fine_tuning_sgd, head_rmsprop
-from kimiajax.finetune.steps import network_input
 from kimiajax.metrics import kimia_scores
 from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
 from kimiajax.models.weights import Weights, default_cache, load_weights
@@ -118,10 +117,8 @@ def train_from_scratch(row: Row, study: Study, features: None) -> Outcome:
     config, backbone = study.config, BACKBONES[row.network]
     classifier = Classifier(backbone, backbone.up_to(backbone.bottleneck), study.manifest.num_scans)
     variables = backbone.init(np.random.default_rng(config.seed), config.image_size, classifier.blocks)
-    bottleneck = jax.eval_shape(
-        lambda x: backbone.apply(variables, network_input(x), classifier.blocks)[0], study.train[:1]
-    )
-    head = classifier.init_head(jax.random.key(config.seed), bottleneck.shape[1:])
+    shapes = backbone.tap_shapes(variables, config.image_size, classifier.blocks)
+    head = classifier.init_head(jax.random.key(config.seed), shapes[backbone.bottleneck])
     variables["params"] = {**variables["params"], "head": head}
     blocks = TrainableBlocks(tuple(variables["params"]))
     variables, history = study.fit(

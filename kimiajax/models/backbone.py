@@ -146,6 +146,12 @@ class Backbone:
         (output, taps), moved = module.apply(variables, x, tuple(blocks), tuple(train), mask, mutable=["batch_stats"])
         return output, taps, moved.get("batch_stats", variables.get("batch_stats", {}))
 
+    def tap_shapes(self, variables: Variables, size: int, blocks: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """The shape of each block's output for one image of `size` x `size` pixels, without the batch axis."""
+        image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        taps = jax.eval_shape(lambda variables, x: self.apply(variables, x, blocks)[1], variables, image)
+        return {block: output.shape[1:] for block, output in taps.items()}
+
     def _build(self, num_classes: int, momentum: float | None = None) -> nn.Module:
         fields = self.module.__dataclass_fields__
         options = {"num_classes": num_classes, "momentum": momentum}
