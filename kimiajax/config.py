@@ -38,9 +38,11 @@ class TableConfig:
     """Filter from patch to input, as Pillow defines it."""
 
     vgg16_weights: str = "imagenet"
-    """`imagenet`, `random`, or the path of a converted checkpoint or of a Keras .h5 file."""
+    """`imagenet`, `random`, or the path of a converted checkpoint, a file that Keras saved, or a .safetensors file."""
     inception_v3_weights: str = "imagenet"
     """The same for Inception-v3."""
+    mixed_lineages: bool = False
+    """Allow the two networks weights that different frameworks trained."""
 
     svm_c: float = 1.0
     """Penalty of the linear SVM."""
@@ -111,6 +113,42 @@ class TableConfig:
         """All fields, as JSON takes them."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class ParityConfig:
+    """Settings of a comparison with a reference framework."""
+
+    reference: Literal["keras", "torch"]
+    """The framework whose network, in double precision, is the judge."""
+    weights: str
+    """A weight file of that framework, or `random`: every array random, saved by the framework itself."""
+    scans: Path | None = None
+    """A scan file to take images from; by default one drawn by a program."""
+    image_size: int = 224
+    """Side of the networks' input in pixels."""
+    input: Literal["unit", "native"] = "unit"
+    """What images are mapped onto: [0, 1], as in the study, or the input that the weights were trained on."""
+    resize: Literal["nearest", "bilinear", "box"] = "box"
+    """Filter from patch to input, as Pillow defines it."""
+    steps: int = 3
+    """Training steps; the first and the last are compared."""
+    seed: int = 0
+    """Of random weights, of the head, and of drawn scans."""
+    require: bool = False
+    """End with an exit status that is not 0 where the reference is not installed."""
+    out: Path | None = None
+    """Folder for parity.json; by default runs/parity/NETWORK-REFERENCE."""
+
+    def validate(self) -> None:
+        """Raises UserError for the first setting that is out of its range."""
+        for name, least in (("steps", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{flag(name)} {getattr(self, name)}: must be {least} or more")
+
+    def folder(self, network: str) -> Path:
+        """Where the certificate goes."""
+        return self.out or Path("runs") / "parity" / f"{network}-{self.reference}"
 
 
 def flag(name: str) -> str:

@@ -164,7 +164,7 @@ def _key(backbone: Backbone, variables: Variables, images: np.ndarray, blocks: S
     """Names the computation by content: pixels, parameters, blocks, device, precision, versions."""
     used = {kind: {b: part[b] for b in blocks if b in part} for kind, part in variables.items()}
     content = {
-        "backbone": backbone.name,
+        "backbone": [backbone.name, list(backbone.options)],
         "blocks": list(blocks),
         "images": [list(images.shape), hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()],
         "variables": digest(used),

@@ -27,7 +27,7 @@ from kimiajax.finetune.loop import Epoch, fit, predict
 from kimiajax.finetune.optimizer import fine_tuning_sgd, head_rmsprop
 from kimiajax.metrics import kimia_scores
 from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
-from kimiajax.models.weights import Weights, default_cache, load_weights
+from kimiajax.models.weights import Weights, default_cache, fine_tuned, framework_of, load_weights
 from kimiajax.progress import Download, Silent
 from kimiajax.report.results import SCHEMA_VERSION, begin_run, write_predictions, write_results
 from kimiajax.svm import fit_linear_svm
@@ -83,10 +83,13 @@ class Features:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an approach gives: the predicted scan of each test patch, what it learnt, and how that went."""
+    """What an approach gives: the predicted scan of each test patch, what it learnt, and how that went.
+
+    What it learnt is a network's weights, with a lineage, or the SVM's arrays.
+    """
 
     predicted: np.ndarray
-    trained: Tree
+    learnt: Weights | Tree
     history: dict[str, list[Epoch]]
     notes: tuple[str, ...] = ()
 
@@ -116,7 +119,8 @@ def train_from_scratch(row: Row, study: Study, features: None) -> Outcome:
     """Every block and the head of a network from random parameters, by Adam."""
     config, backbone = study.config, BACKBONES[row.network]
     classifier = Classifier(backbone, backbone.up_to(backbone.bottleneck), study.manifest.num_scans)
-    variables = backbone.init(np.random.default_rng(config.seed), config.image_size, classifier.blocks)
+    start = load_weights(backbone, "random", blocks=classifier.blocks, image_size=config.image_size, seed=config.seed)
+    variables = dict(start.variables)
     shapes = backbone.tap_shapes(variables, config.image_size, classifier.blocks)
     head = classifier.init_head(jax.random.key(config.seed), shapes[backbone.bottleneck])
     variables["params"] = {**variables["params"], "head": head}
@@ -136,7 +140,7 @@ def train_from_scratch(row: Row, study: Study, features: None) -> Outcome:
         "stands CNN1, which the paper quotes from another study; its printed factors multiply to 42.07, not 41.80."
     )
     predicted = study.predict(row, classifier, variables, study.test)
-    return Outcome(predicted, _trained(variables, blocks), {"training": history}, (note,))
+    return Outcome(predicted, _learnt(row, start, variables, blocks), {"training": history}, (note,))
 
 
 def classify_features(row: Row, study: Study, features: Features) -> Outcome:
@@ -151,7 +155,8 @@ def classify_features(row: Row, study: Study, features: Features) -> Outcome:
 
 def fine_tune(row: Row, study: Study, features: Features) -> Outcome:
     """A new head on bottleneck features, then that head and the chosen blocks together, by SGD."""
-    config, backbone = study.config, BACKBONES[row.network]
+    config, weights = study.config, study.weights[row.network]
+    backbone = weights.backbone
     bottleneck = features.train[backbone.bottleneck]
     on_bottleneck = Classifier(backbone, (), study.manifest.num_scans)
     head = on_bottleneck.init_head(jax.random.key(config.seed), bottleneck.shape[1:])
@@ -172,8 +177,7 @@ def fine_tune(row: Row, study: Study, features: Features) -> Outcome:
     span = backbone.span(first, backbone.bottleneck)
     classifier = Classifier(backbone, span, study.manifest.num_scans, config.batch_norm_momentum)
     variables = {
-        kind: {block: part[block] for block in span if block in part}
-        for kind, part in study.weights[row.network].variables.items()
+        kind: {block: part[block] for block in span if block in part} for kind, part in weights.variables.items()
     }
     variables["params"]["head"] = head["params"]["head"]
     blocks = TrainableBlocks((*backbone.fine_tuned, "head"))
@@ -187,7 +191,8 @@ def fine_tune(row: Row, study: Study, features: Features) -> Outcome:
         description=f"{row.name}: {', '.join(backbone.fine_tuned)} and head",
     )
     predicted = study.predict(row, classifier, variables, test)
-    return Outcome(predicted, _trained(variables, blocks), {"head": head_history, "fine_tuning": history})
+    histories = {"head": head_history, "fine_tuning": history}
+    return Outcome(predicted, _learnt(row, weights, variables, blocks), histories)
 
 
 def _svm_taps(backbone: Backbone, config: TableConfig) -> set[str]:
@@ -258,7 +263,7 @@ def _run(preset: str, config: TableConfig, rows: list[Row], out: Path, cache: Pa
         if row is rows[0]:  # not earlier: until now the folder holds a whole earlier run, if any
             begin_run(out, study.manifest, (row.name for row in ROWS))
         write_predictions(out, row.name, study.manifest, outcome.predicted)
-        save_tree(out / "checkpoints" / row.name, outcome.trained)
+        _save(out / "checkpoints" / row.name, outcome.learnt)
         results["rows"].append(_describe_row(row, outcome, study, seconds))
         results["notes"] += outcome.notes
         if np.ptp(outcome.predicted) == 0 < np.ptp(study.manifest.labels("test")):
@@ -268,6 +273,13 @@ def _run(preset: str, config: TableConfig, rows: list[Row], out: Path, cache: Pa
         results["complete"] = len(results["rows"]) == len(rows)
         write_results(out, results)
     return results
+
+
+def _save(folder: Path, learnt: Weights | Tree) -> None:
+    if isinstance(learnt, Weights):
+        learnt.save(folder)
+    else:
+        save_tree(folder, learnt)
 
 
 def _prepare(
@@ -332,7 +344,7 @@ def _load_weights(taps: dict[str, set[str]], config: TableConfig, cache: Path, p
         backbone = BACKBONES[network]
         progress.say(f"{network}: {config.weights(network)} weights")
         loaded[network] = load_weights(
-            backbone,
+            network,
             config.weights(network),
             blocks=backbone.up_to(backbone.last_of(blocks)),
             image_size=config.image_size,
@@ -340,14 +352,29 @@ def _load_weights(taps: dict[str, set[str]], config: TableConfig, cache: Path, p
             cache=cache,
             progress=functools.partial(Download, progress),
         )
+    mixed = _mixed_lineages(loaded)
+    if mixed and not config.mixed_lineages:
+        raise UserError(
+            f"{mixed}, trained apart and on other inputs; choose weights of one framework, or allow these with "
+            "--mixed-lineages, which the table will say"
+        )
     return loaded
+
+
+def _mixed_lineages(weights: dict[str, Weights]) -> str | None:
+    """Says so where the networks' weights were first trained in different frameworks."""
+    origins = {network: framework_of(loaded.lineage) for network, loaded in weights.items()}
+    known = {network: framework for network, framework in origins.items() if framework}
+    if len(set(known.values())) < 2:
+        return None
+    return " and ".join(f"{network}'s weights come from {framework}" for network, framework in known.items())
 
 
 def _extract(network: str, study: Study, taps: set[str], cache: Path) -> Features:
     started = time.perf_counter()
     train, test = (
         extract_taps(
-            BACKBONES[network],
+            study.weights[network].backbone,
             study.weights[network].variables,
             images,
             sorted(taps),
@@ -360,13 +387,17 @@ def _extract(network: str, study: Study, taps: set[str], cache: Path) -> Feature
     return Features(train.arrays, test.arrays, time.perf_counter() - started, train.cached or test.cached)
 
 
-def _trained(variables: Variables, blocks: TrainableBlocks) -> Tree:
-    """What training changed: the trainable blocks' parameters and running statistics."""
-    return {
-        kind: {block: tree for block, tree in part.items() if block in blocks.names}
-        for kind, part in variables.items()
-        if part
+def _learnt(row: Row, start: Weights, variables: Variables, blocks: TrainableBlocks) -> Weights:
+    """The whole network as it is after training, up to its bottleneck and with its head: it can be used elsewhere."""
+    backbone = start.backbone
+    whole = {
+        kind: {
+            **{block: part[block] for block in backbone.up_to(backbone.bottleneck) if block in part},
+            **variables.get(kind, {}),
+        }
+        for kind, part in start.variables.items()
     }
+    return fine_tuned(start, jax.tree.map(np.asarray, whole), blocks.names, f"{row.approach} of `kimiajax table`")
 
 
 def _describe_data(scans: Scans, manifest: Manifest) -> dict[str, Any]:
@@ -420,6 +451,9 @@ def _notes(study: Study) -> list[str]:
     random = [network for network, loaded in study.weights.items() if loaded.lineage["source"] == "random"]
     if random:
         notes.append(f"{' and '.join(random)}: random weights, so their rows say nothing about pre-training.")
+    mixed = _mixed_lineages(study.weights)
+    if mixed:
+        notes.append(f"{mixed}, trained apart and on other inputs: these rows do not compare the networks alone.")
     notes.append("Trained with no augmentation; the paper augments.")
     if config.patches_per_scan == "all":
         published = ", ".join(f"{count:,} ({who})" for who, count in paper.TRAINING_PATCHES_PUBLISHED.items())

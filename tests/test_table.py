@@ -15,6 +15,8 @@ from test_metrics import counted_by_hand
 from kimiajax.checkpoints import load_tree
 from kimiajax.cli import main
 from kimiajax.data.synthetic import write_synthetic_scans
+from kimiajax.models.backbone import BACKBONES
+from kimiajax.models.weights import Weights, load_converted, load_weights
 
 SMALL = ["--image-size", "75", "--patches-per-scan", "4", "--epochs", "1", "--head-epochs", "2", "--batch-size", "8"]
 RANDOM = ["--vgg16-weights", "random", "--inception-v3-weights", "random"]
@@ -103,13 +105,61 @@ def test_the_results_say_what_they_rest_on(run, scans):
     assert all(row["seconds"] > 0 for row in rows.values())
 
 
-def test_checkpoints_hold_what_was_trained_and_nothing_frozen(run):
+def test_checkpoints_hold_the_whole_network_and_where_it_came_from(run):
     out, _ = run
-    assert set(load_tree(out / "checkpoints" / "tl_vgg16")["params"]) == {"block5", "head"}
-    inception = load_tree(out / "checkpoints" / "tl_inception_v3")
-    assert set(inception["params"]) == {"mixed9", "mixed10", "head"}
-    assert set(inception["batch_stats"]) == {"mixed9", "mixed10"}
+    results, _ = rows_of(out)
+    tl_vgg16 = load_converted(out / "checkpoints" / "tl_vgg16")
+    assert set(tl_vgg16.variables["params"]) == {"block1", "block2", "block3", "block4", "block5", "head"}
+    assert tl_vgg16.lineage["trained_blocks"] == ["block5", "head"]
+    assert tl_vgg16.lineage["parent"] == results["weights"]["vgg16"]
+    inception = load_converted(out / "checkpoints" / "tl_inception_v3").variables
+    assert set(inception["params"]) == set(inception["batch_stats"]) | {"head"}
     assert load_tree(out / "checkpoints" / "fe_vgg16")["coef"].shape == (6, 4096)
+
+
+def test_only_the_trained_blocks_of_a_checkpoint_differ_from_the_weights_that_training_began_with(run):
+    out, _ = run
+    backbone = BACKBONES["inception_v3"]
+    start = load_weights(backbone, "random", image_size=75, blocks=backbone.up_to("pooled")).variables
+    trained = load_converted(out / "checkpoints" / "tl_inception_v3").variables
+    changed = {
+        block
+        for kind, part in start.items()
+        for block, arrays in part.items()
+        if not jax.tree.all(jax.tree.map(np.array_equal, arrays, trained[kind][block]))
+    }
+    assert changed == {"mixed9", "mixed10"}
+
+
+def test_a_fine_tuned_network_serves_as_weights(run, scans, tmp_path):
+    """Its features, here of one row; the lineage of the new run tells of both."""
+    out, _ = run
+    command = ["table", "quick", "--scans", str(scans), *SMALL, "--rows", "fe_inception_v3", "--out", str(tmp_path)]
+    assert main([*command, "--inception-v3-weights", str(out / "checkpoints" / "tl_inception_v3")]) == 0
+    lineage = rows_of(tmp_path)[0]["weights"]["inception_v3"]
+    assert lineage["trained_blocks"] == ["mixed9", "mixed10", "head"]
+    assert lineage["parent"]["source"] == "random"
+
+
+def saved_as(framework, network, folder):
+    """A checkpoint whose lineage speaks of a framework."""
+    backbone = BACKBONES[network]
+    random = load_weights(backbone, "random", image_size=75, blocks=backbone.up_to(backbone.bottleneck))
+    Weights(random.variables, {**random.lineage, "framework": framework, "source": f"{framework}.file"}).save(folder)
+    return str(folder)
+
+
+def test_weights_of_two_frameworks_are_not_mixed_unless_that_is_asked_for_and_said(scans, tmp_path, capsys):
+    command = ["table", "quick", "--scans", str(scans), *SMALL, "--rows", "tl_vgg16", "tl_inception_v3"]
+    command += ["--out", str(tmp_path / "out"), "--head-epochs", "0", "--epochs", "0"]
+    command += ["--vgg16-weights", saved_as("torch", "vgg16", tmp_path / "a")]
+    command += ["--inception-v3-weights", saved_as("keras", "inception_v3", tmp_path / "b")]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "vgg16's weights come from torch and inception_v3's weights come from keras" in error
+    assert "--mixed-lineages" in error
+    assert main([*command, "--mixed-lineages"]) == 0
+    assert any("these rows do not compare the networks alone" in note for note in rows_of(tmp_path / "out")[0]["notes"])
 
 
 def test_the_same_command_gives_the_same_predictions_and_another_seed_another_draw(run, scans, tmp_path):
@@ -203,7 +253,7 @@ def bad(tmp_path, name, content):
         (lambda scans, tmp: ["--scans", scans, "--image-size", "20"], "20 is too small"),
         (lambda scans, tmp: ["--scans", scans, "--learning-rate", "nan"], "--learning-rate nan"),
         (lambda scans, tmp: ["--scans", scans, "--seed", str(2**32)], "must be under 2**32"),
-        (lambda scans, tmp: ["--scans", scans, "--vgg16-weights", scans], "holds weights of neither network"),
+        (lambda scans, tmp: ["--scans", scans, "--vgg16-weights", scans], "holds weights of no network known here"),
         (lambda scans, tmp: ["--scans", scans, "--vgg16-weights", str(tmp)], "not a converted checkpoint"),
         (lambda scans, tmp: ["--scans", scans, "--cache", bad(tmp, "file", b"")], "File exists"),
     ],

@@ -7,13 +7,14 @@ import h5py
 import jax
 import numpy as np
 import pytest
+from conftest import randomise
 
 from kimiajax.errors import UserError
 from kimiajax.models import weights as weights_module
-from kimiajax.models.backbone import BACKBONES
-from kimiajax.models.weights import load_converted, load_weights
+from kimiajax.models.backbone import BACKBONES, Classifier
+from kimiajax.models.weights import Weights, fine_tuned, load_converted, load_weights
 from weights_convert.__main__ import main as weights_convert
-from weights_convert.keras import convert_keras
+from weights_convert.convert import convert
 
 CLASSES = 5
 SIZES = {"vgg16": 64, "inception_v3": 139}  # the last convolutions see 4 x 4 and 3 x 3: no kernel is its centre only
@@ -106,21 +107,86 @@ def to_2017(source, target, network):
                 new[vgg16[leaf] if network == "vgg16" else f"{name}/{name}/{leaf}:0"] = array[...]
 
 
+def to_keras_archive(model, folder):
+    model.save(folder / "x.keras")
+    return folder / "x.keras"
+
+
+def to_weights_only(model, folder):
+    model.save_weights(folder / "x.weights.h5")
+    return folder / "x.weights.h5"
+
+
 @pytest.mark.parametrize("network", ["vgg16", "inception_v3"])
-def test_the_published_layout_of_2017_gives_the_same_arrays(saved, tmp_path, network):
-    _, path = saved(network, True)
-    to_2017(path, tmp_path / "old.h5", network)
-    with h5py.File(tmp_path / "old.h5") as file:
-        name = {"vgg16": "block1_conv1/block1_conv1_W_1:0", "inception_v3": "conv2d_94/conv2d_94/kernel:0"}[network]
-        assert name in file
-    assert (
-        convert_keras(network, tmp_path / "old.h5").lineage["digest"] == convert_keras(network, path).lineage["digest"]
-    )
+@pytest.mark.parametrize("layout", ["2017", ".weights.h5", ".keras"])
+@pytest.mark.parametrize("top", [False, True])
+def test_all_layouts_of_one_network_give_the_same_arrays(saved, tmp_path, network, layout, top):
+    """The second Inception-v3 of this process has layers from `conv2d_94` on, in every layout."""
+    model, path = saved(network, top)
+    if layout == "2017":
+        to_2017(path, tmp_path / "old.h5", network)
+        other = tmp_path / "old.h5"
+        with h5py.File(other) as file:
+            name = {"vgg16": "block1_conv1/block1_conv1_W_1:0", "inception_v3": "conv2d_94/conv2d_94/kernel:0"}[network]
+            assert name in file
+    else:
+        other = {".weights.h5": to_weights_only, ".keras": to_keras_archive}[layout](model, tmp_path)
+    assert convert(network, other).lineage["digest"] == convert(network, path).lineage["digest"]
+
+
+@pytest.mark.parametrize("top", [False, True])
+@pytest.mark.parametrize("network", ["vgg16", "inception_v3"])
+def test_an_exported_checkpoint_is_loaded_by_keras_with_equal_arrays(saved, keras, tmp_path, network, top):
+    """Keras file -> checkpoint -> Keras file -> Keras: bit for bit, in the order of Keras' own layers."""
+    model, path = saved(network, top)
+    assert weights_convert(["keras", network, str(path), str(tmp_path / "checkpoint")]) == 0
+    assert weights_convert(["export", str(tmp_path / "checkpoint"), str(tmp_path / "back.h5")]) == 0
+    fresh = keras.models.clone_model(model)
+    fresh.load_weights(tmp_path / "back.h5")
+    for one, other in zip(fresh.weights, model.weights):
+        np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
+    again = convert(network, tmp_path / "back.h5").lineage
+    first = load_converted(tmp_path / "checkpoint").lineage
+    assert again["digest"] == first["digest"]
+    assert again["parent"] == first
+
+
+def test_a_fine_tuned_network_runs_in_keras(saved, keras, rng, tmp_path):
+    """Blocks, head and logits: what the table leaves as a checkpoint gives the same logits there."""
+    _, path = saved("inception_v3", False)
+    backbone = BACKBONES["inception_v3"]
+    parent = load_weights("inception_v3", path, image_size=139)
+    classifier = Classifier(backbone, backbone.up_to("pooled"), 3)
+    head = randomise(classifier.init_head(jax.random.key(0), (2048,)), rng)
+    variables = {**parent.variables, "params": {**parent.variables["params"], "head": head}}
+    fine_tuned(parent, variables, ("head",), "a test").save(tmp_path / "row")
+    assert weights_convert(["export", str(tmp_path / "row"), str(tmp_path / "row.h5")]) == 0
+
+    base = keras.applications.InceptionV3(weights=None, include_top=False, input_shape=(139, 139, 3), pooling="avg")
+    hidden = keras.layers.Dense(1024, "relu")(base.output)
+    model = keras.Model(base.input, keras.layers.Dense(3)(hidden))
+    model.load_weights(tmp_path / "row.h5")
+    images = rng.random((2, 139, 139, 3), np.float32)
+    logits, _ = jax.jit(classifier.apply)(variables, images)
+    np.testing.assert_allclose(logits, model(images), rtol=1e-4, atol=1e-4)
+    back = convert("inception_v3", tmp_path / "row.h5")
+    jax.tree.map(np.testing.assert_array_equal, back.variables["params"]["head"], head)
+
+
+def test_what_keras_does_not_have_is_not_exported(saved, tmp_path, capsys):
+    _, path = saved("inception_v3", False)
+    weights = convert("inception_v3", path)
+    Weights(weights.variables, {**weights.lineage, "options": {"count_padding": True}}).save(tmp_path / "torchs")
+    load_weights("cnn", "random", image_size=32).save(tmp_path / "cnn")
+    for folder, message in (("torchs", "which Keras does not have"), ("cnn", "no network of Keras'")):
+        assert weights_convert(["export", str(tmp_path / folder), str(tmp_path / "x.h5")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "x.h5").exists()
 
 
 def test_the_lineage_says_where_weights_came_from(saved):
     _, path = saved("inception_v3", True)
-    lineage = convert_keras("inception_v3", path).lineage
+    lineage = convert("inception_v3", path).lineage
     assert lineage["framework"] == "keras"
     assert lineage["classes"] == CLASSES
     assert lineage["top"] is True
@@ -172,7 +238,7 @@ def test_everything_that_is_wrong_is_listed_at_once(saved, tmp_path):
         set_array("block2_conv2/block2_conv2/bias", np.zeros(128, np.float16))(root)
 
     with pytest.raises(UserError) as caught:
-        convert_keras("vgg16", damaged(saved("vgg16", False)[1], tmp_path, change))
+        convert("vgg16", damaged(saved("vgg16", False)[1], tmp_path, change))
     message = str(caught.value)
     assert "5 arrays are not those of vgg16" in message
     for fault in (
@@ -189,14 +255,14 @@ def test_everything_that_is_wrong_is_listed_at_once(saved, tmp_path):
 def test_another_networks_weights_are_refused_in_one_line(saved, top):
     _, path = saved("vgg16", top)
     with pytest.raises(
-        UserError, match=r"holds vgg16 weights \(block1_conv1, .*\); inception_v3 ones are needed"
+        UserError, match=r"holds vgg16 weights \(block1_conv1/.*\); inception_v3 ones are needed"
     ) as caught:
         load_weights(BACKBONES["inception_v3"], path, blocks=("stem",), image_size=75)
     assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_of_another_network_is_refused(saved, tmp_path):
-    convert_keras("vgg16", saved("vgg16", False)[1]).save(tmp_path / "vgg16")
+    convert("vgg16", saved("vgg16", False)[1]).save(tmp_path / "vgg16")
     with pytest.raises(UserError, match="holds vgg16 weights; inception_v3 ones are needed"):
         load_weights(BACKBONES["inception_v3"], tmp_path / "vgg16", blocks=("stem",), image_size=75)
 
@@ -215,11 +281,50 @@ def test_dense_blocks_of_another_image_size_are_refused_with_the_size_that_fits(
         load_weights(backbone, path, blocks=backbone.up_to("fc2"), image_size=96)
 
 
-def test_a_file_of_keras_3_weights_only_is_refused_with_the_remedy(saved, tmp_path):
-    model, _ = saved("vgg16", False)
-    model.save_weights(tmp_path / "x.weights.h5")
-    with pytest.raises(UserError, match=r"model.save\('x.h5'\)"):
-        convert_keras("vgg16", tmp_path / "x.weights.h5")
+def test_weights_without_clear_names_of_layers_are_refused(saved, tmp_path):
+    path = to_weights_only(saved("vgg16", False)[0], tmp_path)
+    with h5py.File(path, "r+") as file:
+        del file["layers/conv2d_3/vars"].attrs["name"]
+    with pytest.raises(UserError, match="/layers/conv2d_3/vars does not say which layer it is"):
+        convert("vgg16", path)
+
+
+def test_names_of_layers_count_and_not_the_numbers_of_their_groups(saved, tmp_path):
+    """Two groups exchanged, each with its own name: the same arrays. With the names exchanged too: others."""
+    model, original = saved("vgg16", False)
+    path = to_weights_only(model, tmp_path)
+    with h5py.File(path, "r+") as file:
+        for old, new in (("conv2d_11", "spare"), ("conv2d_12", "conv2d_11"), ("spare", "conv2d_12")):
+            file["layers"].move(old, new)
+    assert convert("vgg16", path).lineage["digest"] == convert("vgg16", original).lineage["digest"]
+    with h5py.File(path, "r+") as file:
+        one, other = (file[f"layers/{group}/vars"].attrs for group in ("conv2d_11", "conv2d_12"))
+        one["name"], other["name"] = other["name"], one["name"]
+    assert convert("vgg16", path).lineage["digest"] != convert("vgg16", original).lineage["digest"]
+
+
+def test_a_top_can_be_left_out_and_that_is_said(saved, tmp_path, capsys):
+    _, path = saved("vgg16", True)
+    assert weights_convert(["keras", "vgg16", str(path), str(tmp_path / "out"), "--no-top"]) == 0
+    said = capsys.readouterr().out
+    assert "vgg16 without top" in said
+    assert "left out: fc1 (2 arrays), fc2 (2 arrays), predictions (2 arrays)" in said
+    weights = load_converted(tmp_path / "out")
+    assert set(weights.variables["params"]) == set(BACKBONES["vgg16"].up_to("block5"))
+    assert weights.lineage["top"] is False
+
+
+def test_a_checkpoint_whose_lineage_was_changed_is_refused(saved, tmp_path):
+    convert("vgg16", saved("vgg16", True)[1]).save(tmp_path / "out")
+    lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
+    for change, message in (
+        ({"classes": 1000}, "classes differs"),
+        ({"format": 0}, "written by another version"),
+        ({"options": {"scale": True}}, "vgg16 has no option 'scale'"),
+    ):
+        (tmp_path / "out" / "lineage.json").write_text(json.dumps({**lineage, **change}))
+        with pytest.raises(UserError, match=message):
+            load_converted(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -227,7 +332,7 @@ def test_a_file_of_keras_3_weights_only_is_refused_with_the_remedy(saved, tmp_pa
     [
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"<html>", "web page"),
-        (b"\x80\x04.", "pickle"),
+        (b"\x80\x04.", "a pickle, which can run any program"),
     ],
 )
 def test_what_is_no_weight_file_is_named(tmp_path, content, message):

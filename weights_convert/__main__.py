@@ -1,34 +1,73 @@
-"""`python -m weights_convert keras NETWORK FILE OUT`: a Keras `.h5` file to a checkpoint with lineage."""
+"""Weight files of other frameworks to checkpoints with lineage, and back.
+
+python -m weights_convert keras NETWORK FILE OUT      a file that Keras saved: .h5, .weights.h5, .keras
+python -m weights_convert torch NETWORK FILE OUT      torchvision's or timm's arrays: .safetensors
+python -m weights_convert export CHECKPOINT OUT.h5    a checkpoint as a file that Keras loads
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
 from kimiajax.errors import UserError
-from weights_convert.keras import TABLES, convert_keras
+from weights_convert.convert import FRAMEWORKS, convert
+from weights_convert.export import export
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m weights_convert", description=__doc__)
-    frameworks = parser.add_subparsers(dest="framework", required=True)
-    keras = frameworks.add_parser("keras", help="a .h5 file that Keras published or saved")
-    keras.add_argument("network", choices=TABLES)
-    keras.add_argument("file", type=Path)
-    keras.add_argument("out", type=Path, help="folder to write; must not exist")
+    parser = argparse.ArgumentParser(
+        prog="python -m weights_convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for framework, module in FRAMEWORKS.items():
+        command = commands.add_parser(framework, help=module.__doc__.split("\n", 1)[0])
+        command.add_argument("network", choices=module.TABLES)
+        command.add_argument("file", type=Path)
+        command.add_argument("out", type=Path, help="folder to write; must not exist")
+        command.add_argument("--no-top", action="store_true", help="leave the ImageNet classes out")
+        if framework == "torch":
+            command.add_argument(
+                "--fold-scale", action="store_true", help="multiply batch normalisation's scale into the kernels"
+            )
+    command = commands.add_parser("export", help="write a checkpoint as a Keras .h5 file of weights")
+    command.add_argument("checkpoint", type=Path, help="a converted checkpoint, or runs/NAME/checkpoints/ROW")
+    command.add_argument("out", type=Path, help="the .h5 file to write; must not exist")
     arguments = parser.parse_args(argv)
     try:
         if arguments.out.exists():
-            raise UserError(f"{arguments.out}: exists already; choose another folder or remove it")
-        weights = convert_keras(arguments.network, arguments.file)
-        weights.save(arguments.out)
+            raise UserError(f"{arguments.out}: exists already; choose another name or remove it")
+        lines = _export(arguments) if arguments.command == "export" else _convert(arguments)
     except (UserError, OSError) as error:
         print(f"weights_convert: {error}", file=sys.stderr)
         return 2
-    lineage = weights.lineage
-    top = f"with top, {lineage['classes']} classes" if lineage["top"] else "without top"
-    print(f"{arguments.out}: {arguments.network} {top}, from {lineage['source']} ({lineage['source_sha256'][:12]})")
-    print(f"published file: {lineage['published'] or 'no, another one'}")
+    print("\n".join(lines))
     return 0
+
+
+def _convert(arguments: argparse.Namespace) -> list[str]:
+    weights = convert(
+        arguments.network,
+        arguments.file,
+        framework=arguments.command,
+        top=not arguments.no_top,
+        fold=getattr(arguments, "fold_scale", False),
+    )
+    weights.save(arguments.out)
+    lineage = weights.lineage
+    top = f"with top, {lineage['classes']:,} classes" if lineage["top"] else "without top"
+    if lineage["label_offset"]:
+        top += " (the first taken as the background, as TensorFlow-Slim counts)"
+    lines = [f"{arguments.out}: {arguments.network} {top}, from {lineage['source']} ({lineage['source_sha256'][:12]})"]
+    lines.append(f"published file: {lineage['published'] or 'no, another one'}")
+    if lineage["options"]:
+        lines.append("network: " + ", ".join(f"{name}={value}" for name, value in lineage["options"].items()))
+    if lineage["left_out"]:
+        lines.append("left out: " + ", ".join(lineage["left_out"]))
+    return lines
+
+
+def _export(arguments: argparse.Namespace) -> list[str]:
+    return [f"{arguments.out}: {export(arguments.checkpoint, arguments.out)}"]
 
 
 if __name__ == "__main__":

@@ -1,197 +1,185 @@
-"""Keras `.h5` files of VGG16 and Inception-v3, read as plain arrays: no model is ever deserialised.
+"""Keras' VGG16 and Inception-v3: the mapping tables, and the names of the arrays in the files that Keras wrote.
 
-Two layouts: the weight files published in 2017 (`block1_conv1/block1_conv1_W_1:0`, `conv2d_1/conv2d_1/kernel:0`) and
-what `model.save("x.h5")` of today's Keras writes (the same under `/model_weights`, without `:0`).
+Four layouts: the weight files published in 2017 (`block1_conv1/block1_conv1_W_1:0`, `conv2d_1/conv2d_1/kernel:0`),
+what `model.save("x.h5")` of Keras 3 writes (the same under `/model_weights`, without `:0`), `.weights.h5` and `.keras`.
 """
 
-import datetime
+import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
-import numpy as np
 
-from kimiajax import __version__
-from kimiajax.checkpoints import digest
 from kimiajax.errors import UserError
-from kimiajax.files import open_hdf5, sha256_file
 from kimiajax.models import inception_v3, vgg16
-from kimiajax.models.backbone import BACKBONES, Variables
-from kimiajax.models.weights import TOP_BLOCKS, Weights, published_lineage
-
-Source = tuple[str, str]  # layer, weight
-Destination = tuple[str, ...]  # collection, block, ..., leaf
+from weights_convert.arrays import Stored, open_keras
+from weights_convert.tables import AS_IS, Convention, Destination, Table
 
 WEIGHT = re.compile(r"(?:.*_)?(W|b|kernel|bias|beta|gamma|moving_mean|moving_variance)(?:_\d+)?(?::0)?")
 NAMES_OF_2017 = {"W": "kernel", "b": "bias"}
+LINEAGE = "kimiajax_lineage"  # the attribute in which an exported file says where its arrays came from
 
 
-def _dense(layer: str, *path: str) -> dict[Source, Destination]:
-    return {(layer, leaf): ("params", *path, leaf) for leaf in ("kernel", "bias")}
+def _dense(layer: str, *path: str) -> Table:
+    return {f"{layer}/{leaf}": (("params", *path, leaf), AS_IS) for leaf in ("kernel", "bias")}
 
 
-VGG16_TABLE: dict[Source, Destination] = {
+def _batch_norm(layer: str, block: str, unit: str) -> Table:
+    destinations: dict[str, Destination] = {
+        "beta": ("params", block, unit, "bn", "bias"),
+        "moving_mean": ("batch_stats", block, unit, "bn", "mean"),
+        "moving_variance": ("batch_stats", block, unit, "bn", "var"),
+    }
+    return {f"{layer}/{leaf}": (to, AS_IS) for leaf, to in destinations.items()}
+
+
+# The head is this project's own; so are its names, in files that `export` writes.
+HEAD_TABLE = _dense("head_hidden", "head", "hidden") | _dense("head_logits", "head", "logits")
+
+VGG16_TABLE: Table = {
     **{
-        key: value
+        name: entry
         for block, (_, count) in vgg16.CONVOLUTIONS.items()
         for n in range(1, count + 1)
-        for key, value in _dense(f"{block}_conv{n}", block, f"conv{n}").items()
+        for name, entry in _dense(f"{block}_conv{n}", block, f"conv{n}").items()
     },
     **_dense("fc1", "fc1", "dense"),
     **_dense("fc2", "fc2", "dense"),
     **_dense("predictions", "predictions"),
+    **HEAD_TABLE,
 }
 
 # Keras numbers Inception-v3's layers as it creates them and goes on counting from network to network in one process:
 # `conv2d`, `conv2d_1` or `conv2d_94` may be the first. What counts is the number's rank; below, layers have their rank.
-INCEPTION_V3_TABLE: dict[Source, Destination] = {
-    key: value
-    for rank, (block, unit) in enumerate(inception_v3.convolutions())
-    for key, value in {
-        (f"conv2d#{rank}", "kernel"): ("params", block, unit, "conv", "kernel"),
-        (f"batch_normalization#{rank}", "beta"): ("params", block, unit, "bn", "bias"),
-        (f"batch_normalization#{rank}", "moving_mean"): ("batch_stats", block, unit, "bn", "mean"),
-        (f"batch_normalization#{rank}", "moving_variance"): ("batch_stats", block, unit, "bn", "var"),
-    }.items()
-} | _dense("predictions", "predictions")
+INCEPTION_V3_TABLE: Table = {
+    **{
+        name: entry
+        for rank, (block, unit) in enumerate(inception_v3.convolutions())
+        for name, entry in {
+            f"conv2d#{rank}/kernel": (("params", block, unit, "conv", "kernel"), AS_IS),
+            **_batch_norm(f"batch_normalization#{rank}", block, unit),
+        }.items()
+    },
+    **_dense("predictions", "predictions"),
+    **HEAD_TABLE,
+}
 
-TABLES = {"vgg16": VGG16_TABLE, "inception_v3": INCEPTION_V3_TABLE}
+TABLES = {"vgg16": (VGG16_TABLE,), "inception_v3": (INCEPTION_V3_TABLE,)}
 
-# What `keras.applications` feeds each network with: the convention of a file in this layout.
-EXPECTED_INPUT = {
-    "vgg16": {"channels": "BGR", "range": [0, 255], "subtract": [103.939, 116.779, 123.68], "batch_norm_epsilon": None},
-    "inception_v3": {"channels": "RGB", "range": [-1, 1], "subtract": None, "batch_norm_epsilon": inception_v3.EPSILON},
+CONVENTIONS = {  # what `keras.applications` feeds each network with
+    "vgg16": Convention(
+        {}, {"channels": "BGR", "range": [0, 255], "mean": [103.939, 116.779, 123.68], "std": None}, None
+    ),
+    "inception_v3": Convention(
+        {}, {"channels": "RGB", "range": [-1, 1], "mean": None, "std": None}, inception_v3.EPSILON
+    ),
 }
 
 
-def convert_keras(network: str, path: Path) -> Weights:
-    """Reads a Keras `.h5` file of a network.
+def is_unused(name: str) -> bool:
+    """Whether a network of Keras' holds an array of this name that has no place here: none does."""
+    return False
 
-    Args:
-        network: "vgg16" or "inception_v3".
-        path: a file in the published layout of 2017 or in that of today's `model.save("x.h5")`, with or without top.
+
+@contextlib.contextmanager
+def open_arrays(path: Path) -> Iterator[tuple[dict[str, Stored], str, dict[str, Any]]]:
+    """The arrays of a file under the names of the tables, the layout's name, and the file's attributes.
 
     Raises:
-        UserError: no such file, not such a file, another network's, or arrays missing, extra, misshapen or not finite;
-            all of them are listed.
+        UserError: not a file that Keras wrote, or one whose arrays have no clear names.
     """
-    if network not in TABLES:
-        raise UserError(f"no table for {network!r}; choose from {', '.join(TABLES)}")
-    with open_hdf5(path, f"{network} weights") as file:
-        variables, top = _convert(network, file, path)
-    predictions = variables["params"].get("predictions", {}).get("kernel")
-    lineage = {
-        "network": network,
-        "framework": "keras",
-        "source": path.name,
-        "source_sha256": sha256_file(path),
-        "published": published_lineage(path),
-        "top": top,
-        "classes": None if predictions is None else predictions.shape[-1],
-        "label_offset": 0,
-        "expected_input": EXPECTED_INPUT[network],
-        "converter": f"kimiajax {__version__}",
-        "converted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "digest": digest(variables),
-    }
-    return Weights(variables, lineage)
+    with open_keras(path) as file:
+        if isinstance(file.get("layers"), h5py.Group):
+            layout, arrays = ".weights.h5 or .keras", _by_saved_name(file["layers"], path)
+        else:
+            root = file.get("model_weights", file)
+            if not isinstance(root, h5py.Group):
+                raise UserError(f"{path}: /model_weights is no group; give a file that Keras saved")
+            layout, arrays = ".h5" if root is not file else ".h5 of weights", _by_layer(root, path)
+        if not arrays:
+            raise UserError(f"{path}: holds no weights; give a file that Keras saved")
+        yield _by_rank(arrays), layout, dict(file.attrs)
 
 
-def _convert(network: str, file: h5py.File, path: Path) -> tuple[Variables, bool]:
-    """The variables of a file, and whether the top is among them."""
-    source = _find(file, path)
-    layers = list(dict.fromkeys(layer for layer, _ in source))
-    source = _by_rank(source) if network == "inception_v3" else source
-    found = [name for name, own in TABLES.items() if _layers(_by_rank(source)) & _layers(own) - {"predictions"}]
-    if network not in found:
-        seen = f"{found[0]} weights" if found else "weights of neither network"
-        raise UserError(f"{path}: holds {seen} ({', '.join(layers[:3])}, ...); {network} ones are needed")
-    top = any(destination[1] in TOP_BLOCKS and key in source for key, destination in TABLES[network].items())
-    return _place(network, source, top, path), top
+def _stored(dataset: h5py.Dataset, path: Path) -> Stored:
+    def read() -> Any:
+        try:
+            return dataset[...]
+        except OSError as error:
+            raise UserError(f"{path}: cannot read {dataset.name} ({error}); fetch the file again") from error
+
+    return Stored(dataset.shape, str(dataset.dtype), read)
 
 
-def _layers(arrays: Iterable[Source]) -> set[str]:
-    return {layer for layer, _ in arrays}
-
-
-def _find(file: h5py.File, path: Path) -> dict[Source, h5py.Dataset]:
-    """All weights by layer and name, not yet read: the file may be another one, and large."""
-    if "layers" in file:
-        raise UserError(
-            f"{path}: has the layout of `.weights.h5` or `.keras`; save it with `model.save('x.h5')` instead"
-        )
-    root = file.get("model_weights", file)
-    if not isinstance(root, h5py.Group):
-        raise UserError(f"{path}: /model_weights is no group; give a file that Keras saved")
-    datasets: dict[Source, h5py.Dataset] = {}
+def _by_layer(root: h5py.Group, path: Path) -> dict[str, Stored]:
+    """LAYER/.../WEIGHT, the layer being the first part of the path."""
+    arrays: dict[str, Stored] = {}
 
     def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
         if not isinstance(item, h5py.Dataset):
             return
         layer, leaf = name.split("/", 1)[0], name.rsplit("/", 1)[-1]
         match = WEIGHT.fullmatch(leaf)
-        weight = NAMES_OF_2017.get(match[1], match[1]) if match else leaf
-        if (layer, weight) in datasets:
-            raise UserError(f"{path}: holds two arrays for {weight} of {layer}")
-        datasets[layer, weight] = item
+        name = f"{layer}/{NAMES_OF_2017.get(match[1], match[1]) if match else leaf}"
+        if name in arrays:
+            raise UserError(f"{path}: holds two arrays {name}; give the file of one network")
+        arrays[name] = _stored(item, path)
 
     root.visititems(visit)
-    if not datasets:
-        raise UserError(f"{path}: holds no weights; give a file that Keras saved")
-    return datasets
+    return arrays
 
 
-def _by_rank(source: dict[Source, h5py.Dataset]) -> dict[Source, h5py.Dataset]:
+def _by_saved_name(layers: h5py.Group, path: Path) -> dict[str, Stored]:
+    """.../GROUP/vars/0, 1, ...: groups are numbered by depth; the layer's own name is an attribute of vars."""
+    arrays: dict[str, Stored] = {}
+
+    def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        if not isinstance(item, h5py.Group) or name.rsplit("/", 1)[-1] != "vars" or not len(item):
+            return
+        layer = item.attrs.get("name")
+        if not isinstance(layer, str):
+            raise UserError(f"{path}: {item.name} does not say which layer it is; save it with a newer Keras")
+        numbered = [item[str(number)] for number in range(len(item)) if str(number) in item]
+        leaves = _leaves(numbered)
+        if leaves is None or len(numbered) != len(item):
+            raise UserError(
+                f"{path}: {layer} is no convolution, dense layer or batch normalisation; give the file of "
+                "VGG16 or Inception-v3 alone"
+            )
+        for leaf, dataset in zip(leaves, numbered):
+            if f"{layer}/{leaf}" in arrays:
+                raise UserError(f"{path}: holds two layers {layer}; give the file of one network")
+            arrays[f"{layer}/{leaf}"] = _stored(dataset, path)
+
+    layers.visititems(visit)
+    return arrays
+
+
+def _leaves(datasets: list[Any]) -> tuple[str, ...] | None:
+    """The names of a layer's arrays, which are only numbered: the first one's rank tells the kind of layer."""
+    match [getattr(dataset, "ndim", None) for dataset in datasets]:
+        case [4 | 2]:
+            return ("kernel",)
+        case [4 | 2, 1]:
+            return "kernel", "bias"
+        case [1, 1, 1]:
+            return "beta", "moving_mean", "moving_variance"
+        case [1, 1, 1, 1]:
+            return "gamma", "beta", "moving_mean", "moving_variance"
+    return None
+
+
+def _by_rank(arrays: dict[str, Stored]) -> dict[str, Stored]:
     """Numbered layers renamed by the rank of their number: conv2d#0, conv2d#1, ..."""
     ranked = {}
     for kind in ("conv2d", "batch_normalization"):
-        layers = {layer for layer, _ in source if re.fullmatch(rf"{kind}(_\d+)?", layer)}
+        layers = {name.split("/")[0] for name in arrays if re.match(rf"{kind}(_\d+)?/", name)}
         by_number = sorted(layers, key=lambda layer: int(re.search(r"\d+$", layer.removeprefix(kind) or "0")[0]))
         ranked |= {layer: f"{kind}#{rank}" for rank, layer in enumerate(by_number)}
-    return {(ranked.get(layer, layer), weight): dataset for (layer, weight), dataset in source.items()}
-
-
-def _place(network: str, source: dict[Source, h5py.Dataset], top: bool, path: Path) -> Variables:
-    """Every array in its place, or one error that lists everything that is wrong."""
-    table = {key: to for key, to in TABLES[network].items() if top or to[1] not in TOP_BLOCKS}
-    shapes = _expected_shapes(network, source, top)
-    faults = [f"missing: {'/'.join(key)}" for key in table if key not in source]
-    faults += [f"extra: {'/'.join(key)} {source[key].shape}" for key in source if key not in table]
-    variables: Variables = {}
-    for key, to in table.items():
-        if key not in source:
-            continue
-        dataset, expected = source[key], shapes
-        for part in to:
-            expected = expected[part]
-        if dataset.shape != expected.shape:
-            faults.append(f"shape: {'/'.join(key)} is {dataset.shape}, must be {expected.shape}")
-            continue
-        if dataset.dtype != np.float32:
-            faults.append(f"type: {'/'.join(key)} is {dataset.dtype}, must be float32")
-            continue
-        try:
-            array = dataset[...]
-        except OSError as error:
-            raise UserError(f"{path}: cannot read {dataset.name} ({error}); fetch the file again") from error
-        if not np.isfinite(array).all():
-            faults.append(f"values: {'/'.join(key)} holds NaN or infinity")
-        node = variables
-        for part in to[:-1]:
-            node = node.setdefault(part, {})
-        node[to[-1]] = array
-    if faults:
-        raise UserError(f"{path}: {len(faults)} arrays are not those of {network}:\n  " + "\n  ".join(faults))
-    return variables
-
-
-def _expected_shapes(network: str, source: dict[Source, h5py.Dataset], top: bool) -> Variables:
-    """The network's shapes, at the image size and class count that the file's own dense layers speak of."""
-    backbone = BACKBONES[network]
-    if not top:
-        return backbone.shapes(backbone.smallest, backbone.up_to(backbone.bottleneck))
-    fc1, predictions = source.get(("fc1", "kernel")), source.get(("predictions", "kernel"))
-    side = 224 if fc1 is None or fc1.ndim != 2 else max(1, round((fc1.shape[0] / 512) ** 0.5)) * 32
-    classes = 1000 if predictions is None or predictions.ndim != 2 else predictions.shape[1]
-    return backbone.shapes(max(side, backbone.smallest), num_classes=classes)
+    renamed = {}
+    for name, stored in arrays.items():
+        layer, leaf = name.split("/", 1)
+        renamed[f"{ranked.get(layer, layer)}/{leaf}"] = stored
+    return renamed

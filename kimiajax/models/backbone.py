@@ -1,8 +1,8 @@
 """What the study needs to know of a network: its blocks in order, and which of them it reads, trains and replaces."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any
 
 import flax.linen as nn
@@ -33,6 +33,7 @@ class Backbone:
         hidden: width of the head's hidden layer; None for a head of one layer.
         dropout: of the head, in [0, 1).
         smallest: the least image size, in pixels.
+        options: fields of the module that differ from their defaults, as (name, value); see `variant`.
     """
 
     name: str
@@ -44,6 +45,20 @@ class Backbone:
     hidden: int | None
     dropout: float
     smallest: int
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def variant(self, **options: Any) -> "Backbone":
+        """This network with other options of its module, as weights of another framework may need them.
+
+        Raises:
+            UserError: an option that the network has not.
+        """
+        defaults = {name: field.default for name, field in self.module.__dataclass_fields__.items()}
+        unknown = [name for name in options if name not in defaults]
+        if unknown:
+            raise UserError(f"{self.name} has no option {unknown[0]!r}")
+        options = {**dict(self.options), **options}
+        return replace(self, options=tuple(sorted((k, v) for k, v in options.items() if v != defaults[k])))
 
     def check_blocks(self, names: Sequence[str]) -> None:
         """Raises UserError, with the valid names, for names that are no blocks of this network."""
@@ -141,6 +156,7 @@ class Backbone:
             blocks = [name for name in self.blocks if name in variables["params"] or name == "pooled"]
         self.check_blocks(blocks)
         self.check_blocks(train)
+        self._check_leaves(variables, blocks)
         module = self._build(1000 if "predictions" not in blocks else _classes(variables), momentum)
         x = jnp.asarray(x)
         (output, taps), moved = module.apply(variables, x, tuple(blocks), tuple(train), mask, mutable=["batch_stats"])
@@ -154,8 +170,34 @@ class Backbone:
 
     def _build(self, num_classes: int, momentum: float | None = None) -> nn.Module:
         fields = self.module.__dataclass_fields__
-        options = {"num_classes": num_classes, "momentum": momentum}
+        options = {"num_classes": num_classes, "momentum": momentum, **dict(self.options)}
         return self.module(**{key: value for key, value in options.items() if key in fields and value is not None})
+
+    def _check_leaves(self, variables: Variables, blocks: Sequence[str]) -> None:
+        """Refuses parameters of another variant: Flax would pass over a leaf that it does not know."""
+        for block in blocks:
+            known, found = _leaves(self)[block], _leaves_of(variables, block)
+            if found != known:
+                wrong = sorted("/".join(path) for path in known ^ found)
+                raise UserError(
+                    f"{block} of {self.name}: {len(wrong)} arrays are missing or not its own ({wrong[0]}, ...); use "
+                    "the `backbone` of the weights that `load_weights` gives"
+                )
+
+
+@cache
+def _leaves(backbone: Backbone) -> dict[str, set[tuple[str, ...]]]:
+    """The paths of each block's arrays, which do not depend on the image size."""
+    shapes = backbone.shapes(backbone.smallest)
+    return {block: _leaves_of(shapes, block) for block in backbone.blocks}
+
+
+def _leaves_of(variables: Variables, block: str) -> set[tuple[str, ...]]:
+    return {
+        (kind, *(key.key for key in path))
+        for kind, part in variables.items()
+        for path, _ in jax.tree_util.tree_leaves_with_path(part.get(block, {}))
+    }
 
 
 def _classes(variables: Variables) -> int:

@@ -2,7 +2,8 @@
 
 A block is branches side by side, their outputs concatenated; a branch is layers one after another. Every convolution
 is without bias and followed by batch normalisation without scale and a ReLU. The tables below name them in the order
-in which Keras creates them, which is how its weight files number them.
+in which Keras creates them, which is how its weight files number them. torchvision's and timm's network of this name
+differs in two points, each an option: its batch normalisation scales, and its average pools count the padding.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ class Fork:
 
 
 MAX = "max pool 3 x 3 / 2"
-AVERAGE = "average pool 3 x 3, padding not counted"
+AVERAGE = "average pool 3 x 3 / 1, same size"
 
 
 def _mixed_35(pooled: int) -> tuple:
@@ -122,6 +123,7 @@ class ConvUnit(nn.Module):
 
     spec: Conv
     momentum: float
+    scale: bool
 
     @nn.compact
     def __call__(
@@ -130,7 +132,7 @@ class ConvUnit(nn.Module):
         c = self.spec
         x = nn.Conv(c.features, (c.height, c.width), (c.stride, c.stride), c.padding, use_bias=False, name="conv")(x)
         normalise = nn.BatchNorm(
-            use_running_average=not train, momentum=self.momentum, epsilon=EPSILON, use_scale=False, name="bn"
+            use_running_average=not train, momentum=self.momentum, epsilon=EPSILON, use_scale=self.scale, name="bn"
         )
         counted = mask[:, None, None, None] if train and mask is not None else None
         return nn.relu(normalise(x, mask=counted))
@@ -139,6 +141,8 @@ class ConvUnit(nn.Module):
 class Mixed(nn.Module):
     branches: tuple
     momentum: float
+    scale: bool
+    count_padding: bool
 
     @nn.compact
     def __call__(
@@ -148,10 +152,10 @@ class Mixed(nn.Module):
             if layer is MAX:
                 return nn.max_pool(y, (3, 3), (2, 2))
             if layer is AVERAGE:
-                return nn.avg_pool(y, (3, 3), padding="SAME", count_include_pad=False)
+                return nn.avg_pool(y, (3, 3), padding="SAME", count_include_pad=self.count_padding)
             if isinstance(layer, Fork):
                 return jnp.concatenate([run(name + "a", layer.left, y), run(name + "b", layer.right, y)], axis=-1)
-            return ConvUnit(layer, self.momentum, name=name)(y, train, mask)
+            return ConvUnit(layer, self.momentum, self.scale, name=name)(y, train, mask)
 
         outputs = []
         for branch in _named(self.branches):
@@ -168,10 +172,13 @@ class InceptionV3(nn.Module):
     The taps are the blocks' outputs as in the tables above, pooled [b 2048], predictions [b classes]; the last are
     logits, of which Keras' network gives the softmax. Any size from 75 x 75 serves. Blocks named in `train` normalise
     with the statistics of the mini-batch and move their running statistics; all others use the running ones.
+    `scale` and `count_padding` make it torchvision's network.
     """
 
     num_classes: int = 1000
     momentum: float = 0.99
+    scale: bool = False
+    count_padding: bool = False
 
     @nn.compact
     def __call__(
@@ -184,7 +191,8 @@ class InceptionV3(nn.Module):
         taps = {}
         for name in blocks:
             if name in MIXED:
-                x = Mixed(MIXED[name], self.momentum, name=name)(x, name in train, mask)
+                mixed = Mixed(MIXED[name], self.momentum, self.scale, self.count_padding, name=name)
+                x = mixed(x, name in train, mask)
             elif name == "pooled":
                 x = x.mean(axis=(1, 2))
             else:

@@ -15,7 +15,7 @@ import numpy as np
 from kimiajax.checkpoints import digest, load_tree, save_tree
 from kimiajax.errors import UserError
 from kimiajax.files import new_folder
-from kimiajax.models.backbone import Backbone, Variables
+from kimiajax.models.backbone import BACKBONES, Backbone, Variables
 
 KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications"
 
@@ -56,6 +56,7 @@ PUBLISHED = {  # (network, with top); no SHA-256 of the first is known to us
     ),
 }
 TOP_BLOCKS = {"fc1", "fc2", "predictions"}
+LINEAGE_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,17 @@ class Weights:
 
     Attributes:
         variables: `{"params": {block: ...}, "batch_stats": {block: ...}}`.
-        lineage: network, framework, source file and its SHA-256, whether the top is there, the input that the weights
-            were trained on, and the SHA-256 of the arrays.
+        lineage: network and its options, framework, source file and its SHA-256, class count, the input that the
+            weights were trained on, and the SHA-256 of the arrays (`digest`).
     """
 
     variables: Variables
     lineage: dict[str, Any]
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network in the variant that these weights are of."""
+        return BACKBONES[self.lineage["network"]].variant(**self.lineage["options"])
 
     def save(self, folder: Path) -> None:
         """Writes a converted checkpoint; the folder appears whole or not at all."""
@@ -79,7 +85,7 @@ class Weights:
 
 
 def load_weights(
-    backbone: Backbone,
+    network: Backbone | str,
     source: str | Path = "imagenet",
     *,
     blocks: Sequence[str] | None = None,
@@ -91,9 +97,10 @@ def load_weights(
     """Loads the weights of some blocks of a backbone.
 
     Args:
-        backbone: the network.
+        network: its name, for the variant that the weights are of (`backbone` of what is returned); or a backbone,
+            which must be that variant.
         source: "imagenet" for the files that Keras publishes, "random" for He-scaled random weights, or the path of a
-            converted checkpoint or of a Keras `.h5` file.
+            converted checkpoint, of a file that Keras saved, or of torchvision's or timm's arrays as safetensors.
         blocks: the blocks needed, by default up to the paper's features; others that the source holds are left out.
         image_size: side of the images; VGG16's dense blocks hold for one size only.
         seed: of the random weights.
@@ -104,6 +111,7 @@ def load_weights(
         UserError: weights that cannot be had, are damaged, are another network's, or do not fit; nothing falls back
             to random weights.
     """
+    backbone = _backbone(network)
     blocks = backbone.up_to(backbone.features) if blocks is None else tuple(blocks)
     if source == "random":
         weights = _random(backbone, blocks, image_size, seed)
@@ -112,33 +120,89 @@ def load_weights(
     elif Path(source).is_dir():
         weights = load_converted(Path(source))
     else:
-        weights = _convert_keras(backbone.name, Path(source))
+        weights = _convert(backbone.name, Path(source))
     if weights.lineage["network"] != backbone.name:
         raise UserError(f"{source}: holds {weights.lineage['network']} weights; {backbone.name} ones are needed")
-    return Weights(_only(weights.variables, backbone, blocks, image_size, source), weights.lineage)
+    options = weights.lineage["options"]
+    if not isinstance(network, str) and dict(backbone.options) != options:
+        needed = ", ".join(f"{name}={value}" for name, value in options.items()) or "no option"
+        raise UserError(
+            f"{source}: these weights are of {backbone.name} with {needed}; give load_weights the name "
+            f"{backbone.name!r} and use the `backbone` of what it returns"
+        )
+    variables = _only(weights.variables, backbone.variant(**options), blocks, image_size, source)
+    return Weights(variables, weights.lineage)
 
 
 def load_converted(folder: Path) -> Weights:
-    """Loads a converted checkpoint and checks its arrays against the digest in its lineage.
+    """Loads a converted checkpoint, or a fine-tuned network's, and checks its arrays against its lineage.
 
     Raises:
-        UserError: not a converted checkpoint, or arrays that changed since it was written.
+        UserError: not such a checkpoint, one of another version of this program, or arrays that are not those that the
+            lineage speaks of.
     """
     try:
         lineage = json.loads((folder / "lineage.json").read_text())
-        recorded, _ = lineage["digest"], lineage["network"]
+        if lineage.get("format") != LINEAGE_FORMAT:
+            raise UserError(f"{folder}: written by another version of this program; convert the weights again")
+        options, network = lineage["options"], lineage["network"]
+        recorded = {key: lineage[key] for key in ("digest", "top", "classes")}
         variables = load_tree(folder / "arrays")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        BACKBONES[network].variant(**options)
+        actual = {"digest": digest(variables), **top_of(variables)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(
             f"{folder}: not a converted checkpoint ({type(error).__name__}); "
             "make one with `python -m weights_convert keras NETWORK FILE OUT`"
         ) from error
-    if digest(variables) != recorded:
+    wrong = [key for key in recorded if recorded[key] != actual[key]]
+    if wrong:
         raise UserError(
-            f"{folder}: its arrays are not those that were written (digest differs); remove that folder and "
+            f"{folder}: its arrays are not those that were written ({wrong[0]} differs); remove that folder and "
             "convert again"
         )
     return Weights(variables, lineage)
+
+
+def fine_tuned(parent: Weights, variables: Variables, blocks: Sequence[str], how: str) -> Weights:
+    """Weights whose lineage says what they were trained from.
+
+    Args:
+        parent: the weights that training began with.
+        variables: the whole network's after it, the head's among them.
+        blocks: what was trained.
+        how: the run, for a reader.
+    """
+    kept = ("format", "network", "options", "label_offset", "expected_input", "batch_norm_epsilon")
+    lineage = {
+        **{key: parent.lineage[key] for key in kept},
+        "framework": "kimiajax",
+        "source": how,
+        "trained_blocks": list(blocks),
+        "parent": parent.lineage,
+        **top_of(variables),
+        "digest": digest(variables),
+    }
+    return Weights(variables, lineage)
+
+
+def framework_of(lineage: dict[str, Any]) -> str | None:
+    """The framework that the weights were first trained in, "keras" or "torch"; None for random ones."""
+    return framework_of(lineage["parent"]) if lineage.get("parent") else lineage["framework"]
+
+
+def top_of(variables: Variables) -> dict[str, Any]:
+    """A lineage's words on the ImageNet classes: whether they are there, and how many."""
+    predictions = variables["params"].get("predictions")
+    return {"top": predictions is not None, "classes": predictions and predictions["kernel"].shape[-1]}
+
+
+def _backbone(network: Backbone | str) -> Backbone:
+    if isinstance(network, str) and network not in BACKBONES:
+        raise UserError(f"unknown network {network!r}; choose from {', '.join(BACKBONES)}")
+    return BACKBONES[network] if isinstance(network, str) else network
 
 
 def default_cache() -> Path:
@@ -150,18 +214,31 @@ def default_cache() -> Path:
 
 def _random(backbone: Backbone, blocks: Sequence[str], image_size: int, seed: int) -> Weights:
     variables = backbone.init(np.random.default_rng(seed), image_size, backbone.up_to(backbone.last_of(blocks)))
-    lineage = {"network": backbone.name, "framework": None, "source": "random", "scale": "He", "seed": seed}
-    return Weights(variables, {**lineage, "digest": digest(variables)})
+    lineage = {
+        "format": LINEAGE_FORMAT,
+        "network": backbone.name,
+        "options": dict(backbone.options),
+        "framework": None,
+        "source": "random",
+        "scale": "He",
+        "seed": seed,
+        **top_of(variables),
+        "label_offset": 0,
+        "expected_input": None,
+        "batch_norm_epsilon": None,
+        "digest": digest(variables),
+    }
+    return Weights(variables, lineage)
 
 
 def _imagenet(backbone: Backbone, top: bool, cache: Path, progress: Callable[[str], Any] | None) -> Weights:
     if (backbone.name, top) not in PUBLISHED:
         raise UserError(f"no ImageNet weights are published for {backbone.name}; give a file, or `random`")
     file = PUBLISHED[backbone.name, top]
-    folder = cache / "weights" / file.name.removesuffix(".h5")
+    folder = cache / "weights" / f"{file.name.removesuffix('.h5')}-{LINEAGE_FORMAT}"
     if folder.is_dir():
         return load_converted(folder)
-    weights = _convert_keras(backbone.name, _fetch(file, cache / "downloads", progress))
+    weights = _convert(backbone.name, _fetch(file, cache / "downloads", progress))
     weights.save(folder)
     return weights
 
@@ -192,10 +269,10 @@ def _reason(error: OSError) -> str:
     return f"the server cannot be reached ({type(error).__name__})"
 
 
-def _convert_keras(network: str, path: Path) -> Weights:
-    from weights_convert.keras import convert_keras
+def _convert(network: str, path: Path) -> Weights:
+    from weights_convert.convert import convert
 
-    return convert_keras(network, path)
+    return convert(network, path)
 
 
 def _only(
@@ -208,7 +285,7 @@ def _only(
         hint = "weights without top; give the file with top" if TOP_BLOCKS & set(absent) else "convert the file again"
         raise UserError(f"{source}: holds no {', '.join(absent)} of {backbone.name} ({hint})")
     if "fc1" in needed:
-        _check_dense_size(variables["params"]["fc1"]["dense"]["kernel"].shape[0], backbone, image_size, source)
+        check_dense_size(variables, backbone, image_size, source)
     tree = {
         kind: {block: arrays for block, arrays in part.items() if block in needed} for kind, part in variables.items()
     }
@@ -229,7 +306,9 @@ def _only(
     return tree
 
 
-def _check_dense_size(inputs: int, backbone: Backbone, image_size: int, source: str | Path) -> None:
+def check_dense_size(variables: Variables, backbone: Backbone, image_size: int, source: str | Path) -> None:
+    """Raises UserError where VGG16's dense blocks are for images of another size."""
+    inputs, _ = variables["params"]["fc1"]["dense"]["kernel"].shape
     asked, _ = backbone.shapes(image_size, backbone.up_to("fc1"))["params"]["fc1"]["dense"]["kernel"].shape
     if inputs != asked:
         side = round((inputs / 512) ** 0.5) * 32

@@ -1,0 +1,113 @@
+"""Weight files opened as named arrays, nothing read yet and nothing ever deserialised or run.
+
+What a file is shows in its first bytes, not in its name: HDF5 and `.keras` archives are Keras', safetensors torch's.
+"""
+
+import contextlib
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from kimiajax.errors import UserError
+from kimiajax.files import open_hdf5
+
+PICKLE = (
+    "a pickle, which can run any program and is never loaded; turn it into safetensors where torch 2.6 or later is: "
+    "`safetensors.torch.save_file(torch.load('x.pth', weights_only=True), 'x.safetensors')`"
+)
+KERAS_MEMBER = "model.weights.h5"  # of a `.keras` archive
+SAFETENSORS_TYPES = {"F32": "float32", "F16": "float16", "F64": "float64", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array in a file, not yet read: the file may be another one, and large."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+
+def framework_of(path: Path) -> str:
+    """The framework whose layout a file has, "keras" or "torch"; of what is neither, "keras", whose reader says what
+    it seems to be.
+
+    Raises:
+        UserError: a pickle, or an archive that Keras did not save.
+    """
+    if not path.is_file():
+        return "keras"
+    with path.open("rb") as stream:
+        head = stream.read(16)
+    if head.startswith(b"PK\x03\x04"):
+        with _archive(path) as archive:
+            members = archive.namelist()
+        if KERAS_MEMBER in members:
+            return "keras"
+        pickled = any(name.endswith(".pkl") for name in members)
+        raise UserError(
+            f"{path}: {PICKLE if pickled else 'a zip archive that Keras did not save; give its weight file'}"
+        )
+    safetensors = head[8:9] == b"{" or path.suffix == ".safetensors"
+    if head.startswith(b"\x80") and not safetensors:
+        raise UserError(f"{path}: {PICKLE}")
+    return "torch" if safetensors else "keras"
+
+
+@contextlib.contextmanager
+def open_keras(path: Path) -> Iterator[h5py.File]:
+    """The HDF5 file itself, or the one inside a `.keras` archive, copied out for as long as it is read."""
+    if not (path.is_file() and zipfile.is_zipfile(path)):
+        with open_hdf5(path, "weights") as file:
+            yield file
+        return
+    with tempfile.TemporaryDirectory(prefix="kimiajax-") as folder:
+        inner = Path(folder) / KERAS_MEMBER
+        with _archive(path) as archive:
+            member = archive.getinfo(KERAS_MEMBER)
+            if member.compress_type != zipfile.ZIP_STORED:  # could unfold to any size
+                raise UserError(f"{path}: its arrays are compressed, which Keras does not do; save it from Keras again")
+            with archive.open(member) as source, inner.open("wb") as target:
+                shutil.copyfileobj(source, target, 2**22)
+        with open_hdf5(inner, "weights") as file:
+            yield file
+
+
+@contextlib.contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: a damaged archive ({error}); fetch or save it again") from error
+
+
+@contextlib.contextmanager
+def open_safetensors(path: Path) -> Iterator[dict[str, Stored]]:
+    """The arrays of a safetensors file by name, readable for as long as it is open.
+
+    Raises:
+        UserError: no such file, a damaged one, or one with a header out of all proportion.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the path of a .safetensors file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield {name: _stored(file, name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}); fetch or save it again") from error
+
+
+def _stored(file: Any, name: str) -> Stored:
+    described = file.get_slice(name)
+    dtype = described.get_dtype()
+    return Stored(tuple(described.get_shape()), SAFETENSORS_TYPES.get(dtype, dtype), lambda: file.get_tensor(name))

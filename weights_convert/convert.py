@@ -1,0 +1,216 @@
+"""A weight file to a backbone's variables: every array in its place, once, or one error that lists what is wrong."""
+
+import datetime
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from kimiajax import __version__
+from kimiajax.checkpoints import digest
+from kimiajax.errors import UserError
+from kimiajax.files import sha256_file
+from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
+from kimiajax.models.weights import LINEAGE_FORMAT, TOP_BLOCKS, Weights, published_lineage, top_of
+from weights_convert import keras, torch
+from weights_convert.arrays import Stored, framework_of
+from weights_convert.tables import Destination, Table
+
+FRAMEWORKS = {"keras": keras, "torch": torch}
+BACKGROUND_CLASSES = 1001  # TensorFlow-Slim's ImageNet classes, whose first is the background
+
+
+def convert(network: str, path: Path, *, framework: str | None = None, top: bool = True, fold: bool = False) -> Weights:
+    """Reads a weight file of a network.
+
+    Args:
+        network: "vgg16" or "inception_v3".
+        path: a file that Keras saved (`.h5`, of 2017 or of today, `.weights.h5`, `.keras`), or torchvision's or timm's
+            arrays as `.safetensors`; with or without top.
+        framework: "keras" or "torch" where the file must be of that one; by default either.
+        top: false leaves the ImageNet classes, and VGG16's dense layers, out.
+        fold: multiply the scale of batch normalisation into the kernels and means, for a network that has none.
+            Inference is the same but for rounding; statistics of mini-batches are not.
+
+    Raises:
+        UserError: no such file, not such a file, another network's, or arrays missing, extra, misshapen, of another
+            type or not finite; all of them are listed.
+    """
+    known = {name for module in FRAMEWORKS.values() for name in module.TABLES}
+    if network not in known:
+        raise UserError(f"no mapping table for {network!r}; choose from {', '.join(sorted(known))}")
+    found = framework_of(path)
+    if framework not in (None, found):
+        raise UserError(f"{path}: seems to be a file of {found}, not of {framework}")
+    module = FRAMEWORKS[found]
+    with module.open_arrays(path) as (arrays, layout, attributes):
+        left_out = [name for name in arrays if module.is_unused(name)]
+        arrays = {name: stored for name, stored in arrays.items() if name not in left_out}
+        table = _choose_table(network, arrays, found, path)
+        convention = module.CONVENTIONS[network]
+        backbone = BACKBONES[network].variant(**convention.options)
+        variables = _place(backbone, arrays, table, path)
+    if not top and "predictions" in variables["params"]:
+        left_out += [name for name in table if table[name][0][1] in TOP_BLOCKS and name in arrays]
+        variables["params"] = {k: v for k, v in variables["params"].items() if k not in TOP_BLOCKS}
+    options = dict(backbone.options)
+    if fold and options.pop("scale", False):
+        variables = fold_scale(variables)
+    exported = _exported_lineage(attributes)
+    lineage = {
+        "format": LINEAGE_FORMAT,
+        "network": network,
+        "options": options,
+        "framework": found,
+        "layout": layout,
+        "source": path.name,
+        "source_sha256": sha256_file(path),
+        "published": published_lineage(path),
+        **top_of(variables),
+        "label_offset": int(top_of(variables)["classes"] == BACKGROUND_CLASSES),
+        "expected_input": convention.expected_input,
+        "batch_norm_epsilon": convention.batch_norm_epsilon,
+        "batch_norm_scale": ("kept" if options.get("scale") else "folded") if "scale" in convention.options else None,
+        "left_out": _summary(left_out),
+        "converter": f"kimiajax {__version__}",
+        "converted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **exported,
+        "digest": digest(variables),
+    }
+    return Weights(variables, lineage)
+
+
+def _exported_lineage(attributes: dict[str, object]) -> dict[str, object]:
+    """What an exported file says of its weights: they were trained where it says, not by the framework it is for."""
+    try:
+        parent = json.loads(attributes[keras.LINEAGE])
+        return {"parent": parent, "label_offset": parent["label_offset"], "expected_input": parent["expected_input"]}
+    except (KeyError, ValueError, TypeError):
+        return {}
+
+
+def _choose_table(network: str, arrays: dict[str, Stored], framework: str, path: Path) -> Table:
+    """The table of the network that shares most names with the file: two spellings may exist.
+
+    Raises:
+        UserError: the file's arrays are named as another network's, or as no known one's.
+    """
+    module = FRAMEWORKS[framework]
+    shared = {name: max(len(_own(table) & arrays.keys()) for table in tables) for name, tables in module.TABLES.items()}
+    if not shared[network] or shared[network] < max(shared.values()):
+        likely = max(shared, key=shared.__getitem__)
+        seen = f"{likely} weights" if shared[likely] else "weights of no network known here"
+        raise UserError(f"{path}: holds {seen} ({', '.join(list(arrays)[:3])}, ...); {network} ones are needed")
+    return max(module.TABLES[network], key=lambda table: len(table.keys() & arrays.keys()))
+
+
+def _own(table: Table) -> set[str]:
+    """The names that tell a network from another: not those of classes or head, which all have."""
+    return {name for name, (to, _) in table.items() if to[1] not in ("predictions", "head")}
+
+
+def _place(backbone: Backbone, arrays: dict[str, Stored], table: Table, path: Path) -> Variables:
+    """Every array in its place, or one error that lists everything that is wrong."""
+    groups = {name: _group(to) for name, (to, _) in table.items()}
+    present = {"blocks"} | {groups[name] for name in arrays if name in groups}
+    table = {name: entry for name, entry in table.items() if groups[name] in present}
+    expected = _expected_shapes(backbone, arrays, table, present)
+    assert sorted(to for to, _ in table.values()) == sorted(expected), "a table must name every leaf once"
+
+    _check_type(arrays, path)
+    faults = [f"missing: {name}" for name in table if name not in arrays]
+    faults += [f"extra: {name} {stored.shape}" for name, stored in arrays.items() if name not in table]
+    variables: Variables = {"params": {}}
+    for name, (to, layout) in table.items():
+        if name not in arrays:
+            continue
+        stored, shape = arrays[name], layout.stored(expected[to])
+        if stored.shape != shape:
+            faults.append(f"shape: {name} is {stored.shape}, must be {shape}")
+            continue
+        if stored.dtype != "float32":
+            faults.append(f"type: {name} is {stored.dtype}, must be float32")
+            continue
+        array = np.ascontiguousarray(layout.read(stored.read()))
+        if not np.isfinite(array).all():
+            faults.append(f"values: {name} holds NaN or infinity")
+        if to[-1] == "var" and (array < 0).any():
+            faults.append(f"values: {name} holds negative variances")
+        node = variables
+        for part in to[:-1]:
+            node = node.setdefault(part, {})
+        node[to[-1]] = array
+    if len(faults) == 1:
+        raise UserError(f"{path}: not the arrays of {backbone.name}: {faults[0]}")
+    if faults:
+        raise UserError(f"{path}: {len(faults)} arrays are not those of {backbone.name}:\n  " + "\n  ".join(faults))
+    return variables
+
+
+def _group(destination: Destination) -> str:
+    """Which arrays a file holds all or none of: the blocks', the top's, the head's."""
+    block = destination[1]
+    return "top" if block in TOP_BLOCKS else "head" if block == "head" else "blocks"
+
+
+def _check_type(arrays: dict[str, Stored], path: Path) -> None:
+    types = {stored.dtype for stored in arrays.values()}
+    if len(types) == 1 and types != {"float32"}:
+        raise UserError(f"{path}: all {len(arrays)} arrays are {types.pop()}; float32 is needed: save them so")
+
+
+def _expected_shapes(
+    backbone: Backbone, arrays: dict[str, Stored], table: Table, present: set[str]
+) -> dict[Destination, tuple[int, ...]]:
+    """The shapes that the network has at the image size and class count that the file's dense layers speak of."""
+    size, stored = backbone.smallest, {to: arrays[name] for name, (to, _) in table.items() if name in arrays}
+
+    def count(*to: str) -> int | None:
+        return stored[to].shape[-1] if to in stored and stored[to].shape else None
+
+    def inputs(*to: str) -> int | None:
+        kernel, outputs = stored.get((*to, "kernel")), count(*to, "bias")
+        return math.prod(kernel.shape) // outputs if kernel and outputs else None
+
+    flat = inputs("params", "fc1", "dense") or (backbone.hidden and inputs("params", "head", "hidden"))
+    if backbone.name == "vgg16" and flat:  # its dense layers hold for one image size
+        size = max(size, 32 * round(math.sqrt(flat / 512)))
+    blocks = backbone.blocks if "top" in present else backbone.up_to(backbone.bottleneck)
+    shapes = backbone.shapes(size, blocks, num_classes=count("params", "predictions", "bias") or 1000)
+    if "head" in present:
+        hidden, classes = (count("params", "head", layer, "bias") for layer in ("hidden", "logits"))
+        classifier = Classifier(replace(backbone, hidden=hidden or backbone.hidden), (), classes or 1)
+        bottleneck = backbone.tap_shapes(shapes, size, backbone.up_to(backbone.bottleneck))[backbone.bottleneck]
+        shapes["params"]["head"] = jax.eval_shape(lambda: classifier.init_head(jax.random.key(0), bottleneck))
+    return {tuple(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+
+
+def fold_scale(variables: Variables) -> Variables:
+    """Batch normalisation's scale multiplied into the convolution before it and into the running mean.
+
+    s (x - m) / sqrt(v + e) + b is (s x - s m) / sqrt(v + e) + b: the variance stays as it is.
+    """
+    params, statistics = dict(variables["params"]), {}
+    for block, units in variables["batch_stats"].items():
+        params[block], statistics[block] = {}, {}
+        for unit, moments in units.items():
+            arrays = variables["params"][block][unit]
+            scale = arrays["bn"]["scale"]
+            params[block][unit] = {
+                "conv": {"kernel": arrays["conv"]["kernel"] * scale},
+                "bn": {"bias": arrays["bn"]["bias"]},
+            }
+            statistics[block][unit] = {"bn": {"mean": moments["bn"]["mean"] * scale, "var": moments["bn"]["var"]}}
+    return {"params": params, "batch_stats": statistics}
+
+
+def _summary(names: list[str]) -> list[str]:
+    """Arrays that were passed over, by the part of the network that they belong to."""
+    parts: dict[str, int] = {}
+    for name in names:
+        part = "num_batches_tracked" if name.endswith("num_batches_tracked") else name.split(".")[0].split("/")[0]
+        parts[part] = parts.get(part, 0) + 1
+    return [f"{part} ({count} arrays)" for part, count in parts.items()]
