@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: setup demo test lint format lock clean
+.PHONY: setup setup-torch demo test test-parity test-torch lint format lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -27,11 +27,25 @@ endif
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
+# torch is not locked: no lock file can name its CPU build for every platform. The newest CPU build that pip finds, and
+# where it finds none that says so, as on macOS, the newest one; TORCH names another.
+TORCH ?= torch$(addprefix ==,$(shell $(BIN)/python -m pip index versions torch 2>/dev/null | grep -om1 '[0-9][0-9.]*+cpu' | head -1))
+
+setup-torch: $(STAMP)
+	$(PIP) "$(TORCH)"
+
 demo: $(STAMP)
 	$(BIN)/kimiajax table demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Minutes each, and the second after `make setup-torch`.
+test-parity: $(STAMP)
+	$(BIN)/python -m pytest -m "parity and not torch"
+
+test-torch: $(STAMP)
+	$(BIN)/python -m pytest -m torch
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -8,14 +8,19 @@ from kimiajax.errors import UserError
 
 USAGE = """\
 usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -h` lists the presets
+       kimiajax parity NETWORK --reference keras|torch --weights FILE|random   proof that a network is the reference's
        kimiajax --version
 `--debug` after any command shows where an error comes from."""
 
 USER_ERROR, BUG, INTERRUPTED = 2, 1, 130
+PARITY_FAILED, PARITY_NOT_RUN = 3, 4
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns the exit status: 0, 2 for bad input, 1 for a bug, 130 for Ctrl-C."""
+    """Runs a command and returns the exit status: 0, 2 for bad input, 1 for a bug, 130 for Ctrl-C.
+
+    `parity` returns 3 where the networks differ, and 4 under `--require` where the reference is not installed.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
     command, *arguments = [argument for argument in argv if argument != "--debug"] or ["--help"]
@@ -64,6 +69,8 @@ def _run(command: str, arguments: list[str]) -> int:
             print(f"kimiajax {__version__}")
         case "table":
             _table(arguments)
+        case "parity":
+            return _parity(arguments)
         case _:
             raise UserError(f"no command {command!r}; `kimiajax --help` lists them")
     return 0
@@ -95,3 +102,31 @@ def _table(arguments: list[str]) -> None:
     sys.stdout.reconfigure(errors="replace")  # the table's rules, where the terminal knows ASCII only
     print(render_table(results))
     print(f"\nwritten to {config.folder(preset)}")
+
+
+def _parity(arguments: list[str]) -> int:
+    import tyro
+
+    from kimiajax.config import ParityConfig
+
+    network = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    flags = arguments[1:] if network else arguments
+    config = tyro.cli(
+        ParityConfig,
+        prog="kimiajax parity NETWORK",
+        description="The same images through vgg16 or inception_v3 here and in a reference framework, stage by stage.",
+        args=flags,
+    )
+
+    from kimiajax.progress import for_terminal
+    from weights_convert.parity.certificate import FAILED, NOT_RUN, render
+    from weights_convert.parity.run import run_parity
+
+    certificate = run_parity(network, config, for_terminal())
+    path = certificate.write(config.folder(network))
+    sys.stdout.reconfigure(errors="replace")
+    print(render(certificate))
+    print(f"written to {path}")
+    if certificate.verdict == NOT_RUN:
+        return PARITY_NOT_RUN if config.require else 0
+    return PARITY_FAILED if certificate.verdict == FAILED else 0

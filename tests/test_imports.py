@@ -18,11 +18,21 @@ LAW = {
     "kimiajax.report": ("jax", "flax", "kimiajax.models", "kimiajax.finetune", "kimiajax.features"),
     "kimiajax.models": ("kimiajax.data", "kimiajax.finetune"),
     "kimiajax.finetune": tuple(f"kimiajax.models.{name}" for name in ("vgg16", "inception_v3", "cnn")),
+    **{f"weights_convert.{name}": FOREIGN for name in ("arrays", "tables", "keras", "torch", "convert", "export")},
+    **{f"weights_convert.parity.{name}": FOREIGN for name in ("job", "ours", "certificate", "run")},
+    # The judge knows nothing of this project: a fault shared by both sides would not show.
+    **{f"weights_convert.parity.{name}": ("kimiajax",) for name in ("job", "reference", "torch_networks")},
+    **{
+        f"weights_convert.parity.{name}_reference": ("kimiajax", "weights_convert.convert")
+        for name in ("keras", "torch")
+    },
 }
+MAY_CONVERT = ("kimiajax.cli", "weights_convert")
 
 
 def modules():
-    return {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT / "kimiajax").rglob("*.py")}
+    files = [p for package in ("kimiajax", "weights_convert") for p in (ROOT / package).rglob("*.py")]
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in files}
 
 
 def imported(source):
@@ -48,7 +58,8 @@ def breaches(sources):
                 names = [n for n in imported(source) for f in forbidden if n == f or n.startswith(f + ".")]
                 found += [f"{module} imports {name}" for name in names]
         names = imported_at_the_top(source) if module == "kimiajax.models.weights" else imported(source)
-        found += [f"{module} imports {name}" for name in names if name.startswith("weights_convert")]
+        if not module.startswith(MAY_CONVERT):
+            found += [f"{module} imports {name}" for name in names if name.startswith("weights_convert")]
     return found
 
 
@@ -65,6 +76,9 @@ def test_no_room_imports_what_it_must_not():
         ("kimiajax.features", "def f():\n    import torch"),
         ("kimiajax.models.weights", "from weights_convert.keras import convert_keras"),
         ("kimiajax.table", "from weights_convert.keras import convert_keras"),
+        ("weights_convert.parity.run", "def f():\n    import keras"),
+        ("weights_convert.parity.keras_reference", "from kimiajax.models import vgg16"),
+        ("weights_convert.parity.torch_networks", "from kimiajax.models.inception_v3 import MIXED"),
     ],
 )
 def test_the_law_catches_a_breach(module, line):

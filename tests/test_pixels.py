@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kimiajax.data.pixels import gray_to_unit_rgb, resize, resize_all
+from kimiajax.data.pixels import gray_to_unit_rgb, native_input, resize, resize_all
 
 
 def test_box_is_the_mean_of_whole_blocks_and_nearest_takes_one_pixel():
@@ -25,3 +25,23 @@ def test_gray_becomes_three_equal_channels_in_the_unit_range(library):
     assert rgb.shape == (1, 2, 2, 3)
     assert rgb.dtype == np.float32
     np.testing.assert_allclose(rgb[0, :, :, 2], [[0, 0.2], [1, 128 / 255]], rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("expected", "value"),
+    [
+        ({"channels": "RGB", "range": [-1, 1], "mean": None, "std": None}, [10 / 127.5 - 1, 0.0, 1.0]),
+        (
+            {"channels": "BGR", "range": [0, 255], "mean": [103.939, 116.779, 123.68], "std": None},
+            [255 - 103.939, 127.5 - 116.779, 10 - 123.68],
+        ),
+        (
+            {"channels": "RGB", "range": [0, 1], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+            [(10 / 255 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (1 - 0.406) / 0.225],
+        ),
+    ],
+)
+def test_native_input_is_what_the_lineage_says(expected, value):
+    """Of one pixel; 127 and 128 stand for 127.5, which 8 bits do not have."""
+    low, high = (native_input(np.array([[[[10, green, 255]]]], np.uint8), expected)[0, 0, 0] for green in (127, 128))
+    np.testing.assert_allclose((low + high) / 2, value, rtol=1e-5, atol=1e-6)

@@ -1,8 +1,9 @@
 """From a patch's gray values to what a network takes: resized, three channels, [0, 1]."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -48,3 +49,18 @@ def gray_to_unit_rgb(gray: UInt8[object, "b h w"]) -> Float[object, "b h w 3"]:
     gray level apart.
     """
     return (gray.astype(np.float32) / np.float32(255))[..., None].repeat(3, axis=-1)
+
+
+def native_input(rgb: UInt8[object, "b h w 3"], expected: Mapping[str, Any]) -> Float[object, "b h w 3"]:
+    """8-bit RGB to the input that weights were trained on, as their lineage's `expected_input` describes it.
+
+    Args:
+        rgb: values 0..255.
+        expected: `channels` ("RGB" or "BGR"), `range` that 0..255 is mapped onto, and `mean` and `std` per channel, in
+            the channels' order and the range's units, or None.
+    """
+    low, high = expected["range"]
+    x = rgb.astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)
+    x = x[..., ::-1] if expected["channels"] == "BGR" else x
+    x = x if expected["mean"] is None else x - np.array(expected["mean"], np.float32)
+    return x if expected["std"] is None else x / np.array(expected["std"], np.float32)

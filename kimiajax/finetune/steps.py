@@ -41,7 +41,18 @@ def train_step(
     state: TrainState,
     batch: Batch,
 ) -> tuple[TrainState, StepMetrics]:
-    """One step of mean cross-entropy over the batch's real entries.
+    """One step of mean cross-entropy over the batch's real entries."""
+    trainable, frozen = blocks.split(state.params)
+    gradients, metrics, batch_stats = gradients_of(classifier, blocks, state, batch)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
+    params = {**optax.apply_updates(trainable, updates), **frozen}
+    return TrainState(state.step + 1, params, {**state.batch_stats, **batch_stats}, opt_state, state.key), metrics
+
+
+def gradients_of(
+    classifier: Classifier, blocks: TrainableBlocks, state: TrainState, batch: Batch
+) -> tuple[Params, StepMetrics, Params]:
+    """The gradient of the mean cross-entropy, the step's metrics, and the running statistics after the step.
 
     The gradient is taken of the trainable blocks alone, so nothing of a frozen block is kept for a backward pass.
     """
@@ -61,9 +72,7 @@ def train_step(
         return metrics.loss / metrics.count, (metrics, batch_stats)
 
     (_, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
-    params = {**optax.apply_updates(trainable, updates), **frozen}
-    return TrainState(state.step + 1, params, {**state.batch_stats, **batch_stats}, opt_state, state.key), metrics
+    return gradients, metrics, batch_stats
 
 
 def predict_step(classifier: Classifier, variables: Params, inputs: Shaped[jax.Array, "b ..."]) -> Int[jax.Array, " b"]:

@@ -1,0 +1,69 @@
+"""What both sides compute. A job is a folder of plain files, so that a side needs nothing of the other's code.
+
+    job.json     the fields of `Job`
+    head.npz     arrays of the head under this project's names
+    SIDE.npz     what a side computed, under the names below; SIDE.json says with which versions
+
+Names of outputs: `decoded` [n 3 h w] and `resized` [n 3 s s], uint8; `input` [n s s 3]; `block/NAME`, `features` and
+`logits` [n ...]; of the judged images as one batch: `loss`, `gradients/ARRAY`, and `step K/ARRAY`, what K steps have
+changed an array by, of every array that trains or has changed; `predictions`, the logits of all images after the last
+step, and `eta`, their eta_p, eta_w and eta_total.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """Attributes:
+    network: "vgg16" or "inception_v3".
+    weights: path of the weight file.
+    classes: ImageNet classes in it; None without top.
+    scans: path of the scan file that images are taken from.
+    patches: indices of the three test patches that are each image's channels: gray ones would hide exchanged channels.
+    labels: the scan of each image, counted from 0.
+    size: side of the network's input.
+    resize: the filter from patch to input, as Pillow names it.
+    input: "unit" for [0, 1] as in the study, "native" for what the weights were trained on.
+    judged: how many of the images are computed in double precision, and trained on.
+    boundary: the last block that does not train; all after it do.
+    steps: training steps; the first and the last are compared.
+    learning_rate, momentum: of SGD.
+    batch_norm_momentum: of running statistics where batch normalisation trains.
+    hidden: width of the head's hidden layer.
+    seed: of random weights and of the head.
+    """
+
+    network: str
+    weights: str
+    classes: int | None
+    scans: str
+    patches: tuple[tuple[int, int, int], ...]
+    labels: tuple[int, ...]
+    size: int
+    resize: str
+    input: str
+    judged: int
+    boundary: str
+    steps: int
+    learning_rate: float
+    momentum: float
+    batch_norm_momentum: float
+    hidden: int
+    seed: int
+
+    @property
+    def num_scans(self) -> int:
+        return max(self.labels) + 1
+
+    def write(self, folder: Path) -> None:
+        (folder / "job.json").write_text(json.dumps(dataclasses.asdict(self), indent=2))
+
+    @staticmethod
+    def read(folder: Path) -> "Job":
+        fields: dict[str, Any] = json.loads((folder / "job.json").read_text())
+        return Job(**{**fields, "patches": tuple(map(tuple, fields["patches"])), "labels": tuple(fields["labels"])})

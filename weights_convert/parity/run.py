@@ -1,0 +1,235 @@
+"""From the command line's settings to a certificate."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from kimiajax.config import ParityConfig
+from kimiajax.data.pixels import native_input
+from kimiajax.data.scans import open_scans
+from kimiajax.data.synthetic import write_synthetic_scans
+from kimiajax.environment import describe_environment
+from kimiajax.errors import UserError
+from kimiajax.files import sha256_file
+from kimiajax.models.backbone import BACKBONES, Classifier, Variables
+from kimiajax.models.weights import Weights, check_dense_size
+from kimiajax.progress import Silent
+from weights_convert.convert import FRAMEWORKS, convert
+from weights_convert.parity import ours
+from weights_convert.parity.certificate import FAILED, NOT_RUN, VERIFIED, Certificate, Sides, compare, translate
+from weights_convert.parity.job import Job
+from weights_convert.parity.reference import Outputs
+
+SUFFIX = {"keras": "h5", "torch": "safetensors"}
+REMEDY = {"keras": "pip install 'kimiajax[parity]'", "torch": "make setup-torch, or install torch's CPU build"}
+SCANS, IMAGES_PER_SCAN = 4, 2
+LEARNING_RATE = 1e-4  # the study's, for an input of size 1
+
+
+def run_parity(network: str, config: ParityConfig, progress: Silent | None = None) -> Certificate:
+    """Computes the same things with this project and with a reference framework, and compares them.
+
+    Args:
+        network: "vgg16" or "inception_v3".
+        config: all settings.
+        progress: tells what goes on.
+
+    Raises:
+        UserError: settings, weights or scans that cannot serve, or a reference that breaks down.
+    """
+    progress = progress or Silent()
+    config.validate()
+    tables = FRAMEWORKS[config.reference].TABLES
+    if network not in tables:
+        raise UserError(f"parity {network or 'NETWORK'}: no such network; choose from {', '.join(tables)}")
+    BACKBONES[network].check_size(config.image_size)
+    if importlib.util.find_spec(config.reference) is None:
+        reason = f"{config.reference} is not installed ({REMEDY[config.reference]})"
+        return Certificate(NOT_RUN, network, config.reference, reason)
+    with tempfile.TemporaryDirectory(prefix="kimiajax-parity-") as name:
+        folder = Path(name)
+        job, weights = prepare(network, config, folder, progress)
+        head = write_head(job, weights, folder)
+        references = run_reference(job, config.reference, folder, progress)
+        return certify(job, config.reference, weights, head, *references, progress=progress)
+
+
+def prepare(network: str, config: ParityConfig, folder: Path, progress: Silent) -> tuple[Job, Weights]:
+    """The job, with scans and weights made where none are given, and the weights through this project's converter."""
+    scans = config.scans
+    if scans is None:
+        scans = folder / "scans.h5"
+        patch = config.image_size + config.image_size // 4  # no whole multiple: filters differ
+        write_synthetic_scans(
+            scans, num_scans=SCANS, patch_size=patch, grid=(4, 4), test_patches=(2, 2), seed=config.seed
+        )
+    patches, labels = _choose_images(scans)
+    backbone = BACKBONES[network]
+    random = config.weights == "random"
+    job = Job(
+        network=network,
+        weights=str(folder / f"random.{SUFFIX[config.reference]}") if random else config.weights,
+        classes=1000,
+        scans=str(scans),
+        patches=patches,
+        labels=labels,
+        size=config.image_size,
+        resize=config.resize,
+        input=config.input,
+        judged=2,
+        boundary=backbone.boundary,
+        steps=config.steps,
+        learning_rate=LEARNING_RATE,
+        momentum=0.9,
+        batch_norm_momentum=0.99,
+        hidden=backbone.hidden,
+        seed=config.seed,
+    )
+    if random:
+        job.write(folder)
+        progress.say(f"{config.reference}: {network} with every array random")
+        _wait(config.reference, "make", _start(config.reference, folder, "make"))
+    weights = convert(network, Path(job.weights), framework=config.reference)
+    _check(job, weights)
+    largest = _largest(weights.lineage["expected_input"]) if job.input == "native" else 1.0
+    rate = LEARNING_RATE / largest**2  # of the first layers' gradient, which grows with the input, twice over
+    return dataclasses.replace(job, classes=weights.lineage["classes"], learning_rate=rate), weights
+
+
+def _check(job: Job, weights: Weights) -> None:
+    """Raises UserError for weights that a comparison cannot take."""
+    params = weights.variables["params"]
+    if "fc1" in params:
+        check_dense_size(weights.variables, weights.backbone, job.size, job.weights)
+    if "head" in params:
+        raise UserError(f"{job.weights}: holds a fine-tuned network with its head; give the file that it started from")
+    if job.input == "native" and weights.lineage["expected_input"] is None:
+        raise UserError(f"{job.weights}: does not say what input it was trained on; leave --input native out")
+
+
+def _largest(expected: dict) -> float:
+    """The largest value that an input can have, rounded to what a learning rate needs."""
+    extremes = np.array([[[[value] * 3 for value in (0, 255)]]], np.uint8)
+    return float(np.abs(native_input(extremes, expected)).max().round())
+
+
+def _choose_images(scans: Path) -> tuple[tuple, tuple]:
+    """Two images from each of up to four scans; an image's channels are three test patches."""
+    with open_scans(scans) as file:
+        targets = file.targets.tolist()
+    chosen = [scan for scan, count in Counter(targets).items() if count >= IMAGES_PER_SCAN][:SCANS]
+    if len(chosen) < 2:
+        raise UserError(f"{scans}: two scans with {IMAGES_PER_SCAN} test patches each are needed for a comparison")
+    first = [[i for i, target in enumerate(targets) if target == scan][:IMAGES_PER_SCAN] for scan in chosen]
+    # Scans take turns, so that the judged images, the first ones, are of different scans.
+    order = [(first[label][k], label) for k in range(IMAGES_PER_SCAN) for label in range(len(chosen))]
+    indices = [index for index, _ in order]
+    patches = tuple((index, indices[i - 1], indices[i - 2]) for i, index in enumerate(indices))
+    return patches, tuple(label for _, label in order)
+
+
+def write_head(job: Job, weights: Weights, folder: Path) -> Variables:
+    """A random head for both sides, every array random and He-scaled."""
+    backbone = weights.backbone
+    blocks = backbone.up_to(backbone.bottleneck)
+    bottleneck = backbone.tap_shapes(weights.variables, job.size, blocks)[backbone.bottleneck]
+    inputs, width, classes = int(np.prod(bottleneck)), job.hidden, job.num_scans
+    assert Classifier(backbone, (), classes).head.hidden == width
+    rng = np.random.default_rng([job.seed, 1])
+
+    def dense(inputs: int, outputs: int) -> Variables:
+        kernel = rng.standard_normal((inputs, outputs), np.float32) * np.float32(np.sqrt(2 / inputs))
+        return {"kernel": kernel, "bias": 0.1 * rng.standard_normal(outputs, np.float32)}
+
+    head = {"hidden": dense(inputs, width), "logits": dense(width, classes)}
+    np.savez(folder / "head.npz", **ours.leaves(head))
+    return head
+
+
+def run_reference(job: Job, reference: str, folder: Path, progress: Silent) -> tuple[Outputs, Outputs, dict]:
+    """The reference's outputs in single and in double precision, and its versions, each from a process of its own."""
+    job.write(folder)
+    progress.say(f"{reference}: float32 on {len(job.patches)} images, float64 on {job.judged}")
+    processes = {dtype: _start(reference, folder, dtype) for dtype in ("float32", "float64")}
+    try:
+        for dtype, process in processes.items():
+            _wait(reference, dtype, process)
+    finally:
+        for process in processes.values():
+            process.kill()
+    outputs = []
+    for dtype in processes:
+        with np.load(folder / f"{dtype}.npz") as arrays:
+            outputs.append(dict(arrays))
+    return *outputs, json.loads((folder / "float32.json").read_text())
+
+
+def _start(reference: str, folder: Path, what: str) -> subprocess.Popen:
+    command = [sys.executable, "-P", "-m", f"weights_convert.parity.{reference}_reference", str(folder), what]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def _wait(reference: str, what: str, process: subprocess.Popen) -> None:
+    _, errors = process.communicate()
+    if process.returncode:
+        last = (errors.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{reference} breaks down ({what}, exit status {process.returncode}): {last}")
+
+
+def _attempt(side: Callable[[], Outputs]) -> tuple[Outputs, tuple[str, str] | None]:
+    """A side's outputs, as far as it gets, and the stage and the reason where it stops."""
+    try:
+        return side(), None
+    except ours.StageError as error:
+        return error.outputs, (error.stage, str(error))
+
+
+def certify(
+    job: Job,
+    reference: str,
+    weights: Weights,
+    head: Variables,
+    single: Outputs,
+    judge: Outputs,
+    versions: dict,
+    *,
+    progress: Silent | None = None,
+) -> Certificate:
+    """Runs this project's side of a job and compares it with a reference's outputs."""
+    (progress or Silent()).say("kimiajax: the same")
+    module = FRAMEWORKS[reference]
+    table = {name: entry for part in (*module.TABLES[job.network], module.HEAD_TABLE) for name, entry in part.items()}
+    single, judge = translate(single, table), translate(judge, table)
+    images = judge["input"][: job.judged]
+    outputs, failure = _attempt(lambda: ours.run_single(job, weights, head))
+    double, failure_in_double = _attempt(lambda: ours.run_double(job, weights, head, images))
+    sides, failure = Sides(outputs, double, single, judge), failure or failure_in_double
+    blocks = [b for b in weights.backbone.blocks if b in weights.variables["params"] or b == "pooled"]
+    stages = compare(job, blocks, sides, failure)
+    with open_scans(job.scans) as scans:
+        synthetic = scans.synthetic
+    digest = hashlib.sha256(np.ascontiguousarray(judge["decoded"]).data).hexdigest()
+    environment = describe_environment()
+    return Certificate(
+        VERIFIED if all(stage.passed for stage in stages) else FAILED,
+        job.network,
+        reference,
+        weights={
+            "source": Path(job.weights).name,
+            "sha256": sha256_file(Path(job.weights)),
+            "lineage": weights.lineage,
+        },
+        job={**dataclasses.asdict(job), "weights": Path(job.weights).name, "scans": Path(job.scans).name},
+        inputs={"scans": Path(job.scans).name, "synthetic": synthetic, "decoded_sha256": digest},
+        versions={"reference": versions, "kimiajax": environment},
+        stages=tuple(stages),
+    )
