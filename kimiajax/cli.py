@@ -1,5 +1,7 @@
 """`kimiajax COMMAND`: the only reader of arguments, and where an error becomes a line and an exit status."""
 
+import os
+import signal
 import sys
 import traceback
 
@@ -14,6 +16,7 @@ usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -
 
 USER_ERROR, BUG, INTERRUPTED = 2, 1, 130
 PARITY_FAILED, PARITY_NOT_RUN = 3, 4
+TERMINATED = 143
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,6 +34,9 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"kimiajax: {error}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if not error.errno or error.filename is None:
             return _bug(error, debug)
@@ -122,11 +128,14 @@ def _parity(arguments: list[str]) -> int:
     from weights_convert.parity.certificate import FAILED, NOT_RUN, render
     from weights_convert.parity.run import run_parity
 
-    certificate = run_parity(network, config, for_terminal())
-    path = certificate.write(config.folder(network))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that what it began is put away
+    try:
+        certificate = run_parity(network, config, for_terminal())
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.stdout.reconfigure(errors="replace")
     print(render(certificate))
-    print(f"written to {path}")
+    print(f"written to {certificate.write(config.folder(network))}")
     if certificate.verdict == NOT_RUN:
         return PARITY_NOT_RUN if config.require else 0
     return PARITY_FAILED if certificate.verdict == FAILED else 0

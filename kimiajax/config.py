@@ -111,8 +111,7 @@ class TableConfig:
 
     def as_dict(self) -> dict[str, object]:
         """All fields, as JSON takes them."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        return _json_fields(self)
 
 
 @dataclass(frozen=True)
@@ -149,6 +148,15 @@ class ParityConfig:
     def folder(self, network: str) -> Path:
         """Where the certificate goes."""
         return self.out or Path("runs") / "parity" / f"{network}-{self.reference}"
+
+    def as_dict(self) -> dict[str, object]:
+        """All fields, as JSON takes them."""
+        return _json_fields(self)
+
+
+def _json_fields(config: TableConfig | ParityConfig) -> dict[str, object]:
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def flag(name: str) -> str:

@@ -134,7 +134,7 @@ def open_hdf5(path: Path, what: str) -> h5py.File:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     if not head.startswith(HDF5_SIGNATURE):
-        raise UserError(f"{path}: {_guess(head, path.stat().st_size)}")
+        raise UserError(f"{path}: {guess(head, path.stat().st_size, 'an HDF5 file (.h5)')}")
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -148,8 +148,8 @@ def open_hdf5(path: Path, what: str) -> h5py.File:
         ) from error
 
 
-def _guess(head: bytes, size: int) -> str:
-    """Names what a file that is not HDF5 seems to be, with the remedy."""
+def guess(head: bytes, size: int, wanted: str) -> str:
+    """Names what a file that is not what was wanted seems to be, by its first bytes, with the remedy."""
     start = head.lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         return "a Git-LFS pointer, not the file itself; fetch it with `git lfs pull`"
@@ -158,5 +158,5 @@ def _guess(head: bytes, size: int) -> str:
     if not size:
         return "an empty file; fetch it again"
     if start.startswith((b"\x80", b"pk\x03\x04")):
-        return "a pickle or zip archive, which is never loaded; give an HDF5 file (.h5)"
-    return f"not an HDF5 file (it starts with {head[:8]!r}); give an HDF5 file (.h5)"
+        return f"a pickle or zip archive, which is never loaded; give {wanted}"
+    return f"not {wanted} (it starts with {head[:8]!r})"

@@ -27,7 +27,7 @@ from kimiajax.finetune.loop import Epoch, fit, predict
 from kimiajax.finetune.optimizer import fine_tuning_sgd, head_rmsprop
 from kimiajax.metrics import kimia_scores
 from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
-from kimiajax.models.weights import Weights, default_cache, fine_tuned, framework_of, load_weights
+from kimiajax.models.weights import Weights, default_cache, fine_tuned, load_weights, origin_of
 from kimiajax.progress import Download, Silent
 from kimiajax.report.results import SCHEMA_VERSION, begin_run, write_predictions, write_results
 from kimiajax.svm import fit_linear_svm
@@ -140,7 +140,7 @@ def train_from_scratch(row: Row, study: Study, features: None) -> Outcome:
         "stands CNN1, which the paper quotes from another study; its printed factors multiply to 42.07, not 41.80."
     )
     predicted = study.predict(row, classifier, variables, study.test)
-    return Outcome(predicted, _learnt(row, start, variables, blocks), {"training": history}, (note,))
+    return Outcome(predicted, _learnt(row, study, start, variables, blocks), {"training": history}, (note,))
 
 
 def classify_features(row: Row, study: Study, features: Features) -> Outcome:
@@ -192,7 +192,7 @@ def fine_tune(row: Row, study: Study, features: Features) -> Outcome:
     )
     predicted = study.predict(row, classifier, variables, test)
     histories = {"head": head_history, "fine_tuning": history}
-    return Outcome(predicted, _learnt(row, weights, variables, blocks), histories)
+    return Outcome(predicted, _learnt(row, study, weights, variables, blocks), histories)
 
 
 def _svm_taps(backbone: Backbone, config: TableConfig) -> set[str]:
@@ -355,19 +355,19 @@ def _load_weights(taps: dict[str, set[str]], config: TableConfig, cache: Path, p
     mixed = _mixed_lineages(loaded)
     if mixed and not config.mixed_lineages:
         raise UserError(
-            f"{mixed}, trained apart and on other inputs; choose weights of one framework, or allow these with "
+            f"{mixed}, trained apart and on other inputs; choose weights of one origin, or allow these with "
             "--mixed-lineages, which the table will say"
         )
     return loaded
 
 
 def _mixed_lineages(weights: dict[str, Weights]) -> str | None:
-    """Says so where the networks' weights were first trained in different frameworks."""
-    origins = {network: framework_of(loaded.lineage) for network, loaded in weights.items()}
-    known = {network: framework for network, framework in origins.items() if framework}
+    """Says so where the networks' weights were not trained by the same framework, or one's were fine-tuned since."""
+    origins = {network: origin_of(loaded.lineage) for network, loaded in weights.items()}
+    known = {network: origin for network, origin in origins.items() if origin}
     if len(set(known.values())) < 2:
         return None
-    return " and ".join(f"{network}'s weights come from {framework}" for network, framework in known.items())
+    return " and ".join(f"{network}'s weights come from {origin}" for network, origin in known.items())
 
 
 def _extract(network: str, study: Study, taps: set[str], cache: Path) -> Features:
@@ -387,7 +387,7 @@ def _extract(network: str, study: Study, taps: set[str], cache: Path) -> Feature
     return Features(train.arrays, test.arrays, time.perf_counter() - started, train.cached or test.cached)
 
 
-def _learnt(row: Row, start: Weights, variables: Variables, blocks: TrainableBlocks) -> Weights:
+def _learnt(row: Row, study: Study, start: Weights, variables: Variables, blocks: TrainableBlocks) -> Weights:
     """The whole network as it is after training, up to its bottleneck and with its head: it can be used elsewhere."""
     backbone = start.backbone
     whole = {
@@ -397,7 +397,14 @@ def _learnt(row: Row, start: Weights, variables: Variables, blocks: TrainableBlo
         }
         for kind, part in start.variables.items()
     }
-    return fine_tuned(start, jax.tree.map(np.asarray, whole), blocks.names, f"{row.approach} of `kimiajax table`")
+    run = {
+        "row": row.name,
+        "seed": study.config.seed,
+        "scans": Path(study.data["source"]).name,
+        "synthetic": study.data["synthetic"],
+        "manifest_sha256": study.data["manifest_sha256"],
+    }
+    return fine_tuned(start, jax.tree.map(np.asarray, whole), blocks.names, "kimiajax table", run)
 
 
 def _describe_data(scans: Scans, manifest: Manifest) -> dict[str, Any]:
@@ -451,6 +458,9 @@ def _notes(study: Study) -> list[str]:
     random = [network for network, loaded in study.weights.items() if loaded.lineage["source"] == "random"]
     if random:
         notes.append(f"{' and '.join(random)}: random weights, so their rows say nothing about pre-training.")
+    tuned = [network for network, loaded in study.weights.items() if "trained_blocks" in loaded.lineage]
+    if tuned:
+        notes.append(f"{' and '.join(tuned)}: weights that an earlier run fine-tuned, so not pre-trained ones alone.")
     mixed = _mixed_lineages(study.weights)
     if mixed:
         notes.append(f"{mixed}, trained apart and on other inputs: these rows do not compare the networks alone.")

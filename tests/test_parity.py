@@ -1,8 +1,14 @@
 """The certificate: what it demands, how it says so, and that each usual mistake makes it fail at its stage."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import flax.linen as nn
 import numpy as np
@@ -152,6 +158,50 @@ def test_an_array_without_its_double_precision_fails(rng):
     assert "was not computed here in float64" in stages_of(given)["loss"].arrays["loss"].fault
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("block/block1", np.zeros_like, "is 0 everywhere, which proves nothing"),
+        ("logits", lambda array: array * 0 + array[:1], "is the same for all images, which proves nothing"),
+        ("gradients/params/block5/kernel", np.zeros_like, "is 0 everywhere, which proves nothing"),
+    ],
+)
+def test_dead_weights_prove_nothing_however_well_the_sides_agree(rng, name, change, message):
+    given = sides(rng)
+    for side in (given.ours, given.ours_double, given.reference, given.judge):
+        side[name] = change(side[name])
+    assert message in stages_of(given)[name.partition("/params")[0]].fault
+
+
+def test_the_bound_has_a_ceiling_however_far_off_the_reference_is(rng):
+    """Its own step is 0 in single precision, so three times its error would let anything pass."""
+    given = sides(rng)
+    name = "step 1/params/block5/kernel"
+    given.reference[name] = np.zeros_like(given.reference[name])
+    given.ours[name] = -given.ours[name]
+    assert "is over 3.0e-01" in stages_of(given)["step 1"].fault
+
+
+def test_what_one_side_alone_computed_is_a_stage_and_fails(rng):
+    given = sides(rng)
+    given.judge["block/block2"] = given.reference["block/block2"] = rng.random((3, 2))
+    given.ours["features"] = rng.random((3, 2))
+    stages = stages_of(given)
+    assert not stages["block/block2"].passed
+    assert not stages["features"].passed
+    stages = compare(JOB, ["block1"], sides(rng), ("nowhere", "boom"))
+    assert [(stage.name, stage.fault) for stage in stages][-1] == ("nowhere", "boom")
+
+
+@pytest.mark.parametrize("name", ["block/block1", "logits", "gradients/params/block5/kernel"])
+@pytest.mark.parametrize("side", ["judge", "ours_double"])
+def test_a_judge_that_saw_less_than_it_should_fails(rng, side, name):
+    given = sides(rng)
+    outputs = getattr(given, side)
+    outputs[name] = outputs[name][:1]
+    assert "has not the shape" in stages_of(given)[name.partition("/params")[0]].fault
+
+
 def test_a_reference_that_is_not_finite_proves_nothing(rng):
     given = sides(rng)
     for side in (given.ours, given.reference, given.judge):
@@ -183,7 +233,7 @@ def test_without_the_reference_nothing_is_verified(tmp_path, monkeypatch, capsys
         (["vgg16", "--image-size", "20"], "20 is too small"),
         (["vgg16", "--weights", "absent.h5"], "absent.h5: no such file"),
         (["vgg16", "--scans", "absent.h5"], "absent.h5: no such file"),
-        (["vgg16", "--weights", "w.safetensors"], "w.safetensors: seems to be a file of torch, not of keras"),
+        (["vgg16", "--weights", "w.safetensors"], "w.safetensors: an empty file"),
     ],
 )
 def test_bad_settings_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
@@ -200,7 +250,9 @@ def test_vgg16_is_verified_from_the_command_line_and_leaves_a_certificate(tmp_pa
     status = main([*command, "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert status == 0, printed
-    assert "VERIFIED: vgg16 computes what keras computes, at all 19 stages" in printed
+    assert (
+        "VERIFIED: vgg16 computes what keras computes, at all 19 stages, on 8 images, 2 of them in float64" in printed
+    )
     content = json.loads((tmp_path / "parity.json").read_text())
     assert content["verdict"] == "VERIFIED"
     assert content["first_divergence"] is None
@@ -208,7 +260,9 @@ def test_vgg16_is_verified_from_the_command_line_and_leaves_a_certificate(tmp_pa
     assert content["versions"]["reference"]["keras"]
     by_name = {stage["name"]: stage for stage in content["stages"]}
     assert by_name["block/fc1"]["arrays"]["block/fc1"]["double_relative_l2"] < 1e-12
-    assert len(by_name["gradients"]["arrays"]) == 10
+    assert len(by_name["gradients"]["arrays"]) == 11, "ten arrays, and all of them together"
+    assert content["settings"]["weights"] == "random"
+    assert set(content["legend"]) >= set(by_name["loss"]["arrays"]["loss"])
     assert by_name["block/block1"]["arrays"]["block/block1"]["relative_l2"] > 0, "the judge is not ourselves"
 
 
@@ -425,6 +479,42 @@ def test_a_mistake_fails_at_its_own_stage(setting, monkeypatch, name):
 
 
 @pytest.mark.parity
+def test_a_stopped_comparison_leaves_no_process_and_no_file(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "kimiajax",
+        "parity",
+        "inception_v3",
+        "--reference",
+        "keras",
+        "--weights",
+        "random",
+    ]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([*command, "--out", str(tmp_path / "out")], env=environment, stderr=subprocess.PIPE) as done:
+        for line in done.stderr:
+            if b"float32 on" in line:
+                break
+        time.sleep(3)
+        assert processes_with(tmp_path)
+        done.terminate()
+        assert done.wait(60) == 143
+    time.sleep(1)
+    assert not processes_with(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def processes_with(folder):
+    """Commands of running processes that name a folder under this one."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(entry.read_bytes())
+    return [command for command in found if f"{folder}/kimiajax-parity-".encode() in command]
+
+
+@pytest.mark.parity
 def test_a_file_without_top_is_compared_as_far_as_it_goes(tmp_path, capsys):
     """A `.keras` archive of Keras' own, of which the reference loads the arrays."""
     import keras
@@ -433,4 +523,6 @@ def test_a_file_without_top_is_compared_as_far_as_it_goes(tmp_path, capsys):
     model.save(tmp_path / "x.keras")
     command = ["parity", "inception_v3", "--reference", "keras", "--weights", str(tmp_path / "x.keras")]
     assert main([*command, "--image-size", "139", "--steps", "1", "--out", str(tmp_path)]) == 0
-    assert "ImageNet logits" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "ImageNet logits" not in printed
+    assert "not compared: predictions" in printed

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from kimiajax.data.synthetic import write_synthetic_scans
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -19,12 +21,16 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     assert 0 <= float(capsys.readouterr().out) <= 1
 
 
-def test_flags_of_the_readme_exist():
+def test_flags_of_the_readme_exist(capsys):
     from dataclasses import fields
 
-    from kimiajax.config import TableConfig, flag
+    from kimiajax.config import ParityConfig, TableConfig, flag
+    from weights_convert.__main__ import main as weights_convert
 
-    known = {flag(field.name) for field in fields(TableConfig)}
+    known = {flag(field.name) for config in (TableConfig, ParityConfig) for field in fields(config)}
+    with pytest.raises(SystemExit):
+        weights_convert(["torch", "--help"])
+    known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     shown = set(re.findall(r"(?<=[ `])--[a-z0-9-]+", README))
-    assert shown
+    assert {"--rows", "--require", "--fold-scale"} <= shown
     assert shown <= known

@@ -178,6 +178,29 @@ def test_a_header_out_of_all_proportion_is_refused(tmp_path):
         convert("vgg16", tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "empty file"), (b"version https://git-lfs", "git lfs pull"), (b"<!DOCTYPE html>", "web page")],
+)
+def test_what_is_no_weight_file_is_named(tmp_path, capsys, content, message):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    assert weights_convert(["torch", "vgg16", str(tmp_path / "x.safetensors"), str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_that_does_not_exist_is_named(tmp_path, capsys):
+    assert weights_convert(["torch", "vgg16", str(tmp_path / "absent"), str(tmp_path / "out")]) == 2
+    assert "absent: no such file" in capsys.readouterr().err
+
+
+def test_an_option_that_does_not_apply_is_refused(arrays, inception, tmp_path):
+    with pytest.raises(UserError, match="has no batch normalisation with a scale"):
+        convert("vgg16", saved(arrays, tmp_path), fold=True)
+    with pytest.raises(UserError, match="what torch's vgg16 was trained on is known"):
+        convert("vgg16", saved(arrays, tmp_path), normalised=True)
+    assert convert("inception_v3", inception, normalised=True).lineage["expected_input"]["std"] is not None
+
+
 def test_a_truncated_file_is_refused(arrays, tmp_path):
     path = saved(arrays, tmp_path)
     path.write_bytes(path.read_bytes()[:-100])

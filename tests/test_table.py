@@ -17,6 +17,7 @@ from kimiajax.cli import main
 from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.models.backbone import BACKBONES
 from kimiajax.models.weights import Weights, load_converted, load_weights
+from weights_convert.__main__ import main as weights_convert
 
 SMALL = ["--image-size", "75", "--patches-per-scan", "4", "--epochs", "1", "--head-epochs", "2", "--batch-size", "8"]
 RANDOM = ["--vgg16-weights", "random", "--inception-v3-weights", "random"]
@@ -136,9 +137,25 @@ def test_a_fine_tuned_network_serves_as_weights(run, scans, tmp_path):
     out, _ = run
     command = ["table", "quick", "--scans", str(scans), *SMALL, "--rows", "fe_inception_v3", "--out", str(tmp_path)]
     assert main([*command, "--inception-v3-weights", str(out / "checkpoints" / "tl_inception_v3")]) == 0
-    lineage = rows_of(tmp_path)[0]["weights"]["inception_v3"]
+    results, _ = rows_of(tmp_path)
+    assert any("weights that an earlier run fine-tuned" in note for note in results["notes"])
+    lineage = results["weights"]["inception_v3"]
+    assert lineage["run"]["row"] == "tl_inception_v3"
     assert lineage["trained_blocks"] == ["mixed9", "mixed10", "head"]
     assert lineage["parent"]["source"] == "random"
+
+
+def test_of_rows_only_networks_are_exported(run, tmp_path, capsys):
+    out, _ = run
+    assert weights_convert(["export", str(out / "checkpoints" / "tl_vgg16"), str(tmp_path / "x.h5")]) == 0
+    for row, name, message in (
+        ("fe_vgg16", "y.h5", "holds an SVM and no network"),
+        ("cnn", "y.h5", "no network of Keras'"),
+        ("tl_vgg16", "y.weights.h5", "choose such a name"),
+        ("tl_vgg16", "x.h5", "exists already"),
+    ):
+        assert weights_convert(["export", str(out / "checkpoints" / row), str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def saved_as(framework, network, folder):

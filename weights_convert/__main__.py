@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kimiajax.errors import UserError
 from weights_convert.convert import FRAMEWORKS, convert
-from weights_convert.export import export
+from weights_convert.export import export, must_be_new
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,13 +29,14 @@ def main(argv: list[str] | None = None) -> int:
             command.add_argument(
                 "--fold-scale", action="store_true", help="multiply batch normalisation's scale into the kernels"
             )
+            command.add_argument(
+                "--imagenet-normalised", action="store_true", help="Inception-v3 trained on such, as timm's gluon_in1k"
+            )
     command = commands.add_parser("export", help="write a checkpoint as a Keras .h5 file of weights")
     command.add_argument("checkpoint", type=Path, help="a converted checkpoint, or runs/NAME/checkpoints/ROW")
     command.add_argument("out", type=Path, help="the .h5 file to write; must not exist")
     arguments = parser.parse_args(argv)
     try:
-        if arguments.out.exists():
-            raise UserError(f"{arguments.out}: exists already; choose another name or remove it")
         lines = _export(arguments) if arguments.command == "export" else _convert(arguments)
     except (UserError, OSError) as error:
         print(f"weights_convert: {error}", file=sys.stderr)
@@ -45,12 +46,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> list[str]:
+    must_be_new(arguments.out)
     weights = convert(
         arguments.network,
         arguments.file,
         framework=arguments.command,
         top=not arguments.no_top,
         fold=getattr(arguments, "fold_scale", False),
+        normalised=getattr(arguments, "imagenet_normalised", False),
     )
     weights.save(arguments.out)
     lineage = weights.lineage
@@ -59,6 +62,9 @@ def _convert(arguments: argparse.Namespace) -> list[str]:
         top += " (the first taken as the background, as TensorFlow-Slim counts)"
     lines = [f"{arguments.out}: {arguments.network} {top}, from {lineage['source']} ({lineage['source_sha256'][:12]})"]
     lines.append(f"published file: {lineage['published'] or 'no, another one'}")
+    if "head" in weights.variables["params"]:
+        classes = weights.variables["params"]["head"]["logits"]["bias"].size
+        lines.append(f"head: of a fine-tuned network, {classes} classes")
     if lineage["options"]:
         lines.append("network: " + ", ".join(f"{name}={value}" for name, value in lineage["options"].items()))
     if lineage["left_out"]:

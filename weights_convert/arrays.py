@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from kimiajax.errors import UserError
-from kimiajax.files import open_hdf5
+from kimiajax.files import HDF5_SIGNATURE, guess, open_hdf5
 
 PICKLE = (
     "a pickle, which can run any program and is never loaded; turn it into safetensors where torch 2.6 or later is: "
@@ -36,16 +36,17 @@ class Stored:
 
 
 def framework_of(path: Path) -> str:
-    """The framework whose layout a file has, "keras" or "torch"; of what is neither, "keras", whose reader says what
-    it seems to be.
+    """The framework whose layout a file has: "keras" or "torch".
 
     Raises:
-        UserError: a pickle, or an archive that Keras did not save.
+        UserError: no such file, or one of neither; the message says what it seems to be.
     """
     if not path.is_file():
-        return "keras"
+        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; give the path of a weight file")
     with path.open("rb") as stream:
-        head = stream.read(16)
+        head = stream.read(512)
+    if head.startswith(HDF5_SIGNATURE):
+        return "keras"
     if head.startswith(b"PK\x03\x04"):
         with _archive(path) as archive:
             members = archive.namelist()
@@ -55,16 +56,17 @@ def framework_of(path: Path) -> str:
         raise UserError(
             f"{path}: {PICKLE if pickled else 'a zip archive that Keras did not save; give its weight file'}"
         )
-    safetensors = head[8:9] == b"{" or path.suffix == ".safetensors"
-    if head.startswith(b"\x80") and not safetensors:
+    if head[8:9] == b"{":
+        return "torch"
+    if head.startswith(b"\x80"):
         raise UserError(f"{path}: {PICKLE}")
-    return "torch" if safetensors else "keras"
+    raise UserError(f"{path}: {guess(head, path.stat().st_size, 'a .h5, .keras or .safetensors file')}")
 
 
 @contextlib.contextmanager
 def open_keras(path: Path) -> Iterator[h5py.File]:
     """The HDF5 file itself, or the one inside a `.keras` archive, copied out for as long as it is read."""
-    if not (path.is_file() and zipfile.is_zipfile(path)):
+    if not zipfile.is_zipfile(path):
         with open_hdf5(path, "weights") as file:
             yield file
         return
@@ -72,12 +74,21 @@ def open_keras(path: Path) -> Iterator[h5py.File]:
         inner = Path(folder) / KERAS_MEMBER
         with _archive(path) as archive:
             member = archive.getinfo(KERAS_MEMBER)
-            if member.compress_type != zipfile.ZIP_STORED:  # could unfold to any size
-                raise UserError(f"{path}: its arrays are compressed, which Keras does not do; save it from Keras again")
+            if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:  # could unfold to any size
+                raise UserError(
+                    f"{path}: its arrays are compressed or encrypted, which Keras does not do; save it from Keras again"
+                )
             with archive.open(member) as source, inner.open("wb") as target:
                 shutil.copyfileobj(source, target, 2**22)
-        with open_hdf5(inner, "weights") as file:
+        with _opened(inner, path) as file:
             yield file
+
+
+def _opened(inner: Path, path: Path) -> h5py.File:
+    try:
+        return open_hdf5(inner, "weights")
+    except UserError as error:  # of a file that the user never sees
+        raise UserError(str(error).replace(str(inner), f"{path}: {KERAS_MEMBER}")) from error
 
 
 @contextlib.contextmanager
@@ -94,12 +105,10 @@ def open_safetensors(path: Path) -> Iterator[dict[str, Stored]]:
     """The arrays of a safetensors file by name, readable for as long as it is open.
 
     Raises:
-        UserError: no such file, a damaged one, or one with a header out of all proportion.
+        UserError: a damaged file, or one with a header out of all proportion.
     """
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the path of a .safetensors file")
     try:
         with safe_open(path, framework="numpy") as file:
             yield {name: _stored(file, name) for name in file.keys()}  # noqa: SIM118

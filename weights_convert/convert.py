@@ -23,7 +23,15 @@ FRAMEWORKS = {"keras": keras, "torch": torch}
 BACKGROUND_CLASSES = 1001  # TensorFlow-Slim's ImageNet classes, whose first is the background
 
 
-def convert(network: str, path: Path, *, framework: str | None = None, top: bool = True, fold: bool = False) -> Weights:
+def convert(
+    network: str,
+    path: Path,
+    *,
+    framework: str | None = None,
+    top: bool = True,
+    fold: bool = False,
+    normalised: bool = False,
+) -> Weights:
     """Reads a weight file of a network.
 
     Args:
@@ -34,10 +42,12 @@ def convert(network: str, path: Path, *, framework: str | None = None, top: bool
         top: false leaves the ImageNet classes, and VGG16's dense layers, out.
         fold: multiply the scale of batch normalisation into the kernels and means, for a network that has none.
             Inference is the same but for rounding; statistics of mini-batches are not.
+        normalised: torch's Inception-v3 was trained on ImageNet-normalised images and not on [-1, 1], as timm's
+            `gluon_in1k` was; the arrays do not show it.
 
     Raises:
-        UserError: no such file, not such a file, another network's, or arrays missing, extra, misshapen, of another
-            type or not finite; all of them are listed.
+        UserError: an option that does not apply, no such file, not such a file, another network's, or arrays missing,
+            extra, misshapen, of another type or not finite; all of them are listed.
     """
     known = {name for module in FRAMEWORKS.values() for name in module.TABLES}
     if network not in known:
@@ -46,20 +56,25 @@ def convert(network: str, path: Path, *, framework: str | None = None, top: bool
     if framework not in (None, found):
         raise UserError(f"{path}: seems to be a file of {found}, not of {framework}")
     module = FRAMEWORKS[found]
+    convention = module.CONVENTIONS[network]
+    if fold and not convention.options.get("scale"):
+        raise UserError(f"{path}: {found}'s {network} has no batch normalisation with a scale; leave the folding out")
+    if normalised and (network, found) != ("inception_v3", "torch"):
+        raise UserError(f"{path}: what {found}'s {network} was trained on is known; leave the normalisation out")
     with module.open_arrays(path) as (arrays, layout, attributes):
         left_out = [name for name in arrays if module.is_unused(name)]
         arrays = {name: stored for name, stored in arrays.items() if name not in left_out}
         table = _choose_table(network, arrays, found, path)
-        convention = module.CONVENTIONS[network]
         backbone = BACKBONES[network].variant(**convention.options)
         variables = _place(backbone, arrays, table, path)
+    exported = _exported_lineage(network, attributes, variables, path)
     if not top and "predictions" in variables["params"]:
         left_out += [name for name in table if table[name][0][1] in TOP_BLOCKS and name in arrays]
         variables["params"] = {k: v for k, v in variables["params"].items() if k not in TOP_BLOCKS}
     options = dict(backbone.options)
-    if fold and options.pop("scale", False):
+    if fold:
+        del options["scale"]
         variables = fold_scale(variables)
-    exported = _exported_lineage(attributes)
     lineage = {
         "format": LINEAGE_FORMAT,
         "network": network,
@@ -71,7 +86,7 @@ def convert(network: str, path: Path, *, framework: str | None = None, top: bool
         "published": published_lineage(path),
         **top_of(variables),
         "label_offset": int(top_of(variables)["classes"] == BACKGROUND_CLASSES),
-        "expected_input": convention.expected_input,
+        "expected_input": torch.NORMALISED if normalised else convention.expected_input,
         "batch_norm_epsilon": convention.batch_norm_epsilon,
         "batch_norm_scale": ("kept" if options.get("scale") else "folded") if "scale" in convention.options else None,
         "left_out": _summary(left_out),
@@ -83,13 +98,28 @@ def convert(network: str, path: Path, *, framework: str | None = None, top: bool
     return Weights(variables, lineage)
 
 
-def _exported_lineage(attributes: dict[str, object]) -> dict[str, object]:
-    """What an exported file says of its weights: they were trained where it says, not by the framework it is for."""
+def _exported_lineage(
+    network: str, attributes: dict[str, object], variables: Variables, path: Path
+) -> dict[str, object]:
+    """What an exported file says of its weights: they were trained where it says, not by the framework it is for.
+
+    Raises:
+        UserError: its arrays are not those that were exported.
+    """
+    if keras.LINEAGE not in attributes:
+        return {}
     try:
         parent = json.loads(attributes[keras.LINEAGE])
-        return {"parent": parent, "label_offset": parent["label_offset"], "expected_input": parent["expected_input"]}
+        inherited = {key: parent[key] for key in ("label_offset", "expected_input")}
+        same = (parent["network"], parent["digest"]) == (network, digest(variables))
     except (KeyError, ValueError, TypeError):
-        return {}
+        same = False
+    if not same:
+        raise UserError(
+            f"{path}: its arrays are not those that its lineage speaks of: it was changed after its export; remove the "
+            f"attribute {keras.LINEAGE!r} to take it as a file of Keras"
+        )
+    return {"parent": parent, **inherited}
 
 
 def _choose_table(network: str, arrays: dict[str, Stored], framework: str, path: Path) -> Table:
@@ -139,6 +169,8 @@ def _place(backbone: Backbone, arrays: dict[str, Stored], table: Table, path: Pa
             faults.append(f"values: {name} holds NaN or infinity")
         if to[-1] == "var" and (array < 0).any():
             faults.append(f"values: {name} holds negative variances")
+        if to[-1] == "kernel" and not array.any():
+            faults.append(f"values: {name} is 0 throughout")
         node = variables
         for part in to[:-1]:
             node = node.setdefault(part, {})

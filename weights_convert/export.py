@@ -29,8 +29,13 @@ def export(checkpoint: Path, path: Path) -> str:
         What was written, in one line.
 
     Raises:
-        UserError: not such a checkpoint, or a network that Keras does not have.
+        UserError: `path` exists, not such a checkpoint, or a network that Keras does not have.
     """
+    must_be_new(path)
+    if path.suffix != ".h5" or path.name.endswith(".weights.h5"):
+        raise UserError(f"{path}: Keras knows this layout by a name in .h5, and not .weights.h5; choose such a name")
+    if (checkpoint / "arrays").is_dir() is False and (checkpoint / "_CHECKPOINT_METADATA").exists():
+        raise UserError(f"{checkpoint}: holds an SVM and no network; give the checkpoint of a row that trains one")
     weights = load_converted(checkpoint)
     network, options = weights.lineage["network"], weights.lineage["options"]
     if network not in keras.TABLES:
@@ -55,6 +60,12 @@ def export(checkpoint: Path, path: Path) -> str:
                 group[f"{layer}/{leaf}"] = array
     parts = [part for part in ("predictions", "head") if part in weights.variables["params"]]
     return f"{network}, {len(layers)} layers, {' and '.join(parts) or 'without top'}"
+
+
+def must_be_new(path: Path) -> None:
+    """Raises UserError for what exists already: weights are not overwritten."""
+    if path.exists():
+        raise UserError(f"{path}: exists already; choose another name or remove it")
 
 
 def _find(variables: Variables, path: tuple[str, ...]) -> np.ndarray | None:

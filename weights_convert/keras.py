@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from kimiajax.errors import UserError
 from kimiajax.models import inception_v3, vgg16
@@ -91,24 +92,44 @@ def open_arrays(path: Path) -> Iterator[tuple[dict[str, Stored], str, dict[str, 
         UserError: not a file that Keras wrote, or one whose arrays have no clear names.
     """
     with open_keras(path) as file:
-        if isinstance(file.get("layers"), h5py.Group):
-            layout, arrays = ".weights.h5 or .keras", _by_saved_name(file["layers"], path)
-        else:
-            root = file.get("model_weights", file)
-            if not isinstance(root, h5py.Group):
-                raise UserError(f"{path}: /model_weights is no group; give a file that Keras saved")
-            layout, arrays = ".h5" if root is not file else ".h5 of weights", _by_layer(root, path)
+        with _damage_named(path):
+            arrays, layout = _find(file, path)
+            attributes = dict(file.attrs)
         if not arrays:
             raise UserError(f"{path}: holds no weights; give a file that Keras saved")
-        yield _by_rank(arrays), layout, dict(file.attrs)
+        yield _by_rank(arrays), layout, attributes
+
+
+def _find(file: h5py.File, path: Path) -> tuple[dict[str, Stored], str]:
+    if isinstance(file.get("layers"), h5py.Group):
+        return _by_saved_name(file["layers"], path), ".weights.h5 or .keras"
+    root = file.get("model_weights", file)
+    if not isinstance(root, h5py.Group):
+        raise UserError(f"{path}: /model_weights is no group; give a file that Keras saved")
+    return _by_layer(root, path), ".h5" if root is not file else ".h5 of weights"
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """What the HDF5 library raises over damaged structures, of many kinds, as the one error that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: a damaged HDF5 file ({type(error).__name__}: {error}); fetch it again") from error
 
 
 def _stored(dataset: h5py.Dataset, path: Path) -> Stored:
-    def read() -> Any:
-        try:
+    """An array that is whole in the file: one never written reads as zeros, of any size."""
+    if dataset.shape is None or dataset.id.get_storage_size() < dataset.size * dataset.dtype.itemsize:
+        raise UserError(
+            f"{path}: {dataset.name} was never written, or is compressed, which Keras does not do; fetch the file again"
+        )
+
+    def read() -> np.ndarray:
+        with _damage_named(path):
             return dataset[...]
-        except OSError as error:
-            raise UserError(f"{path}: cannot read {dataset.name} ({error}); fetch the file again") from error
 
     return Stored(dataset.shape, str(dataset.dtype), read)
 

@@ -111,8 +111,9 @@ INCEPTION_V3_TABLE: Table = {
 
 TABLES = {"vgg16": (TORCHVISION_VGG16, TIMM_VGG16), "inception_v3": (INCEPTION_V3_TABLE,)}
 
+NORMALISED = {"channels": "RGB", "range": [0, 1], **IMAGENET}
 CONVENTIONS = {
-    "vgg16": Convention({}, {"channels": "RGB", "range": [0, 1], **IMAGENET}, None),
+    "vgg16": Convention({}, NORMALISED, None),
     # torchvision's `transform_input` takes its usual normalisation to this range before the first convolution.
     "inception_v3": Convention(
         {"count_padding": True, "scale": True},

@@ -104,8 +104,8 @@ class Backbone:
         self.check_blocks(blocks)
         self.check_size(size)
         module = self._build(num_classes)
-        images = jnp.zeros((1, size, size, 3))
-        return jax.eval_shape(lambda: module.init(jax.random.key(0), images, blocks))
+        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        return jax.eval_shape(lambda images: module.init(jax.random.key(0), images, blocks), images)
 
     def init(
         self, rng: np.random.Generator, size: int, blocks: Sequence[str] | None = None, *, num_classes: int = 1000

@@ -3,6 +3,8 @@
 A converted checkpoint is a folder: `lineage.json`, which says where the arrays came from, and `arrays/`.
 """
 
+import datetime
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kimiajax import __version__
 from kimiajax.checkpoints import digest, load_tree, save_tree
 from kimiajax.errors import UserError
 from kimiajax.files import new_folder
@@ -81,7 +84,8 @@ class Weights:
         """Writes a converted checkpoint; the folder appears whole or not at all."""
         with new_folder(folder) as aside:
             save_tree(aside / "arrays", self.variables)
-            (aside / "lineage.json").write_text(json.dumps(self.lineage, indent=2) + "\n")
+            sealed = {**self.lineage, "seal": _seal(self.lineage)}
+            (aside / "lineage.json").write_text(json.dumps(sealed, indent=2) + "\n")
 
 
 def load_weights(
@@ -143,44 +147,46 @@ def load_converted(folder: Path) -> Weights:
     """
     try:
         lineage = json.loads((folder / "lineage.json").read_text())
-        if lineage.get("format") != LINEAGE_FORMAT:
-            raise UserError(f"{folder}: written by another version of this program; convert the weights again")
-        options, network = lineage["options"], lineage["network"]
-        recorded = {key: lineage[key] for key in ("digest", "top", "classes")}
+        seal, written = lineage.pop("seal", None), lineage.get("format")
         variables = load_tree(folder / "arrays")
-        BACKBONES[network].variant(**options)
-        actual = {"digest": digest(variables), **top_of(variables)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(
             f"{folder}: not a converted checkpoint ({type(error).__name__}); "
             "make one with `python -m weights_convert keras NETWORK FILE OUT`"
         ) from error
-    wrong = [key for key in recorded if recorded[key] != actual[key]]
-    if wrong:
+    if written != LINEAGE_FORMAT:
+        raise UserError(f"{folder}: written by another version of this program; convert the weights again")
+    if seal != _seal(lineage):
+        raise UserError(f"{folder}/lineage.json: was changed after it was written; convert the weights again")
+    if digest(variables) != lineage["digest"]:
         raise UserError(
-            f"{folder}: its arrays are not those that were written ({wrong[0]} differs); remove that folder and "
+            f"{folder}: its arrays are not those that were written (digest differs); remove that folder and "
             "convert again"
         )
     return Weights(variables, lineage)
 
 
-def fine_tuned(parent: Weights, variables: Variables, blocks: Sequence[str], how: str) -> Weights:
+def fine_tuned(
+    parent: Weights, variables: Variables, blocks: Sequence[str], source: str, run: dict[str, Any] | None = None
+) -> Weights:
     """Weights whose lineage says what they were trained from.
 
     Args:
         parent: the weights that training began with.
         variables: the whole network's after it, the head's among them.
         blocks: what was trained.
-        how: the run, for a reader.
+        source: who trained them, for a reader.
+        run: what names the run: data, seed.
     """
     kept = ("format", "network", "options", "label_offset", "expected_input", "batch_norm_epsilon")
     lineage = {
         **{key: parent.lineage[key] for key in kept},
         "framework": "kimiajax",
-        "source": how,
+        "source": source,
         "trained_blocks": list(blocks),
+        "run": run or {},
+        "converter": f"kimiajax {__version__}",
+        "converted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "parent": parent.lineage,
         **top_of(variables),
         "digest": digest(variables),
@@ -188,9 +194,18 @@ def fine_tuned(parent: Weights, variables: Variables, blocks: Sequence[str], how
     return Weights(variables, lineage)
 
 
-def framework_of(lineage: dict[str, Any]) -> str | None:
-    """The framework that the weights were first trained in, "keras" or "torch"; None for random ones."""
-    return framework_of(lineage["parent"]) if lineage.get("parent") else lineage["framework"]
+def origin_of(lineage: dict[str, Any]) -> str | None:
+    """Where weights were trained: "keras", "torch", and what was fine-tuned since; None for random ones."""
+    tuned = bool(lineage.get("trained_blocks"))
+    while lineage.get("parent"):
+        lineage = lineage["parent"]
+        tuned = tuned or bool(lineage.get("trained_blocks"))
+    return f"{lineage['framework'] or 'random weights'}, fine-tuned since" if tuned else lineage["framework"]
+
+
+def _seal(lineage: dict[str, Any]) -> str:
+    """SHA-256 of what a lineage says."""
+    return hashlib.sha256(json.dumps(lineage, sort_keys=True).encode()).hexdigest()
 
 
 def top_of(variables: Variables) -> dict[str, Any]:

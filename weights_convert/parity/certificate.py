@@ -6,6 +6,7 @@ a floor where that is smaller. Double precision must agree with the judge but fo
 for another network, another loss or another optimizer.
 """
 
+import datetime
 import io
 import json
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from weights_convert.tables import Table
 SCHEMA_VERSION = 1
 VERIFIED, FAILED, NOT_RUN = "VERIFIED", "FAILED", "NOT RUN"
 FACTOR = 3.0  # of the reference's own single-precision error
+CEILING = 0.3  # of any bound: at 1, doing nothing would pass
 
 # Relative L2 that single precision may cost, whatever the reference's own luck. A batch-norm epsilon of 1e-5 for 1e-3
 # costs 5e-4 at the first block, everything else that is usually done wrong far more. Gradients jump: of a million
@@ -49,6 +51,25 @@ DOUBLE = 1e-9  # the same for double precision, at every stage after the input
 LEAVES = ("gradients", "step")  # stages of many arrays, each with its double precision; together with their single
 NO_DOUBLE = ("decoded", "resized", "input", "eta")  # stages that double precision has no part in
 CLASSES = ("logits", "block/predictions", "predictions")  # stages whose largest entry is an answer
+
+
+LEGEND = {
+    "stages": "in the order in which data goes through; gradients and steps hold every array, and all together",
+    "max_abs": "largest difference of ours in float32 from the reference in float64, of the judged images",
+    "relative_l2": "norm of that difference over the norm of the reference in float64; of a step, over what it changed",
+    "reference_relative_l2": "the same for the reference in float32",
+    "bound": "relative_l2 must not exceed it: factor x reference_relative_l2, at least the floor, at most the ceiling",
+    "double_relative_l2": "ours in float64 against the reference in float64; must not exceed bounds.double",
+    "unjudged_relative_l2": "ours against the reference in float32, all images; at most bound + reference_relative_l2",
+    "flips": "images whose largest entry is another one than in the reference in float32; must be 0",
+    "fault": "why the stage fails, or null",
+    "job.patches": "indices into /test_data/patches of the three test patches that are an image's channels",
+    "job.labels": "the scan of each image's first patch, counted from 0 among the scans chosen",
+    "job.judged": "the first so many images are computed in float64 too, and are the batch that is trained on",
+    "job.boundary": "the last block that does not train",
+    "inputs.decoded_sha256": "of the bytes of all images as read, uint8 [images 3 height width]",
+    "recheck": "the same command gives the same weights and images; of random weights the sha256 shows it",
+}
 
 
 @dataclass(frozen=True)
@@ -110,6 +131,8 @@ class Certificate:
     network: str
     reference: str
     reason: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    not_compared: tuple[str, ...] = ()
     weights: dict[str, Any] = field(default_factory=dict)
     job: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
@@ -130,11 +153,15 @@ class Certificate:
             "reason": self.reason,
             "network": self.network,
             "reference": self.reference,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "settings": self.settings,
+            "not_compared": self.not_compared,
+            "legend": LEGEND,
             "weights": self.weights,
             "job": self.job,
             "inputs": self.inputs,
             "versions": self.versions,
-            "bounds": {"factor": FACTOR, "floors": FLOORS},
+            "bounds": {"factor": FACTOR, "floors": FLOORS, "ceiling": CEILING, "double": DOUBLE},
             "stages": [{"passed": stage.passed, **asdict(stage)} for stage in self.stages],
         }
         write_text(folder / "parity.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -162,8 +189,11 @@ def compare(job: Job, blocks: Sequence[str], sides: Sides, failure: tuple[str, s
     """
     ours, judge = sides.ours, sides.judge
     names = ["decoded", "resized", "input", *(f"block/{block}" for block in blocks)]
-    names += ["features"] if "features" in judge else []
-    names += ["logits", "loss", "gradients", *(f"step {k}" for k in sorted({1, job.steps} - {0})), "predictions", "eta"]
+    names += ["features"] if "features" in ours or "features" in judge else []
+    names += ["logits", "loss", "gradients", *(f"step {k}" for k in sorted({1, job.steps})), "predictions", "eta"]
+    computed = {_stage_of(name) for side in (ours, sides.ours_double, sides.reference, judge) for name in side}
+    names += sorted(computed - set(names))  # what nobody asked for is on one side only
+    names += [failure[0]] if failure and failure[0] not in names else []
     stages = []
     for name in names:
         if failure and name == failure[0]:
@@ -172,27 +202,33 @@ def compare(job: Job, blocks: Sequence[str], sides: Sides, failure: tuple[str, s
             compared = {array: _compare_one(array, sides) for array in sorted(_below(name, ours) | _below(name, judge))}
             compared[name] = _compare_together(name, sides)
         else:
-            compared = {name: _compare(name, sides)}
+            compared = {name: _compare(name, sides, job.judged)}
         shape = np.shape(judge[name]) if name in judge else None
         stages.append(Stage(name, shape, compared))
     return stages
+
+
+def _stage_of(name: str) -> str:
+    return name.split("/")[0] if name.startswith(LEAVES) else name
 
 
 def _below(stage: str, outputs: Outputs) -> set[str]:
     return {name for name in outputs if name.startswith(f"{stage}/")}
 
 
-def _compare(stage: str, sides: Sides) -> Comparison:
-    """A stage of one array."""
-    fault = _unfit(stage, sides, double=stage not in NO_DOUBLE)
+def _compare(stage: str, sides: Sides, judged: int) -> Comparison:
+    """A stage of one array, with an entry for each image, of which the judge saw the first `judged`."""
+    whole = sides.reference[stage].shape if stage in sides.reference else ()
+    several = bool(whole) and stage not in NO_DOUBLE
+    fault = _unfit(stage, sides, (judged, *whole[1:]) if several else whole, double=stage not in NO_DOUBLE)
     if fault:
         return Comparison(fault=fault)
     ours, reference, judge = sides.ours[stage], sides.reference[stage], sides.judge[stage]
     if stage == "eta":  # of all images, and the judge saw two; a count has no rounding to judge
         judge = reference
-    judged = slice(len(judge)) if judge.ndim else ...
+    seen = slice(judged) if several else ...
     double = None if stage in NO_DOUBLE else relative_l2(sides.ours_double[stage], judge)
-    compared = _bounded(stage, ours[judged], reference[judged], judge, relative_l2(ours, reference), double)
+    compared = _bounded(stage, ours[seen], reference[seen], judge, relative_l2(ours, reference), double)
     if stage not in CLASSES:
         return compared
     flips = int((ours.argmax(-1) != reference.argmax(-1)).sum())
@@ -202,7 +238,7 @@ def _compare(stage: str, sides: Sides) -> Comparison:
 
 def _compare_one(name: str, sides: Sides) -> Comparison:
     """One array of a stage of many: in double precision."""
-    fault = _unfit(name, sides, double=True)
+    fault = _unfit(name, sides, sides.judge[name].shape if name in sides.judge else (), double=True)
     if fault:
         return Comparison(fault=fault)
     double = relative_l2(sides.ours_double[name], sides.judge[name])
@@ -221,7 +257,7 @@ def _compare_together(stage: str, sides: Sides) -> Comparison:
     names = sorted(_below(stage, sides.ours) & _below(stage, sides.judge))
     if not names:
         return Comparison(fault=f"{stage} has no array on both sides")
-    if any(_unfit(name, sides, double=False) for name in names):
+    if any(_unfit(name, sides, sides.judge[name].shape, double=True) for name in names):
         return Comparison()  # which the array itself says
     sizes = {name: np.linalg.norm(sides.judge[name].ravel()) or 1.0 for name in names}
     ours, reference, judge = (
@@ -233,17 +269,23 @@ def _compare_together(stage: str, sides: Sides) -> Comparison:
     return replace(compared, max_abs=_finite(largest))
 
 
-def _unfit(name: str, sides: Sides, *, double: bool) -> str | None:
-    """Why an array cannot be compared, if so."""
-    if name not in sides.ours or name not in sides.judge:
-        return f"{name} is {'in the reference only' if name in sides.judge else 'here and not in the reference'}"
+def _unfit(name: str, sides: Sides, shape: tuple[int, ...], *, double: bool) -> str | None:
+    """Why an array cannot be compared, or proves nothing, if so; `shape` is what the judge's must have."""
+    if name not in sides.ours or name not in sides.judge or name not in sides.reference:
+        return f"{name} is {'here and not in the reference' if name in sides.ours else 'in the reference only'}"
     if double and name not in sides.ours_double:
         return f"{name} was not computed here in float64"
-    ours, reference = sides.ours[name], sides.reference[name]
+    ours, reference, judge = sides.ours[name], sides.reference[name], sides.judge[name]
     if ours.shape != reference.shape:
         return f"{name} has shape {ours.shape}, in the reference {reference.shape}"
-    if not (np.isfinite(reference).all() and np.isfinite(sides.judge[name]).all()):
+    if name != "eta" and (judge.shape != shape or (double and sides.ours_double[name].shape != shape)):
+        return f"{name} in float64 has not the shape {shape}"
+    if not (np.isfinite(reference).all() and np.isfinite(judge).all()):
         return "the reference itself is not finite"
+    if name != "eta" and not judge.any():
+        return "the reference is 0 everywhere, which proves nothing"
+    if name.startswith(("block/", "logits", "features", "predictions", "input")) and (judge == judge[:1]).all():
+        return "the reference is the same for all images, which proves nothing"
     return None
 
 
@@ -251,7 +293,7 @@ def _bounded(
     stage: str, ours: np.ndarray, reference: np.ndarray, judge: np.ndarray, whole: float, double: float | None
 ) -> Comparison:
     own, error = relative_l2(reference, judge), relative_l2(ours, judge)
-    bound = max(FACTOR * own, FLOORS[stage.split("/")[0].split(" ")[0]])
+    bound = min(max(FACTOR * own, FLOORS[stage.split("/")[0].split(" ")[0]]), CEILING)
     fault = None
     if not error <= bound:  # NaN is beyond any bound
         fault = f"relative L2 {error:.1e} is over {bound:.1e}"
@@ -297,7 +339,8 @@ def render(certificate: Certificate) -> str:
         console.print(
             f"max abs and relative L2: ours in float32 against {certificate.reference} in float64; the bound is "
             f"{FACTOR:g} x {certificate.reference}'s own error in float32, or a floor. float64: ours in float64 "
-            f"against the same, bound {DOUBLE:.0e}, array by array."
+            f"against the same, bound {DOUBLE:.0e}, array by array. A step's errors are those of what it changed. "
+            "flips: images with another largest logit."
         )
     console.print(f"{certificate.verdict}{_why(certificate)}")
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
@@ -347,5 +390,9 @@ def _why(certificate: Certificate) -> str:
         return f": {certificate.reason}"
     if certificate.verdict == FAILED:
         return f": {certificate.network} and {certificate.reference} part at {certificate.first_divergence}"
-    count = len(certificate.stages)
-    return f": {certificate.network} computes what {certificate.reference} computes, at all {count} stages"
+    images, judged = len(certificate.job["patches"]), certificate.job["judged"]
+    left_out = f"; not compared: {', '.join(certificate.not_compared)}" if certificate.not_compared else ""
+    return (
+        f": {certificate.network} computes what {certificate.reference} computes, at all {len(certificate.stages)} "
+        f"stages, on {images} images, {judged} of them in float64{left_out}"
+    )

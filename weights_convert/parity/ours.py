@@ -8,6 +8,7 @@ import numpy as np
 
 from kimiajax.data.pixels import gray_to_unit_rgb, native_input, resize
 from kimiajax.data.scans import open_scans
+from kimiajax.errors import UserError
 from kimiajax.finetune.blocks import TrainableBlocks
 from kimiajax.finetune.optimizer import fine_tuning_sgd, for_blocks
 from kimiajax.finetune.state import TrainState, new_state
@@ -43,6 +44,13 @@ def run_single(job: Job, weights: Weights, head: Variables) -> Outputs:
         return _networks(job, weights, head, outputs["input"], outputs)
 
 
+def bottleneck(job: Job, weights: Weights) -> np.ndarray:
+    """What a head gets, for all images."""
+    backbone = weights.backbone
+    run = jax.jit(lambda variables, x: backbone.apply(variables, x, backbone.up_to(backbone.bottleneck))[0])
+    return np.asarray(run(weights.variables, _images(job, weights)["input"]))
+
+
 def run_double(job: Job, weights: Weights, head: Variables, images: np.ndarray) -> Outputs:
     """The networks and the training of the judged images in double precision, on the CPU: what is left of a difference
     there is not rounding.
@@ -50,7 +58,11 @@ def run_double(job: Job, weights: Weights, head: Variables, images: np.ndarray) 
     Args:
         images: the judge's own input, so that nothing before it counts.
     """
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+    try:
+        (cpu, *_) = jax.local_devices(backend="cpu")
+    except RuntimeError as error:
+        raise UserError("float64 runs on the CPU, which JAX_PLATFORMS leaves out: add `,cpu` to it") from error
+    with jax.enable_x64(True), jax.default_device(cpu):
         variables, head = jax.tree.map(lambda array: array.astype(np.float64), (weights.variables, head))
         return _networks(job, Weights(variables, weights.lineage), head, images.astype(np.float64), {})
 

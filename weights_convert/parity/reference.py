@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,12 +36,20 @@ def score(logits: np.ndarray, labels: tuple[int, ...]) -> np.ndarray:
     return np.array([eta_p, eta_w, eta_p * eta_w])
 
 
+def _end_with_parent() -> None:
+    """Waits for the end of the pipe that the parent holds open, and ends this process with it."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
 def main(make: Callable[[Job], None], run: Callable[[Job, str, Path], Outputs], versions: Callable[[], dict]) -> None:
     """The command line of a reference: `FOLDER make`, `FOLDER float32` or `FOLDER float64`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("what", choices=("make", "float32", "float64"))
     arguments = parser.parse_args()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     job = Job.read(arguments.folder)
     if arguments.what == "make":
         make(job)

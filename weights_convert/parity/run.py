@@ -1,26 +1,27 @@
 """From the command line's settings to a certificate."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from kimiajax.config import ParityConfig
-from kimiajax.data.pixels import native_input
 from kimiajax.data.scans import open_scans
 from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.environment import describe_environment
 from kimiajax.errors import UserError
 from kimiajax.files import sha256_file
-from kimiajax.models.backbone import BACKBONES, Classifier, Variables
+from kimiajax.models.backbone import BACKBONES, Variables
 from kimiajax.models.weights import Weights, check_dense_size
 from kimiajax.progress import Silent
 from weights_convert.convert import FRAMEWORKS, convert
@@ -32,7 +33,7 @@ from weights_convert.parity.reference import Outputs
 SUFFIX = {"keras": "h5", "torch": "safetensors"}
 REMEDY = {"keras": "pip install 'kimiajax[parity]'", "torch": "make setup-torch, or install torch's CPU build"}
 SCANS, IMAGES_PER_SCAN = 4, 2
-LEARNING_RATE = 1e-4  # the study's, for an input of size 1
+LEARNING_RATE = 1e-3
 
 
 def run_parity(network: str, config: ParityConfig, progress: Silent | None = None) -> Certificate:
@@ -52,15 +53,24 @@ def run_parity(network: str, config: ParityConfig, progress: Silent | None = Non
     if network not in tables:
         raise UserError(f"parity {network or 'NETWORK'}: no such network; choose from {', '.join(tables)}")
     BACKBONES[network].check_size(config.image_size)
+    for file in (config.scans, None if config.weights == "random" else Path(config.weights)):
+        if file is not None and not file.exists():
+            raise UserError(f"{file}: no such file; give the path of one")
+    out = config.folder(network)
+    out.mkdir(parents=True, exist_ok=True)  # before the work
+    if not os.access(out, os.W_OK):
+        raise UserError(f"{out}: cannot be written to; choose another --out")
+    settings = {"network": network, **config.as_dict()}
     if importlib.util.find_spec(config.reference) is None:
         reason = f"{config.reference} is not installed ({REMEDY[config.reference]})"
-        return Certificate(NOT_RUN, network, config.reference, reason)
+        return Certificate(NOT_RUN, network, config.reference, reason, settings)
     with tempfile.TemporaryDirectory(prefix="kimiajax-parity-") as name:
         folder = Path(name)
         job, weights = prepare(network, config, folder, progress)
         head = write_head(job, weights, folder)
         references = run_reference(job, config.reference, folder, progress)
-        return certify(job, config.reference, weights, head, *references, progress=progress)
+        done = certify(job, config.reference, weights, head, *references, progress=progress)
+        return dataclasses.replace(done, settings=settings)
 
 
 def prepare(network: str, config: ParityConfig, folder: Path, progress: Silent) -> tuple[Job, Weights]:
@@ -97,12 +107,11 @@ def prepare(network: str, config: ParityConfig, folder: Path, progress: Silent) 
     if random:
         job.write(folder)
         progress.say(f"{config.reference}: {network} with every array random")
-        _wait(config.reference, "make", _start(config.reference, folder, "make"))
+        with _running(config.reference, folder, "make") as process:
+            _wait(config.reference, "make", process)
     weights = convert(network, Path(job.weights), framework=config.reference)
     _check(job, weights)
-    largest = _largest(weights.lineage["expected_input"]) if job.input == "native" else 1.0
-    rate = LEARNING_RATE / largest**2  # of the first layers' gradient, which grows with the input, twice over
-    return dataclasses.replace(job, classes=weights.lineage["classes"], learning_rate=rate), weights
+    return dataclasses.replace(job, classes=weights.lineage["classes"]), weights
 
 
 def _check(job: Job, weights: Weights) -> None:
@@ -114,12 +123,6 @@ def _check(job: Job, weights: Weights) -> None:
         raise UserError(f"{job.weights}: holds a fine-tuned network with its head; give the file that it started from")
     if job.input == "native" and weights.lineage["expected_input"] is None:
         raise UserError(f"{job.weights}: does not say what input it was trained on; leave --input native out")
-
-
-def _largest(expected: dict) -> float:
-    """The largest value that an input can have, rounded to what a learning rate needs."""
-    extremes = np.array([[[[value] * 3 for value in (0, 255)]]], np.uint8)
-    return float(np.abs(native_input(extremes, expected)).max().round())
 
 
 def _choose_images(scans: Path) -> tuple[tuple, tuple]:
@@ -138,19 +141,21 @@ def _choose_images(scans: Path) -> tuple[tuple, tuple]:
 
 
 def write_head(job: Job, weights: Weights, folder: Path) -> Variables:
-    """A random head for both sides, every array random and He-scaled."""
-    backbone = weights.backbone
-    blocks = backbone.up_to(backbone.bottleneck)
-    bottleneck = backbone.tap_shapes(weights.variables, job.size, blocks)[backbone.bottleneck]
-    inputs, width, classes = int(np.prod(bottleneck)), job.hidden, job.num_scans
-    assert Classifier(backbone, (), classes).head.hidden == width
+    """A random head for both sides, every array random, He-scaled to the size of what it gets.
+
+    So the logits are neither all alike nor saturated, and gradients have the size of weights, whatever the input's.
+    """
+    features = ours.bottleneck(job, weights)
+    size = np.sqrt(np.mean(np.square(features, dtype=np.float64)))
+    if not 0 < size < np.inf:
+        raise UserError(f"{job.weights}: {job.network} gives 0 or no number with it: nothing can be proven by it")
     rng = np.random.default_rng([job.seed, 1])
 
-    def dense(inputs: int, outputs: int) -> Variables:
-        kernel = rng.standard_normal((inputs, outputs), np.float32) * np.float32(np.sqrt(2 / inputs))
+    def dense(inputs: int, outputs: int, size: float = 1.0) -> Variables:
+        kernel = rng.standard_normal((inputs, outputs), np.float32) * np.float32(np.sqrt(2 / inputs) / size)
         return {"kernel": kernel, "bias": 0.1 * rng.standard_normal(outputs, np.float32)}
 
-    head = {"hidden": dense(inputs, width), "logits": dense(width, classes)}
+    head = {"hidden": dense(features[0].size, job.hidden, size), "logits": dense(job.hidden, job.num_scans)}
     np.savez(folder / "head.npz", **ours.leaves(head))
     return head
 
@@ -159,28 +164,31 @@ def run_reference(job: Job, reference: str, folder: Path, progress: Silent) -> t
     """The reference's outputs in single and in double precision, and its versions, each from a process of its own."""
     job.write(folder)
     progress.say(f"{reference}: float32 on {len(job.patches)} images, float64 on {job.judged}")
-    processes = {dtype: _start(reference, folder, dtype) for dtype in ("float32", "float64")}
-    try:
-        for dtype, process in processes.items():
-            _wait(reference, dtype, process)
-    finally:
-        for process in processes.values():
-            process.kill()
+    with _running(reference, folder, "float32") as single, _running(reference, folder, "float64") as double:
+        _wait(reference, "float32", single)
+        _wait(reference, "float64", double)
     outputs = []
-    for dtype in processes:
+    for dtype in ("float32", "float64"):
         with np.load(folder / f"{dtype}.npz") as arrays:
             outputs.append(dict(arrays))
     return *outputs, json.loads((folder / "float32.json").read_text())
 
 
-def _start(reference: str, folder: Path, what: str) -> subprocess.Popen:
+@contextlib.contextmanager
+def _running(reference: str, folder: Path, what: str) -> Iterator[subprocess.Popen]:
+    """A process of the reference, gone when the block ends; the end of the pipe to it is its end too."""
     command = [sys.executable, "-P", "-m", f"weights_convert.parity.{reference}_reference", str(folder), what]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _wait(reference: str, what: str, process: subprocess.Popen) -> None:
-    _, errors = process.communicate()
-    if process.returncode:
+    errors = process.stderr.read()
+    if process.wait():
         last = (errors.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{reference} breaks down ({what}, exit status {process.returncode}): {last}")
 
@@ -217,12 +225,15 @@ def certify(
     stages = compare(job, blocks, sides, failure)
     with open_scans(job.scans) as scans:
         synthetic = scans.synthetic
+    left_out = [b for b in weights.backbone.blocks if b not in blocks]
+    left_out += [] if weights.backbone.features in blocks else ["features"]
     digest = hashlib.sha256(np.ascontiguousarray(judge["decoded"]).data).hexdigest()
     environment = describe_environment()
     return Certificate(
         VERIFIED if all(stage.passed for stage in stages) else FAILED,
         job.network,
         reference,
+        not_compared=tuple(left_out),
         weights={
             "source": Path(job.weights).name,
             "sha256": sha256_file(Path(job.weights)),
