@@ -26,7 +26,7 @@ from kimiajax.progress import Silent
 from weights_convert.parity import ours
 from weights_convert.parity.certificate import FAILED, VERIFIED, Sides, compare, render
 from weights_convert.parity.job import Job
-from weights_convert.parity.run import certify, prepare, run_reference, write_head
+from weights_convert.parity.run import add_head, certify, prepare, run_reference
 
 JOB = Job(
     network="vgg16",
@@ -174,12 +174,22 @@ def test_dead_weights_prove_nothing_however_well_the_sides_agree(rng, name, chan
 
 
 def test_the_bound_has_a_ceiling_however_far_off_the_reference_is(rng):
-    """Its own step is 0 in single precision, so three times its error would let anything pass."""
+    """Three times the error of a reference that gives 0 would let anything pass."""
+    given = sides(rng)
+    given.reference["logits"] = given.reference["logits"] * np.float32(1e-3)
+    given.ours["logits"] = -given.ours["logits"]
+    assert "is over 3.0e-01" in stages_of(given)["logits"].fault
+
+
+def test_a_step_that_single_precision_cannot_resolve_is_left_to_double_precision_and_said(rng):
     given = sides(rng)
     name = "step 1/params/block5/kernel"
     given.reference[name] = np.zeros_like(given.reference[name])
-    given.ours[name] = -given.ours[name]
-    assert "is over 3.0e-01" in stages_of(given)["step 1"].fault
+    stage = stages_of(given)["step 1"]
+    assert stage.passed
+    assert stage.arrays["step 1"].bound is None
+    given.ours_double[name] = given.ours_double[name] * (1 + 1e-8)
+    assert not stages_of(given)["step 1"].passed
 
 
 def test_what_one_side_alone_computed_is_a_stage_and_fails(rng):
@@ -304,7 +314,7 @@ def setting(tmp_path_factory):
             size = {"vgg16": 64, "inception_v3": 139}[network]
             config = ParityConfig("keras", "random", image_size=size, steps=2, **options)
             job, weights = prepare(network, config, folder, Silent())
-            head = write_head(job, weights, folder)
+            job, head = add_head(job, weights, folder)
             built[key] = Setting(job, weights, head, run_reference(job, "keras", folder, Silent()))
         return built[key]
 
@@ -523,6 +533,6 @@ def test_a_file_without_top_is_compared_as_far_as_it_goes(tmp_path, capsys):
     model.save(tmp_path / "x.keras")
     command = ["parity", "inception_v3", "--reference", "keras", "--weights", str(tmp_path / "x.keras")]
     assert main([*command, "--image-size", "139", "--steps", "1", "--out", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "ImageNet logits" not in printed
     assert "not compared: predictions" in printed

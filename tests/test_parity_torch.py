@@ -8,7 +8,7 @@ from kimiajax.cli import main
 from kimiajax.config import ParityConfig
 from kimiajax.models.weights import Weights
 from kimiajax.progress import Silent
-from weights_convert.parity.run import certify, prepare, run_reference, write_head
+from weights_convert.parity.run import add_head, certify, prepare, run_reference
 
 pytestmark = [pytest.mark.torch, pytest.mark.parity]
 
@@ -23,7 +23,7 @@ def test_networks_of_torch_are_verified(tmp_path, capsys, network, size, kind):
 
 def test_torchs_network_with_keras_pools_is_another_one(tmp_path):
     job, weights = prepare("inception_v3", ParityConfig("torch", "random", image_size=139), tmp_path, Silent())
-    head = write_head(job, weights, tmp_path)
+    job, head = add_head(job, weights, tmp_path)
     reference = run_reference(job, "torch", tmp_path, Silent())
     keras_pools = Weights(weights.variables, {**weights.lineage, "options": {"scale": True}})
     done = certify(dataclasses.replace(job), "torch", keras_pools, head, *reference)

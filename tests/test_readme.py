@@ -3,11 +3,18 @@
 import re
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from conftest import randomise
 
 from kimiajax.data.synthetic import write_synthetic_scans
+from kimiajax.models.backbone import BACKBONES, Classifier
+from kimiajax.models.weights import fine_tuned, load_weights
+from weights_convert.export import export
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
@@ -16,9 +23,29 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     write_synthetic_scans(
         tmp_path / "runs/demo/scans.h5", num_scans=3, patch_size=80, grid=(4, 4), test_patches=(2, 3), seed=5
     )
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    (example,) = (block for block in EXAMPLES if "kimiajax" in block)
     exec(compile(example, "README.md", "exec"), {})
     assert 0 <= float(capsys.readouterr().out) <= 1
+
+
+def test_the_keras_example_loads_a_fine_tuned_network(tmp_path, monkeypatch, rng):
+    monkeypatch.chdir(tmp_path)
+    backbone = BACKBONES["vgg16"]
+    parent = load_weights(backbone, "random", blocks=backbone.up_to("block5"))
+    classifier = Classifier(backbone, backbone.up_to("block5"), 24)
+    head = randomise(classifier.init_head(jax.random.key(0), (7, 7, 512)), rng)
+    variables = {"params": {**parent.variables["params"], "head": head}}
+    fine_tuned(parent, variables, ("block5", "head"), "a test").save(tmp_path / "tl_vgg16")
+    export(tmp_path / "tl_vgg16", tmp_path / "tl_vgg16.h5")
+    (example,) = (block for block in EXAMPLES if "keras" in block)
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    images = rng.random((1, 224, 224, 3), np.float32)
+    np.testing.assert_allclose(names["model"](images), classifier.apply(variables, images)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_no_placeholder_is_left():
+    assert not re.findall(r"```\n[A-Z]+\n```", README)
 
 
 def test_flags_of_the_readme_exist(capsys):

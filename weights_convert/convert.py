@@ -14,7 +14,7 @@ from kimiajax.checkpoints import digest
 from kimiajax.errors import UserError
 from kimiajax.files import sha256_file
 from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
-from kimiajax.models.weights import LINEAGE_FORMAT, TOP_BLOCKS, Weights, published_lineage, top_of
+from kimiajax.models.weights import LINEAGE_FORMAT, TOP_BLOCKS, Weights, origin_of, published_lineage, top_of
 from weights_convert import keras, torch
 from weights_convert.arrays import Stored, framework_of
 from weights_convert.tables import Destination, Table
@@ -111,8 +111,10 @@ def _exported_lineage(
     try:
         parent = json.loads(attributes[keras.LINEAGE])
         inherited = {key: parent[key] for key in ("label_offset", "expected_input")}
-        same = (parent["network"], parent["digest"]) == (network, digest(variables))
-    except (KeyError, ValueError, TypeError):
+        origin_of(parent)
+        told = parent["format"], parent["network"], parent["digest"]
+        same = told == (LINEAGE_FORMAT, network, digest(variables))
+    except (KeyError, ValueError, TypeError, AttributeError):
         same = False
     if not same:
         raise UserError(

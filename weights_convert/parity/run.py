@@ -33,7 +33,7 @@ from weights_convert.parity.reference import Outputs
 SUFFIX = {"keras": "h5", "torch": "safetensors"}
 REMEDY = {"keras": "pip install 'kimiajax[parity]'", "torch": "make setup-torch, or install torch's CPU build"}
 SCANS, IMAGES_PER_SCAN = 4, 2
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 1e-4  # the study's
 
 
 def run_parity(network: str, config: ParityConfig, progress: Silent | None = None) -> Certificate:
@@ -67,7 +67,7 @@ def run_parity(network: str, config: ParityConfig, progress: Silent | None = Non
     with tempfile.TemporaryDirectory(prefix="kimiajax-parity-") as name:
         folder = Path(name)
         job, weights = prepare(network, config, folder, progress)
-        head = write_head(job, weights, folder)
+        job, head = add_head(job, weights, folder)
         references = run_reference(job, config.reference, folder, progress)
         done = certify(job, config.reference, weights, head, *references, progress=progress)
         return dataclasses.replace(done, settings=settings)
@@ -140,10 +140,10 @@ def _choose_images(scans: Path) -> tuple[tuple, tuple]:
     return patches, tuple(label for _, label in order)
 
 
-def write_head(job: Job, weights: Weights, folder: Path) -> Variables:
-    """A random head for both sides, every array random, He-scaled to the size of what it gets.
+def add_head(job: Job, weights: Weights, folder: Path) -> tuple[Job, Variables]:
+    """A random head for both sides, every array random, He-scaled to the size of what it gets, and a learning rate.
 
-    So the logits are neither all alike nor saturated, and gradients have the size of weights, whatever the input's.
+    So the logits are neither all alike nor saturated, and steps neither explode nor vanish, whatever the input's size.
     """
     features = ours.bottleneck(job, weights)
     size = np.sqrt(np.mean(np.square(features, dtype=np.float64)))
@@ -157,7 +157,8 @@ def write_head(job: Job, weights: Weights, folder: Path) -> Variables:
 
     head = {"hidden": dense(features[0].size, job.hidden, size), "logits": dense(job.hidden, job.num_scans)}
     np.savez(folder / "head.npz", **ours.leaves(head))
-    return head
+    # The head's first gradient grows with what it gets, and what a change does to the logits grows with it again.
+    return dataclasses.replace(job, learning_rate=LEARNING_RATE / max(1.0, float(size)) ** 2), head
 
 
 def run_reference(job: Job, reference: str, folder: Path, progress: Silent) -> tuple[Outputs, Outputs, dict]:
