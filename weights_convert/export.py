@@ -34,7 +34,7 @@ def export(checkpoint: Path, path: Path) -> str:
     must_be_new(path)
     if path.suffix != ".h5" or path.name.endswith(".weights.h5"):
         raise UserError(f"{path}: Keras knows this layout by a name in .h5, and not .weights.h5; choose such a name")
-    if (checkpoint / "arrays").is_dir() is False and (checkpoint / "_CHECKPOINT_METADATA").exists():
+    if not (checkpoint / "arrays").is_dir() and (checkpoint / "_CHECKPOINT_METADATA").exists():
         raise UserError(f"{checkpoint}: holds an SVM and no network; give the checkpoint of a row that trains one")
     weights = load_converted(checkpoint)
     network, options = weights.lineage["network"], weights.lineage["options"]

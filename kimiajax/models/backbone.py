@@ -80,6 +80,10 @@ class Backbone:
         """The blocks from the network's first to `block`, both included."""
         return self.span(self.blocks[0], block)
 
+    def held_by(self, variables: Variables) -> tuple[str, ...]:
+        """The blocks that can run with some variables: those with parameters there, and the pool, which has none."""
+        return tuple(name for name in self.blocks if name in variables["params"] or name == "pooled")
+
     def last_of(self, blocks: Iterable[str]) -> str:
         """The deepest of some blocks."""
         return max(blocks, key=self.blocks.index)
@@ -153,7 +157,7 @@ class Backbone:
             The last block's output, every block's output by name, and the running statistics after this call.
         """
         if blocks is None:
-            blocks = [name for name in self.blocks if name in variables["params"] or name == "pooled"]
+            blocks = self.held_by(variables)
         self.check_blocks(blocks)
         self.check_blocks(train)
         self._check_leaves(variables, blocks)

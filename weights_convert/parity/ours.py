@@ -35,11 +35,10 @@ def run_single(job: Job, weights: Weights, head: Variables) -> Outputs:
     Raises:
         StageError: with the outputs of the stages before.
     """
-    outputs: Outputs = {}
     try:
-        outputs |= _images(job, weights)
+        outputs = _images(job, weights)
     except Exception as error:
-        raise StageError("input" if "resized" in outputs else "decoded", error, outputs) from error
+        raise StageError("decoded", error, {}) from error
     with jax.default_matmul_precision("float32"):  # as in the study; by itself jax computes in TF32 on a GPU
         return _networks(job, weights, head, outputs["input"], outputs)
 
@@ -69,7 +68,7 @@ def run_double(job: Job, weights: Weights, head: Variables, images: np.ndarray) 
 
 def _networks(job: Job, weights: Weights, head: Variables, images: np.ndarray, outputs: Outputs) -> Outputs:
     backbone, variables = weights.backbone, weights.variables
-    blocks = tuple(block for block in backbone.blocks if block in variables["params"] or block == "pooled")
+    blocks = backbone.held_by(variables)
     runs, failure = _that_run(backbone, variables, job.size, blocks)
     if runs:
         taps = jax.jit(lambda variables, x: backbone.apply(variables, x, runs)[1])(variables, images)

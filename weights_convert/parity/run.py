@@ -222,7 +222,7 @@ def certify(
     outputs, failure = _attempt(lambda: ours.run_single(job, weights, head))
     double, failure_in_double = _attempt(lambda: ours.run_double(job, weights, head, images))
     sides, failure = Sides(outputs, double, single, judge), failure or failure_in_double
-    blocks = [b for b in weights.backbone.blocks if b in weights.variables["params"] or b == "pooled"]
+    blocks = weights.backbone.held_by(weights.variables)
     stages = compare(job, blocks, sides, failure)
     with open_scans(job.scans) as scans:
         synthetic = scans.synthetic
