@@ -1,12 +1,8 @@
 """One forward pass a patch, every tap that is asked for, kept under the digest of what they were computed from."""
 
-import contextlib
-import errno
 import functools
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,16 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from kimiajax import __version__
+from kimiajax.cache import load_array, new_array, trim
 from kimiajax.checkpoints import digest
 from kimiajax.data.pixels import gray_to_unit_rgb
-from kimiajax.errors import UserError
-from kimiajax.files import new_folder, remove_leftovers
+from kimiajax.files import new_folder
 from kimiajax.models.backbone import Backbone, Variables
 from kimiajax.progress import Silent
 from kimiajax.shapes import Float, UInt8
 
 VERSION = 1  # rises with every change to what a network computes: features of another version are not found
-CACHE_LIMIT = 40 * 2**30  # bytes; beyond it the features that were read longest ago are removed
 
 
 def batch_size_for(platform: str) -> int:
@@ -87,48 +82,18 @@ def extract_taps(
         return Taps(arrays, cached=False)
 
     folder = cache / "features" / _key(backbone, variables, images, blocks)
-    found = {tap: _load(folder / f"{tap}.npy", shapes[tap]) for tap in taps}
+    found = {tap: load_array(folder / f"{tap}.npy", shapes[tap], np.float32) for tap in taps}
     if all(array is not None for array in found.values()):
         progress.say(f"{description}: found in {folder}")
         folder.touch()
         return Taps(found, cached=True)
     with new_folder(folder) as aside:
-        arrays = {tap: _map_new(aside / f"{tap}.npy", shapes[tap]) for tap in taps}
+        arrays = {tap: new_array(aside / f"{tap}.npy", shapes[tap], np.float32) for tap in taps}
         _compute(backbone, variables, images, blocks, arrays, batch_size, progress, description)
         for array in arrays.values():
             array.flush()
-    _trim(cache / "features", keep=folder)
+    trim(cache / "features", keep=folder)
     return Taps({tap: np.load(folder / f"{tap}.npy", mmap_mode="r") for tap in taps}, cached=False)
-
-
-def _load(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """A stored array mapped into memory; None where there is none, or a damaged one, which is computed again."""
-    try:
-        array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    return array if array.shape == shape and array.dtype == np.float32 else None
-
-
-def _map_new(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A new file mapped into memory, its space taken at once: a disk that is full later on would kill the process.
-
-    Raises:
-        UserError: too little space.
-    """
-    array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-    try:
-        with path.open("r+b") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, array.nbytes + array.offset)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise UserError(
-            f"{path.parent.parent}: too little space for {array.nbytes / 2**30:.1f} GiB of {path.stem} features; make "
-            "room, or choose another folder with --cache"
-        ) from error
-    return array
 
 
 @functools.partial(jax.jit, static_argnames=("backbone", "blocks", "taps"))
@@ -173,21 +138,3 @@ def _key(backbone: Backbone, variables: Variables, images: np.ndarray, blocks: S
         "precision": str(jax.config.jax_default_matmul_precision),
     }
     return f"{backbone.name}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]}"
-
-
-def _trim(folder: Path, keep: Path) -> None:
-    """Removes what was read longest ago until the rest is under the limit."""
-    remove_leftovers(folder)
-    sizes, read = {}, {}
-    for entry in folder.iterdir():
-        if entry.name.startswith("."):
-            continue  # another process is at it
-        with contextlib.suppress(FileNotFoundError):  # another process removed it
-            sizes[entry] = sum(file.stat().st_size for file in entry.glob("*"))
-            read[entry] = entry.stat().st_mtime
-    for entry in sorted(read, key=read.__getitem__):
-        if sum(sizes.values()) <= CACHE_LIMIT:
-            break
-        if entry != keep:
-            shutil.rmtree(entry, ignore_errors=True)
-            del sizes[entry]

@@ -47,22 +47,34 @@ def write_text(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path` that takes its place when the block ends well, and vanishes otherwise."""
+    with scratch_folder(path) as aside:
+        yield aside
+        put_folder(aside, path)
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, of a similar name, that vanishes when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
-    aside, old = _aside(path), _aside(path)
+    aside = _aside(path)
     aside.mkdir()
     try:
         yield aside
-        try:
-            aside.replace(path)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            path.replace(old)
-            aside.replace(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def put_folder(aside: Path, path: Path) -> None:
+    """Puts a folder in the place of another, which goes, or where there is none."""
+    try:
+        aside.replace(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        with scratch_folder(path) as old:
+            path.replace(old)
+            aside.replace(path)
 
 
 @contextlib.contextmanager
