@@ -1,0 +1,127 @@
+"""Arrays in an HDF5 file, read by regions from many threads at once.
+
+HDF5 lets one thread in at a time, and decoding gzip is most of the time that reading a compressed scan takes. So
+chunks are fetched as they are stored and decoded by the thread that asked for them, and arrays that are stored in one
+piece are read from the file itself. What is stored in any other way goes through HDF5.
+"""
+
+import itertools
+import math
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from kimiajax.errors import UserError
+from kimiajax.shapes import UInt8
+
+TILE = 2**22  # pixels of a tile at most, unless one chunk is larger: what a thread holds while it reads a whole scan
+HARMLESS = {h5py.h5z.FILTER_SHUFFLE}  # shuffles the bytes of an element, and ours have one
+
+
+class Region(NamedTuple):
+    """A rectangle of a scan: its top left pixel, height and width."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+
+class Raster:
+    """A uint8 dataset of an open HDF5 file.
+
+    Args:
+        dataset: the dataset.
+        path: the file's name, for messages.
+        descriptor: of the same file, opened for reading.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, path: Path, descriptor: int):
+        self.shape: tuple[int, ...] = dataset.shape
+        self.chunks: tuple[int, ...] | None = dataset.chunks
+        self.name: str = dataset.name
+        self._dataset, self._path, self._descriptor = dataset, path, descriptor
+        properties = dataset.id.get_create_plist()
+        filters = [properties.get_filter(k)[0] for k in range(properties.get_nfilters())]
+        self._gzip = [number for number in filters if number not in HARMLESS] == [h5py.h5z.FILTER_DEFLATE]
+        self._direct = self.chunks is not None and (self._gzip or not filters)
+        self._written = dataset.id.get_storage_size() > 0 or not dataset.size
+        whole = self._written and properties.get_layout() == h5py.h5d.CONTIGUOUS and not properties.get_external_count()
+        self._offset: int | None = dataset.id.get_offset() if whole else None
+
+    def read(self, start: tuple[int, ...], shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
+        """The values of a box.
+
+        Raises:
+            UserError: the file cannot be read there.
+        """
+        try:
+            if self._direct:
+                return self._from_chunks(start, shape)
+            if self._offset is not None and shape[1:] == self.shape[1:]:
+                return self._from_file(start, shape)
+            return self._dataset[tuple(slice(a, a + n) for a, n in zip(start, shape))]
+        except (OSError, RuntimeError, ValueError, zlib.error) as error:
+            where = ", ".join(f"{a}..{a + n}" for a, n in zip(start, shape))
+            raise UserError(
+                f"{self._path}: cannot read {self.name} at {where} ({error}); the file is damaged, fetch it again"
+            ) from error
+
+    def tiles(self) -> list[Region]:
+        """Regions that cover a 2-D dataset once and part no chunk; of `TILE` pixels at most, as long as chunks are."""
+        rows, cols = self.shape
+        if self.chunks is None:
+            high, wide = max(1, TILE // max(cols, 1)), cols
+        else:
+            high, wide = self.chunks
+            wide *= max(1, min(math.ceil(cols / wide), TILE // (high * wide)))
+        return [
+            Region(row, col, min(high, rows - row), min(wide, cols - col))
+            for row in range(0, rows, high)
+            for col in range(0, cols, wide)
+        ]
+
+    def missing_chunks(self) -> int:
+        """Chunks that were never written, in whose place HDF5 gives its fill value; 1 for a whole array."""
+        if self.chunks is None:
+            return int(not self._written)
+        return math.prod(math.ceil(n / c) for n, c in zip(self.shape, self.chunks)) - self._dataset.id.get_num_chunks()
+
+    def _from_file(self, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+        box = np.empty(shape, np.uint8)
+        view, at = memoryview(box).cast("B"), self._offset + start[0] * math.prod(shape[1:])
+        while view:
+            read = os.preadv(self._descriptor, [view], at)
+            if not read:
+                raise OSError("the file ends there")
+            view, at = view[read:], at + read
+        return box
+
+    def _from_chunks(self, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+        box = np.empty(shape, np.uint8)
+        for corner in self._corners(start, shape):
+            chunk = self._chunk(corner)
+            inside = [
+                (max(a, c), min(a + n, c + m)) for a, n, c, m in zip(start, shape, corner, self.chunks)
+            ]  # what box and chunk share, in the dataset's coordinates
+            into = tuple(slice(low - a, high - a) for (low, high), a in zip(inside, start))
+            out_of = tuple(slice(low - c, high - c) for (low, high), c in zip(inside, corner))
+            box[into] = chunk[out_of]
+        return box
+
+    def _corners(self, start: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        return itertools.product(*(range(a // c * c, a + n, c) for a, n, c in zip(start, shape, self.chunks)))
+
+    def _chunk(self, corner: tuple[int, ...]) -> np.ndarray:
+        dataset = self._dataset.id
+        if not dataset.get_chunk_info_by_coord(corner).size:
+            return np.full(self.chunks, self._dataset.fillvalue, np.uint8)
+        left_out, stored = dataset.read_direct_chunk(corner)
+        if self._gzip and not left_out:
+            stored = zlib.decompress(stored)
+        return np.frombuffer(stored, np.uint8).reshape(self.chunks)
