@@ -1,21 +1,32 @@
 """`kimiajax COMMAND`: the only reader of arguments, and where an error becomes a line and an exit status."""
 
+import functools
+import json
 import os
 import signal
 import sys
 import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kimiajax import __version__
 from kimiajax.errors import UserError
 
+if TYPE_CHECKING:
+    from kimiajax.config import ExplainConfig, ExportConfig
+
 USAGE = """\
 usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -h` lists the presets
+       kimiajax data audit --scans PATH     whether the data can be trusted: leaks, damage, counts
+       kimiajax data explain --scans PATH   how many training patches each reading of the rules leaves
+       kimiajax data export --scans PATH --out DIR   the patches as a folder of images with its manifest
        kimiajax parity NETWORK --reference keras|torch --weights FILE|random   proof that a network is the reference's
        kimiajax --version
 `--debug` after any command shows where an error comes from."""
 
 USER_ERROR, BUG, INTERRUPTED = 2, 1, 130
 PARITY_FAILED, PARITY_NOT_RUN = 3, 4
+AUDIT_FAILED = 3
 TERMINATED = 143
 
 
@@ -75,6 +86,8 @@ def _run(command: str, arguments: list[str]) -> int:
             print(f"kimiajax {__version__}")
         case "table":
             _table(arguments)
+        case "data":
+            return _data(arguments)
         case "parity":
             return _parity(arguments)
         case _:
@@ -108,6 +121,97 @@ def _table(arguments: list[str]) -> None:
     sys.stdout.reconfigure(errors="replace")  # the table's rules, where the terminal knows ASCII only
     print(render_table(results))
     print(f"\nwritten to {config.folder(preset)}")
+
+
+def _data(arguments: list[str]) -> int:
+    from kimiajax.config import AuditConfig, ExplainConfig, ExportConfig
+
+    what = arguments[0] if arguments else ""
+    commands = {
+        "audit": (_audit, AuditConfig, "Whether the data can be trusted: layout, leaks, damage, counts."),
+        "explain": (_explain, ExplainConfig, "How many training patches each reading of the rules leaves."),
+        "export": (_export, ExportConfig, "The patches as a folder of images with its manifest."),
+    }
+    if what in ("-h", "--help"):
+        print("usage: kimiajax data audit|explain|export --scans PATH; `kimiajax data audit -h` lists the flags")
+        return 0
+    if what not in commands:
+        raise UserError(f"data {what or 'COMMAND'}: no such command; choose from {', '.join(commands)}")
+
+    import tyro
+
+    run, kind, description = commands[what]
+    config = tyro.cli(kind, prog=f"kimiajax data {what}", description=description, args=arguments[1:])
+    if config.scans is None:
+        raise UserError(f"data {what} needs --scans PATH: a scan file, a folder of images, or a folder of whole slides")
+    status = run(config)
+    return status or 0
+
+
+def _audit(config: "AuditConfig") -> int:
+    from kimiajax.data.audit import FAILED, run_audit
+    from kimiajax.files import write_text
+    from kimiajax.models.weights import default_cache
+    from kimiajax.progress import for_terminal
+    from kimiajax.report.data import render_audit
+
+    config.check_scans()
+    audit = run_audit(
+        config.scans,
+        config.patch_size,
+        config.mpp,
+        official=config.official,
+        cache=config.cache or default_cache(),
+        progress=for_terminal(),
+    )
+    record = (config.out or Path("runs") / "audit" / config.scans.stem) / "audit.json"
+    write_text(record, json.dumps(audit.as_dict(), indent=2) + "\n")
+    sys.stdout.reconfigure(errors="replace")
+    print(render_audit(audit))
+    print(f"written to {record}")
+    return AUDIT_FAILED if audit.verdict == FAILED else 0
+
+
+def _explain(config: "ExplainConfig") -> None:
+    from kimiajax.data.explain import BACKGROUND, count_patches
+    from kimiajax.data.opening import open_scans
+    from kimiajax.data.patches import survey
+    from kimiajax.data.source import Gridded
+    from kimiajax.models.weights import default_cache
+    from kimiajax.progress import for_terminal
+    from kimiajax.report.data import render_counts
+
+    config.check_scans()
+    with open_scans(config.scans, config.patch_size, config.mpp) as source:
+        if not isinstance(source, Gridded):
+            raise UserError(f"{source.path}: a {source.kind} holds patches that were cut already; give the scans")
+        track = functools.partial(for_terminal().track, unit="tiles")
+        surveys = survey(source, BACKGROUND, cache=config.cache or default_cache(), track=track)
+        test = source.test_patches()
+        held_out = None if test is None else [sum(p.scan == scan for p in test) for scan in range(len(source))]
+    print(render_counts(count_patches(surveys), source.names, held_out, config.background))
+
+
+def _export(config: "ExportConfig") -> None:
+    from kimiajax.data.export import export_patches
+    from kimiajax.data.manifest import read_manifest
+    from kimiajax.data.opening import open_scans
+    from kimiajax.data.patches import cut_patches
+    from kimiajax.models.weights import default_cache
+    from kimiajax.progress import for_terminal
+
+    config.check_patches()
+    if config.out is None:
+        raise UserError("data export needs --out DIR, the folder to write")
+    track = functools.partial(for_terminal().track, unit="patches")
+    with open_scans(config.scans, config.patch_size, config.mpp) as source:
+        if config.manifest is not None:
+            manifest = read_manifest(config.manifest)
+        else:
+            manifest = cut_patches(source, config.rules(), cache=config.cache or default_cache(), track=track)
+        manifest = export_patches(source, manifest, config.out, track=track)
+    train, test = (len(manifest.split(split)) for split in ("train", "test"))
+    print(f"{train:,} training and {test:,} test patches written to {config.out}")
 
 
 def _parity(arguments: list[str]) -> int:

@@ -1,29 +1,47 @@
-"""The study's settings, and the presets: each field is a flag of `kimiajax table PRESET`."""
+"""The settings of each command, a field being a flag, and the presets of `kimiajax table`."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from kimiajax.errors import UserError
 
+if TYPE_CHECKING:
+    from kimiajax.data.patches import Rules
+
 
 @dataclass(frozen=True)
-class TableConfig:
-    """Settings of a comparison table. The defaults are the paper's protocol, where it states one."""
+class ScansConfig:
+    """Where patches come from."""
 
     scans: Path | None = None
-    """The scan file, in the layout of Kimia_Path24.h5."""
-    draw_synthetic: bool = False
-    """Draw synthetic scans where no scan file is given."""
-    out: Path | None = None
-    """Folder for the results; by default runs/PRESET."""
-    rows: tuple[str, ...] = ("cnn", "fe_vgg16", "tl_vgg16", "fe_inception_v3", "tl_inception_v3")
-    """The table's rows to compute."""
-    seed: int = 0
-    """Of the draw of patches, of random weights, and of training."""
-
+    """A scan file in the layout of Kimia_Path24.h5, a folder of images (train/s0/*.png), or one of whole slides."""
     patch_size: int | None = None
-    """Side of a training patch in pixels; by default, and checked to be, that of the test patches."""
+    """Side of a patch in pixels; of scan files and images, checked to be that of the test patches; of slides, 1000."""
+    mpp: float = 0.5
+    """Microns per pixel at which whole slides are read."""
+    cache: Path | None = None
+    """Folder for what serves again: surveys, patches, weights, features; by default the user's cache folder."""
+
+    def check_scans(self) -> None:
+        """Raises UserError for the first of these settings that is out of its range."""
+        _check_least(self, patch_size=1)
+        if not 0 < self.mpp < float("inf"):
+            raise UserError(f"--mpp {self.mpp}: must be above 0 and finite")
+
+    def as_dict(self) -> dict[str, object]:
+        """All fields, as JSON takes them."""
+        return _json_fields(self)
+
+
+@dataclass(frozen=True)
+class PatchConfig(ScansConfig):
+    """Where patches come from, and which of them are used. The defaults are the paper's, where it states one."""
+
+    manifest: Path | None = None
+    """Use exactly the patches of this manifest.csv, of an earlier run or an export; the pixels are checked."""
+    seed: int = 0
+    """Of the draw of patches and, in a table, of random weights and of training."""
     patches_per_scan: int | Literal["all"] = 100
     """Training patches drawn from each scan."""
     grid: Literal["full", "readme"] = "full"
@@ -32,10 +50,44 @@ class TableConfig:
     """Patches with at least this fraction of background are left out."""
     background: int = 220
     """Gray value, 0 to 255, from which a pixel counts as background."""
+    test_patches_per_scan: int = 50
+    """Test patches held out from each whole slide; scan files and images hold out their own."""
+    test_seed: int = 0
+    """Of that draw: apart from --seed, so that runs of other seeds are tested on the same patches."""
+
+    def rules(self) -> "Rules":
+        """How patches are chosen."""
+        from kimiajax.data.patches import Rules
+
+        return Rules(**{field.name: getattr(self, field.name) for field in fields(Rules)})
+
+    def check_patches(self) -> None:
+        """Raises UserError for the first of these settings that is out of its range."""
+        self.check_scans()
+        _check_least(self, patches_per_scan=1, test_patches_per_scan=1, seed=0, test_seed=0)
+        if self.seed >= 2**32:
+            raise UserError(f"--seed {self.seed}: must be under 2**32")
+        if not 0 < self.homogeneity <= 1:
+            raise UserError(f"--homogeneity {self.homogeneity}: is a fraction, above 0 and at most 1")
+        if not 0 <= self.background <= 255:
+            raise UserError(f"--background {self.background}: must be a gray value, 0 to 255")
+
+
+@dataclass(frozen=True)
+class TableConfig(PatchConfig):
+    """Settings of a comparison table. The defaults are the paper's protocol, where it states one."""
+
+    draw_synthetic: bool = False
+    """Draw synthetic scans where no scan file is given."""
+    out: Path | None = None
+    """Folder for the results; by default runs/PRESET."""
+    rows: tuple[str, ...] = ("cnn", "fe_vgg16", "tl_vgg16", "fe_inception_v3", "tl_inception_v3")
+    """The table's rows to compute."""
+
     image_size: int = 224
     """Side of the networks' input in pixels."""
-    resize: Literal["nearest", "bilinear", "box"] = "box"
-    """Filter from patch to input, as Pillow defines it."""
+    resize: Literal["nearest", "bilinear", "box", "reduce_bilinear"] = "box"
+    """Filter from patch to input, as Pillow defines it; reduce_bilinear, in two of its steps, is the fastest."""
 
     vgg16_weights: str = "imagenet"
     """`imagenet`, `random`, or the path of a converted checkpoint, a file that Keras saved, or a .safetensors file."""
@@ -65,8 +117,6 @@ class TableConfig:
 
     cache_frozen: bool = True
     """Compute the frozen blocks once a patch and train on their stored outputs; the results are the same."""
-    cache: Path | None = None
-    """Folder for weights and features that serve again; by default the user's cache folder."""
 
     def validate(self, known_rows: tuple[str, ...]) -> None:
         """Raises UserError for the first setting that is out of its range."""
@@ -75,31 +125,14 @@ class TableConfig:
             raise UserError(f"--rows {unknown[0]}: no such row; choose from {', '.join(known_rows)}")
         if not self.rows:
             raise UserError(f"--rows: name at least one of {', '.join(known_rows)}")
-        least = {
-            "patch_size": 1,
-            "patches_per_scan": 1,
-            "image_size": 1,
-            "head_epochs": 0,
-            "epochs": 0,
-            "batch_size": 1,
-            "seed": 0,
-        }
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if isinstance(value, int) and value < bound:
-                raise UserError(f"{flag(name)} {value}: must be {bound} or more")
-        if self.seed >= 2**32:
-            raise UserError(f"--seed {self.seed}: must be under 2**32")
-        for name in ("svm_c", "learning_rate", "head_learning_rate", "cnn_learning_rate", "homogeneity"):
+        self.check_patches()
+        _check_least(self, image_size=1, head_epochs=0, epochs=0, batch_size=1)
+        for name in ("svm_c", "learning_rate", "head_learning_rate", "cnn_learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{flag(name)} {getattr(self, name)}: must be above 0 and finite")
         for name in ("momentum", "batch_norm_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} {getattr(self, name)}: must be in [0, 1)")
-        if self.homogeneity > 1:
-            raise UserError(f"--homogeneity {self.homogeneity}: is a fraction, above 0 and at most 1")
-        if not 0 <= self.background <= 255:
-            raise UserError(f"--background {self.background}: must be a gray value, 0 to 255")
 
     def folder(self, preset: str) -> Path:
         """Where the results go."""
@@ -108,10 +141,6 @@ class TableConfig:
     def weights(self, network: str) -> str:
         """The weights asked for of a network."""
         return getattr(self, f"{network}_weights")
-
-    def as_dict(self) -> dict[str, object]:
-        """All fields, as JSON takes them."""
-        return _json_fields(self)
 
 
 @dataclass(frozen=True)
@@ -141,9 +170,7 @@ class ParityConfig:
 
     def validate(self) -> None:
         """Raises UserError for the first setting that is out of its range."""
-        for name, least in (("steps", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{flag(name)} {getattr(self, name)}: must be {least} or more")
+        _check_least(self, steps=1, seed=0)
 
     def folder(self, network: str) -> Path:
         """Where the certificate goes."""
@@ -154,7 +181,42 @@ class ParityConfig:
         return _json_fields(self)
 
 
-def _json_fields(config: TableConfig | ParityConfig) -> dict[str, object]:
+@dataclass(frozen=True)
+class ExportConfig(PatchConfig):
+    """Settings of an export."""
+
+    patches_per_scan: int | Literal["all"] = "all"
+    """Training patches drawn from each scan."""
+    out: Path | None = None
+    """The folder to write; it must not exist yet."""
+
+
+@dataclass(frozen=True)
+class ExplainConfig(ScansConfig):
+    """Settings of an explanation of counts."""
+
+    background: Literal[180, 190, 200, 210, 220, 230, 240, 250] = 220
+    """Gray value from which a pixel counts as background in the table by scan."""
+
+
+@dataclass(frozen=True)
+class AuditConfig(ScansConfig):
+    """Settings of an audit."""
+
+    official: bool = False
+    """The file is given as the official one: another digest, or other counts of test patches, fail the audit."""
+    out: Path | None = None
+    """Folder for audit.json; by default runs/audit/NAME."""
+
+
+def _check_least(config: object, **least: int) -> None:
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if isinstance(value, int) and value < bound:
+            raise UserError(f"{flag(name)} {value}: must be {bound} or more")
+
+
+def _json_fields(config: ScansConfig | ParityConfig) -> dict[str, object]:
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 

@@ -15,8 +15,11 @@ import optax
 from kimiajax import paper
 from kimiajax.checkpoints import Tree, save_tree
 from kimiajax.config import TableConfig
-from kimiajax.data.patches import Manifest, cut_patches, read_pixels
-from kimiajax.data.scans import Scans, open_scans
+from kimiajax.data.audit import record_of
+from kimiajax.data.manifest import Manifest, read_manifest
+from kimiajax.data.opening import open_scans
+from kimiajax.data.reading import Patches, check_of, prepare_patches, read_patches
+from kimiajax.data.source import Source
 from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.environment import describe_environment
 from kimiajax.errors import UserError
@@ -294,38 +297,45 @@ def _prepare(
     """Scans, weights and folders, each looked at before the long work, and then the patches."""
     for row in rows:
         BACKBONES[row.network].check_size(config.image_size)
-    with _open_scans(preset, config, out, progress) as scans:
+    manifest = None if config.manifest is None else read_manifest(config.manifest)
+    with _open_scans(preset, config, out, progress) as source:
+        if manifest is not None:
+            check_of(source, manifest)
         weights = _load_weights(taps, config, cache, progress)
         cache.mkdir(parents=True, exist_ok=True)
-        manifest = cut_patches(
-            scans,
-            config.patch_size,
-            config.patches_per_scan,
-            config.seed,
-            grid=config.grid,
-            homogeneity=config.homogeneity,
-            background=config.background,
-            track=functools.partial(progress.track, unit="scans"),
-        )
-        size, filter, track = config.image_size, config.resize, functools.partial(progress.track, unit="patches")
-        train = read_pixels(scans, manifest, "train", size, filter, track)
-        test = read_pixels(scans, manifest, "test", size, filter, track)
-        return Study(config, _describe_data(scans, manifest), manifest, train, test, weights, progress)
+        patches = _read_patches(source, manifest, config, cache, progress)
+        return Study(config, _describe_data(source, patches.manifest, cache), *patches, weights, progress)
 
 
-def _open_scans(preset: str, config: TableConfig, out: Path, progress: Silent) -> Scans:
-    """The scan file that is given, or a synthetic one drawn into the output folder."""
+def _read_patches(
+    source: Source, manifest: Manifest | None, config: TableConfig, cache: Path, progress: Silent
+) -> Patches:
+    options = {
+        "image_size": config.image_size,
+        "filter": config.resize,
+        "cache": cache,
+        "track": functools.partial(progress.track, unit="patches"),
+    }
+    if manifest is not None:
+        return read_patches(source, manifest, **options)
+    return prepare_patches(source, config.rules(), **options)
+
+
+def _open_scans(preset: str, config: TableConfig, out: Path, progress: Silent) -> Source:
+    """What is given, or a synthetic scan file drawn into the output folder."""
     if config.scans is not None:
-        return open_scans(config.scans)
+        return open_scans(config.scans, config.patch_size, config.mpp)
     if not config.draw_synthetic:
-        raise UserError(f"{preset} needs a scan file: --scans FILE, in the layout of Kimia_Path24.h5")
+        raise UserError(
+            f"{preset} needs scans: --scans PATH, of a scan file in the layout of Kimia_Path24.h5 or a folder"
+        )
     path = out / "scans.h5"
     if path.exists():
         with open_scans(path) as earlier:
             if not earlier.synthetic:
                 raise UserError(f"{path}: is no synthetic scan file and would be overwritten; choose another --out")
     write_synthetic_scans(path, seed=config.seed, track=functools.partial(progress.track, unit="scans"), **SYNTHETIC)
-    return open_scans(path)
+    return open_scans(path, config.patch_size)
 
 
 def _taps(rows: list[Row], config: TableConfig) -> dict[str, set[str]]:
@@ -403,22 +413,29 @@ def _learnt(row: Row, study: Study, start: Weights, variables: Variables, blocks
         "scans": Path(study.data["source"]).name,
         "synthetic": study.data["synthetic"],
         "manifest_sha256": study.data["manifest_sha256"],
+        "audit": study.data["audit"],
     }
     return fine_tuned(start, jax.tree.map(np.asarray, whole), blocks.names, "kimiajax table", run)
 
 
-def _describe_data(scans: Scans, manifest: Manifest) -> dict[str, Any]:
+def _describe_data(source: Source, manifest: Manifest, cache: Path) -> dict[str, Any]:
+    audit = record_of(source, cache)
     train, test = manifest.counts("train"), manifest.counts("test")
     return {
-        "source": str(scans.path),
-        "synthetic": scans.synthetic,
+        "source": str(source.path),
+        "kind": source.kind,
+        "synthetic": source.synthetic,
         "scans": manifest.num_scans,
+        "names": list(source.names),
         "patch_size": manifest.patch_size,
         "train": sum(train),
         "test": sum(test),
         "train_per_scan": train,
         "test_per_scan": test,
         "manifest_sha256": manifest.sha256,
+        "pixels_sha256": manifest.pixels_sha256,
+        "rules": manifest.about.get("rules"),
+        "audit": None if audit is None else {key: audit[key] for key in ("verdict", "failed", "date", "kimiajax")},
     }
 
 
@@ -455,6 +472,13 @@ def _notes(study: Study) -> list[str]:
             f"Not Kimia Path24, which has {paper.NUM_SCANS} scans and {paper.TEST_PATCHES:,} test patches: the paper's "
             "figures stand beside for orientation only."
         )
+    if config.manifest is not None:
+        notes.append(f"The patches are those of {config.manifest}, chosen by what its header says and not by this run.")
+    audit = data["audit"]
+    if audit is None and not data["synthetic"]:
+        notes.append(f"Not audited: `kimiajax data audit --scans {data['source']}` tells whether to trust these data.")
+    elif audit is not None and audit["failed"]:
+        notes.append(f"The audit of these data FAILED ({', '.join(audit['failed'])}): no figure here can be relied on.")
     random = [network for network, loaded in study.weights.items() if loaded.lineage["source"] == "random"]
     if random:
         notes.append(f"{' and '.join(random)}: random weights, so their rows say nothing about pre-training.")

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kimiajax.data.pixels import gray_to_unit_rgb, native_input, resize, resize_all
+from kimiajax.data.pixels import gray_to_unit_rgb, native_input, resize
 
 
 def test_box_is_the_mean_of_whole_blocks_and_nearest_takes_one_pixel():
@@ -13,10 +13,17 @@ def test_box_is_the_mean_of_whole_blocks_and_nearest_takes_one_pixel():
 
 
 @pytest.mark.parametrize("filter", ["nearest", "bilinear", "box"])
-def test_resizing_is_pillows_whatever_the_thread_and_order(rng, filter):
-    patches = [rng.integers(0, 255, (40, 40), dtype=np.uint8) for _ in range(9)]
-    expected = [np.asarray(Image.fromarray(p).resize((12, 12), Image.Resampling[filter.upper()])) for p in patches]
-    np.testing.assert_array_equal(resize_all(iter(patches), 9, 12, filter), expected)
+def test_resizing_is_pillows(rng, filter):
+    patch = rng.integers(0, 255, (40, 40), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(patch).resize((12, 12), Image.Resampling[filter.upper()]))
+    np.testing.assert_array_equal(resize(patch, 12, filter), expected)
+
+
+def test_reducing_first_takes_the_mean_of_whole_blocks_and_is_another_picture(rng):
+    patch = rng.integers(0, 255, (40, 40), dtype=np.uint8)
+    blocks = patch.reshape(20, 2, 20, 2).mean(axis=(1, 3))
+    np.testing.assert_allclose(resize(patch, 20, "reduce_bilinear"), blocks, atol=0.5)
+    assert (resize(patch, 12, "reduce_bilinear") != resize(patch, 12, "box")).any()
 
 
 @pytest.mark.parametrize("library", [np, jnp])

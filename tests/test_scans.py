@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import tissue, write_scans
 
-from kimiajax.data.scans import open_scans
+from kimiajax.data.opening import open_scans
 from kimiajax.errors import UserError
 
 
@@ -104,7 +104,7 @@ def test_a_truncated_file_is_named_with_its_size(path):
 def test_no_such_file_and_a_folder_are_told_apart(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         open_scans(tmp_path / "absent.h5")
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="must hold one folder with 'train' in its name"):
         open_scans(tmp_path)
 
 
@@ -116,3 +116,8 @@ def test_a_file_that_another_program_writes_is_not_called_damaged(path):
         assert writer.stdout.readline() == "open\n"
         with pytest.raises(UserError, match="another program has it open"):
             open_scans(path)
+
+
+def test_another_size_than_the_test_patches_is_refused(path):
+    with pytest.raises(UserError, match="--patch-size 8"):
+        open_scans(path, 4)

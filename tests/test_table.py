@@ -83,7 +83,7 @@ def test_predictions_name_the_files_test_patches(run, scans):
         targets = file["test_data/targets"][...]
     for row in ROWS:
         lines = predictions(out, row)
-        assert [line["patch_id"] for line in lines] == [f"test/{k}" for k in range(len(targets))]
+        assert [line["patch_id"] for line in lines] == [f"test/s{scan}/{k}" for k, scan in enumerate(targets)]
         assert [int(line["scan"]) for line in lines] == targets.tolist()
 
 
@@ -256,7 +256,7 @@ def bad(tmp_path, name, content):
         (lambda scans, tmp: ["--scans", str(tmp / "absent.h5")], "no such file"),
         (lambda scans, tmp: ["--scans", bad(tmp, "s.h5", b"not hdf5 at all")], "not an HDF5 file"),
         (lambda scans, tmp: ["--scans", str(without_test_data(scans, tmp))], "holds no /test_data/patches"),
-        (lambda scans, tmp: [], "quick needs a scan file: --scans FILE"),
+        (lambda scans, tmp: [], "quick needs scans: --scans PATH"),
         (lambda scans, tmp: ["--scans", scans, "--rows", "nonsense"], "--rows nonsense: no such row; choose from cnn,"),
         (lambda scans, tmp: ["--scans", scans, "--vgg16-weights", bad(tmp, "w.h5", b"<html>")], "a web page"),
         (
@@ -306,7 +306,7 @@ def test_a_word_that_is_no_command_or_preset_is_named(capsys, command, message):
 
 
 def test_an_unexpected_error_says_that_it_is_a_bug(capsys, monkeypatch, scans, tmp_path):
-    monkeypatch.setattr("kimiajax.table.cut_patches", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("kimiajax.table.prepare_patches", lambda *_, **__: 1 / 0)
     assert main(["table", "quick", "--scans", str(scans), "--rows", "cnn", "--out", str(tmp_path)]) == 1
     assert "this is a bug, not your input: ZeroDivisionError" in capsys.readouterr().err
 
@@ -314,3 +314,44 @@ def test_an_unexpected_error_says_that_it_is_a_bug(capsys, monkeypatch, scans, t
 def test_help_and_version_are_told(capsys):
     assert main(["--version"]) == main(["--help"]) == main(["table", "-h"]) == 0
     assert "kimiajax 0." in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def exported(run, scans, tmp_path_factory):
+    """The patches of the finished run as a folder of images."""
+    out = tmp_path_factory.mktemp("exported") / "folder"
+    manifest = str(run[0] / "manifest.csv")
+    assert main(["data", "export", "--scans", str(scans), "--manifest", manifest, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.mark.parametrize("through", ["manifest", "folder", "folder and manifest"])
+def test_the_same_patches_give_the_same_predictions_through_whatever_source(run, scans, exported, tmp_path, through):
+    out, _ = run
+    source = {"manifest": scans}.get(through, exported)
+    command = ["table", "quick", "--scans", str(source), *SMALL, *RANDOM, "--out", str(tmp_path / "out")]
+    if "manifest" in through:
+        command += ["--manifest", str(out / "manifest.csv"), "--patches-per-scan", "1"]
+    rows = ["cnn", "fe_vgg16", "tl_inception_v3"]
+    assert main([*command, "--cache", str(tmp_path / "cache"), "--rows", *rows]) == 0
+    for row in rows:
+        by_id = {line["patch_id"]: line for line in predictions(tmp_path / "out", row)}
+        assert by_id == {line["patch_id"]: line for line in predictions(out, row)}
+    results, _ = rows_of(tmp_path / "out")
+    first = rows_of(out)[0]["data"]
+    assert results["data"]["synthetic"], "the export says so too"
+    if "manifest" in through:
+        assert (results["data"]["pixels_sha256"], results["data"]["train"]) == (first["pixels_sha256"], first["train"])
+        assert any("The patches are those of" in note for note in results["notes"])
+
+
+def test_a_manifest_of_other_data_is_refused_before_weights_are_loaded(run, scans, tmp_path, capsys):
+    out, _ = run
+    other = tmp_path / "other.h5"
+    write_synthetic_scans(other, num_scans=4, patch_size=80, grid=(4, 4), test_patches=(2, 3), seed=6)
+    command = ["table", "quick", *SMALL, *RANDOM, "--out", str(tmp_path / "out"), "--rows", "cnn"]
+    assert main([*command, "--scans", str(other), "--manifest", str(out / "manifest.csv")]) == 2
+    error = capsys.readouterr().err
+    assert "has other pixels than the manifest says" in error or "holds no test patch" in error
+    assert main([*command, "--scans", str(scans), "--manifest", str(out / "predictions" / "cnn.csv")]) == 2
+    assert "cnn.json: No such file" in capsys.readouterr().err

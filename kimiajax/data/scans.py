@@ -8,23 +8,28 @@ The file is 29 GB and a scan does not fit in memory beside its neighbours, so no
 asked for. The number of scans is what the file holds.
 """
 
+import os
 import re
+import weakref
 from pathlib import Path
-from types import TracebackType
 
 import h5py
 import numpy as np
 
+from kimiajax.data.manifest import Patch
+from kimiajax.data.raster import Raster, Region
+from kimiajax.data.source import Gridded, identity_of
 from kimiajax.errors import UserError
 from kimiajax.files import open_hdf5
 from kimiajax.shapes import Int, UInt8
 
 
-class Scans:
-    """An open scan file. Close it, or use it in a `with` block.
+class Scans(Gridded):
+    """An open scan file. Close it, or use it in a `with` block. Any number of threads may read from it.
 
     Attributes:
         path: where the file is.
+        names: of the scans.
         targets: the scan of each test patch, [t], in the file's order.
         patch_size: side of the test patches, in pixels.
         synthetic: whether the file says that a program drew it.
@@ -33,75 +38,94 @@ class Scans:
         UserError: the file is not a scan file; the message names the part that is wrong.
     """
 
+    kind = "scan file"
+    whitens = True
+
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._file = open_hdf5(self.path, "scans")
+        self._descriptor = os.open(self.path, os.O_RDONLY)
+        self._let_go = weakref.finalize(self, os.close, self._descriptor)  # also where nobody calls close()
         try:
             self._scans = self._find_scans()
             self._patches, self.targets = self._find_test_data()
         except BaseException:
-            self._file.close()
+            self.close()
             raise
-        self.patch_size = int(self._patches.shape[1])
+        self.names = tuple(f"scan{number}" for number in range(len(self._scans)))
+        self.patch_size = self._patches.shape[1]
         self.synthetic = bool(np.all(self._file.attrs.get("synthetic", False)))
 
     def __len__(self) -> int:
         return len(self._scans)
 
-    def __enter__(self) -> "Scans":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
     def close(self) -> None:
         self._file.close()
+        self._let_go()
+
+    def identity(self) -> str:
+        return identity_of([self.path])
+
+    def describe(self) -> dict[str, object]:
+        return {"path": str(self.path), "kind": self.kind, "bytes": self.path.stat().st_size}
 
     def shape(self, scan: int) -> tuple[int, int]:
-        """Height and width of a scan, in pixels."""
         return self._scans[scan].shape
 
-    def read(self, scan: int, row: int, col: int, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
-        """The gray values of a region, 0 (black) to 255 (white). `row` and `col` are its top left pixel.
+    def tiles(self, scan: int) -> list[Region]:
+        return self._scans[scan].tiles()
 
-        Raises:
-            UserError: the region leaves the scan, or the file cannot be read there.
-        """
+    def read(self, scan: int, row: int, col: int, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
         full_height, full_width = self.shape(scan)
         if row < 0 or col < 0 or row + height > full_height or col + width > full_width:
             raise UserError(
                 f"{self.path}: rows {row}..{row + height}, columns {col}..{col + width} leave scan{scan}, "
                 f"which is {full_height} x {full_width}"
             )
-        return self._region(self._scans[scan], (slice(row, row + height), slice(col, col + width)))
+        return self._scans[scan].read((row, col), (height, width))
+
+    def read_patch(self, patch: Patch) -> UInt8[np.ndarray, "s s"]:
+        if patch.split == "train":
+            return super().read_patch(patch)
+        index = patch.patch_id.rpartition("/")[2]
+        if not index.isdecimal() or int(index) >= len(self.targets) or self.targets[int(index)] != patch.scan:
+            raise UserError(
+                f"{self.path}: holds no test patch {patch.patch_id}; is the manifest of other scans? "
+                f"/test_data has {len(self.targets)}"
+            )
+        return self.read_test_patch(int(index))
 
     def read_test_patch(self, index: int) -> UInt8[np.ndarray, "s s"]:
         """Test patch `index` of `/test_data/patches`."""
-        return self._region(self._patches, index)
+        return self._patches.read((index, 0, 0), (1, *self._patches.shape[1:]))[0]
 
-    def _region(self, dataset: h5py.Dataset, region: object) -> np.ndarray:
-        try:
-            return dataset[region]
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot read {dataset.name} at {region} ({error}); fetch it again") from error
+    def test_patches(self) -> list[Patch]:
+        """The held-out patches, in the file's order. Their pixels are stored apart; where they lay is not."""
+        return [Patch(f"test/s{scan}/{k}", int(scan), "test") for k, scan in enumerate(self.targets)]
 
-    def _find_scans(self) -> list[h5py.Dataset]:
+    def unwritten(self) -> dict[str, int]:
+        """Datasets with chunks that were never written, and how many these are."""
+        missing = {raster.name: raster.missing_chunks() for raster in (*self._scans, self._patches)}
+        return {name: count for name, count in missing.items() if count}
+
+    def _find_scans(self) -> list[Raster]:
         numbers = sorted(int(match[1]) for name in self._file if (match := re.fullmatch(r"scan(0|[1-9]\d*)", name)))
         if not numbers:
             raise UserError(f"{self.path}: holds no /scan0, /scan1, ...; give a file in the layout of Kimia_Path24.h5")
         if numbers != list(range(len(numbers))):
             absent = sorted(set(range(numbers[-1] + 1)) - set(numbers))
             raise UserError(f"{self.path}: scans {absent} are missing of 0..{numbers[-1]}; number them without gaps")
-        return [self._dataset(f"/scan{number}/data", np.uint8, rank=2) for number in numbers]
+        return [self._raster(f"/scan{number}/data", rank=2) for number in numbers]
 
-    def _find_test_data(self) -> tuple[h5py.Dataset, Int[np.ndarray, " t"]]:
-        patches = self._dataset("/test_data/patches", np.uint8, rank=3)
+    def _find_test_data(self) -> tuple[Raster, Int[np.ndarray, " t"]]:
+        patches = self._raster("/test_data/patches", rank=3)
         targets = self._dataset("/test_data/targets", np.integer)
-        if patches.shape[1] != patches.shape[2] or not patches.size:
+        count = patches.shape[0]
+        if patches.shape[1] != patches.shape[2] or 0 in patches.shape:
             raise UserError(f"{self.path}: /test_data/patches has shape {patches.shape}; it must be [t size size]")
-        if targets.shape not in ((len(patches),), (len(patches), 1), (1, len(patches))):
+        if targets.shape not in ((count,), (count, 1), (1, count)):
             raise UserError(
-                f"{self.path}: /test_data/targets has shape {targets.shape} for {len(patches)} test patches; "
+                f"{self.path}: /test_data/targets has shape {targets.shape} for {count} test patches; "
                 "it must hold one scan number for each"
             )
         numbers = targets[...].reshape(-1).astype(np.int64)
@@ -112,6 +136,9 @@ class Scans:
             )
         return patches, numbers
 
+    def _raster(self, name: str, rank: int) -> Raster:
+        return Raster(self._dataset(name, np.uint8, rank), self.path, self._descriptor)
+
     def _dataset(self, name: str, kind: type, rank: int | None = None) -> h5py.Dataset:
         dataset = self._file.get(name)
         if not isinstance(dataset, h5py.Dataset):
@@ -121,8 +148,3 @@ class Scans:
         if rank is not None and dataset.ndim != rank:
             raise UserError(f"{self.path}: {name} has shape {dataset.shape}; it must have {rank} dimensions")
         return dataset
-
-
-def open_scans(path: str | Path) -> Scans:
-    """Opens a scan file in the layout of Kimia_Path24.h5; see `Scans`."""
-    return Scans(path)

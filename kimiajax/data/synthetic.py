@@ -13,7 +13,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from kimiajax.data.patches import WHITE, Track
+from kimiajax.data.source import Track, no_track
+from kimiajax.data.survey import WHITE
 from kimiajax.files import new_file
 from kimiajax.shapes import Float, UInt8
 
@@ -134,7 +135,7 @@ def write_synthetic_scans(
     grid: tuple[int, int],
     test_patches: tuple[int, int],
     seed: int,
-    track: Track = lambda items, description, total: items,
+    track: Track = no_track,
 ) -> None:
     """Draws a scan file.
 

@@ -1,4 +1,4 @@
-"""The files of a run: `results.json`, `manifest.csv`, `predictions/ROW.csv`."""
+"""The files of a run: `results.json`, `manifest.csv` and its header, `predictions/ROW.csv`."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kimiajax.data.patches import Manifest
+from kimiajax.data.manifest import Manifest
 from kimiajax.files import write_text
 from kimiajax.shapes import Int
 
@@ -23,7 +23,7 @@ def begin_run(out: Path, manifest: Manifest, rows: Iterable[str]) -> None:
     for row in rows:
         (out / "predictions" / f"{row}.csv").unlink(missing_ok=True)
         shutil.rmtree(out / "checkpoints" / row, ignore_errors=True)
-    write_text(out / "manifest.csv", manifest.csv)
+    manifest.write(out / "manifest.csv")
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:

@@ -41,6 +41,8 @@ def render_table(results: dict[str, Any]) -> str:
 def _headline(results: dict[str, Any]) -> str:
     data = results["data"]
     kind = "SYNTHETIC scans, not a reproduction" if data["synthetic"] else data["source"]
+    if data["audit"] is not None and data["audit"]["failed"]:
+        kind = f"AUDIT FAILED: {kind}"
     return (
         f"{results['preset']}: {kind}: {data['scans']} scans, {data['train']} training and {data['test']} test patches "
         f"of {data['patch_size']} x {data['patch_size']} pixels, seen at {results['config']['image_size']} x "

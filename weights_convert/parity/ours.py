@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kimiajax.data.pixels import gray_to_unit_rgb, native_input, resize
-from kimiajax.data.scans import open_scans
+from kimiajax.data.scans import Scans
 from kimiajax.errors import UserError
 from kimiajax.finetune.blocks import TrainableBlocks
 from kimiajax.finetune.optimizer import fine_tuning_sgd, for_blocks
@@ -85,7 +85,7 @@ def _networks(job: Job, weights: Weights, head: Variables, images: np.ndarray, o
 
 
 def _images(job: Job, weights: Weights) -> Outputs:
-    with open_scans(job.scans) as scans:
+    with Scans(job.scans) as scans:
         patches = {index: scans.read_test_patch(index) for image in job.patches for index in image}
     resized = {index: resize(patch, job.size, job.resize) for index, patch in patches.items()}
     outputs = {

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from kimiajax.config import ParityConfig
-from kimiajax.data.scans import open_scans
+from kimiajax.data.scans import Scans
 from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.environment import describe_environment
 from kimiajax.errors import UserError
@@ -127,7 +127,7 @@ def _check(job: Job, weights: Weights) -> None:
 
 def _choose_images(scans: Path) -> tuple[tuple, tuple]:
     """Two images from each of up to four scans; an image's channels are three test patches."""
-    with open_scans(scans) as file:
+    with Scans(scans) as file:
         targets = file.targets.tolist()
     chosen = [scan for scan, count in Counter(targets).items() if count >= IMAGES_PER_SCAN][:SCANS]
     if len(chosen) < 2:
@@ -224,7 +224,7 @@ def certify(
     sides, failure = Sides(outputs, double, single, judge), failure or failure_in_double
     blocks = weights.backbone.held_by(weights.variables)
     stages = compare(job, blocks, sides, failure)
-    with open_scans(job.scans) as scans:
+    with Scans(job.scans) as scans:
         synthetic = scans.synthetic
     left_out = [b for b in weights.backbone.blocks if b not in blocks]
     left_out += [] if weights.backbone.features in blocks else ["features"]

@@ -1,0 +1,169 @@
+"""Whether the content of a test patch stands anywhere in the scans, on the grid or off it, whole or in part.
+
+Every position of the scans would be too much to compare, so a few pairs of neighbouring gray values are chosen that
+each test patch holds many times. Where such a pair occurs, in patches and scans alike, the 16 pixels that begin there,
+8 in its row and 8 in the next, make a key. A key of a scan that is a test patch's lays that patch over the scan, and
+there both are compared. A copy needs to share a few such places only, and wherever it lies these come along.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kimiajax.data.raster import Region
+from kimiajax.data.source import Gridded
+from kimiajax.data.survey import in_threads
+from kimiajax.shapes import UInt8
+
+WIDE = 8  # pixels of each of the two rows of a key
+CONTRAST = 16  # a key's first row has gray values at least so far apart: glass and blank tissue repeat themselves
+KEYS = 1000  # of a patch, as far as pairs allow, so that a hundredth of it holds some; one in 100 pixels at most
+PAIRS = 16  # at most: each costs one more look at every pixel of the scans
+COMPARED = 1000  # places compared at most; data with more of them is full of copies
+SHARE = 0.01  # of a test patch's area that has to be found again to be called a copy
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Where a test patch's content stands: the place of its top left pixel, which may lie outside the scan."""
+
+    patch: int
+    scan: int
+    row: int
+    col: int
+    share: float
+
+
+def _keys(pixels: np.ndarray, pair: int) -> tuple[np.ndarray, np.ndarray]:
+    """Flat positions at which a pair occurs with enough contrast, and the keys there."""
+    rows, cols = pixels.shape
+    if rows < 2 or cols < WIDE:
+        return np.empty(0, np.int64), np.empty(0, np.uint64)
+    first, second = divmod(pair, 256)
+    hits = pixels[:-1, : cols - WIDE + 1] == first
+    hits &= pixels[:-1, 1 : cols - WIDE + 2] == second
+    row, col = np.nonzero(hits)
+    at = row * cols + col
+    flat = np.ascontiguousarray(pixels).ravel()
+    words = np.ndarray(flat.size - WIDE + 1, np.uint64, flat.data, strides=(1,))  # 8 pixels as one number
+    upper, lower = words[at], words[at + cols]
+    octets = upper.view(np.uint8).reshape(-1, WIDE)
+    rich = np.ptp(octets, axis=1) >= CONTRAST if len(octets) else np.zeros(0, bool)
+    keys = upper * np.uint64(0x9E3779B97F4A7C15) ^ lower * np.uint64(0xC2B2AE3D27D4EB4F)
+    return at[rich], keys[rich]
+
+
+def _pair_counts(patch: np.ndarray) -> np.ndarray:
+    """How often each pair begins a key of a patch, [65536]."""
+    cols = patch.shape[1] - WIDE + 1
+    if cols < 1:
+        return np.zeros(2**16, np.uint16)
+    windows = [patch[:-1, k : k + cols] for k in range(WIDE)]
+    least, greatest = windows[0].copy(), windows[0].copy()
+    for window in windows[1:]:
+        np.minimum(least, window, out=least)
+        np.maximum(greatest, window, out=greatest)
+    pairs = windows[0].astype(np.uint16) << 8 | windows[1]
+    counts = np.bincount(pairs[greatest - least >= CONTRAST], minlength=2**16)
+    return np.minimum(counts, 2**16 - 1).astype(np.uint16)
+
+
+def _choose_pairs(counts: np.ndarray, wanted: int) -> list[int]:
+    """Few pairs that together begin enough keys in every patch, as far as these have them."""
+    lacking = np.full(len(counts), wanted, np.uint16)
+    pairs: list[int] = []
+    while len(pairs) < PAIRS and lacking.any():
+        gain = sum(np.minimum(row, need).astype(np.int64) for row, need in zip(counts, lacking) if need)
+        gain[pairs] = 0
+        best = int(gain.argmax())
+        if not gain[best]:
+            break
+        pairs.append(best)
+        lacking -= np.minimum(lacking, counts[:, best])
+    return pairs
+
+
+class CopyFinder:
+    """Looks for copies of test patches while scans are read; `inspect` serves many threads at once.
+
+    Args:
+        read: gives test patch k.
+        count: how many there are.
+    """
+
+    def __init__(self, read: Callable[[int], UInt8[np.ndarray, "s s"]], count: int):
+        self._read = read
+        counts = np.stack(list(in_threads(lambda k: _pair_counts(read(k)), range(count))))
+        self._size = read(0).shape[0]
+        wanted = max(1, min(KEYS, self._size**2 // 100))
+        self._pairs = _choose_pairs(counts, wanted)
+        self._keys, self._owners, self._places = self._collect(count)
+        found = np.bincount(self._owners, minlength=count)
+        self.blind = np.flatnonzero(found == 0).tolist()  # patches too uniform to be looked for
+        self._matches: list[tuple[int, np.ndarray, np.ndarray]] = []
+
+    def _collect(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All keys of all patches, sorted: key, patch, flat position in it."""
+
+        def of(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            found = [_keys(self._read(k), pair) for pair in self._pairs]
+            at = np.concatenate([np.empty(0, np.int64), *(at for at, _ in found)])
+            keys = np.concatenate([np.empty(0, np.uint64), *(keys for _, keys in found)])
+            return keys, np.full(len(at), k), at
+
+        keys, owners, places = map(np.concatenate, zip(*in_threads(of, range(count))))
+        order = np.argsort(keys, kind="stable")
+        return keys[order], owners[order], places[order]
+
+    def inspect(self, scan: int, tile: Region, pixels: UInt8[np.ndarray, "h w"]) -> None:
+        """Notes where keys of test patches occur in a tile."""
+        for pair in self._pairs:
+            at, keys = _keys(pixels, pair)
+            first = np.searchsorted(self._keys, keys)
+            known = first < len(self._keys)
+            known[known] = self._keys[first[known]] == keys[known]
+            if known.any():
+                row, col = np.divmod(at[known], tile.width)
+                self._matches.append((scan, np.stack([row + tile.row, col + tile.col], axis=1), keys[known]))
+
+    def copies(self, source: Gridded) -> list[Copy]:
+        """The copies, after every tile was inspected: by patch, the largest first."""
+        votes: dict[tuple[int, int, int, int], int] = {}
+        for scan, places, keys in self._matches:
+            low, high = (np.searchsorted(self._keys, keys, side) for side in ("left", "right"))
+            for (row, col), start, stop in zip(places.tolist(), low.tolist(), high.tolist()):
+                for owner, at in zip(self._owners[start:stop].tolist(), self._places[start:stop].tolist()):
+                    place = owner, scan, row - at // self._size, col - at % self._size
+                    votes[place] = votes.get(place, 0) + 1
+        likely = sorted(votes, key=lambda place: -votes[place])[:COMPARED]
+        compared = in_threads(lambda place: self._compare(source, *place), likely)
+        found = [copy for copy in compared if copy.share >= SHARE]
+        return sorted(found, key=lambda copy: (copy.patch, -copy.share))
+
+    def _compare(self, source: Gridded, patch: int, scan: int, row: int, col: int) -> Copy:
+        size, (height, width) = self._size, source.shape(scan)
+        top, left = max(row, 0), max(col, 0)
+        bottom, right = min(row + size, height), min(col + size, width)
+        there = source.read(scan, top, left, bottom - top, right - left)
+        here = self._read(patch)[top - row : bottom - row, left - col : right - col]
+        textured = _textured(here)
+        return Copy(patch, scan, row, col, float(np.count_nonzero((there == here) & textured) / size**2))
+
+
+def _textured(pixels: np.ndarray) -> np.ndarray:
+    """Where a pixel differs from its neighbours: equal glass is no copy."""
+    flat = np.ones(pixels.shape, bool)
+    flat[:, 1:] &= pixels[:, 1:] == pixels[:, :-1]
+    flat[1:] &= pixels[1:] == pixels[:-1]
+    flat[0, 0] = pixels.shape == (1, 1)
+    return ~flat
+
+
+def describe(copies: Iterable[Copy], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Copies as JSON takes them."""
+    return [
+        {"test_patch": c.patch, "scan": names[c.scan], "row": c.row, "col": c.col, "share": round(c.share, 4)}
+        for c in copies
+    ]

@@ -1,0 +1,78 @@
+"""Patches that are the same picture: pixel by pixel, or nearly, also turned or mirrored."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.fft import dctn
+
+from kimiajax.data.manifest import Patch
+from kimiajax.data.placing import oriented
+from kimiajax.shapes import Float, Int, UInt8
+
+THUMBNAIL = 64  # side of the pictures that are compared, in pixels
+BITS = 12  # of 64 in which two perceptual hashes may differ to be looked at closely: random ones differ in 32
+ALIKE = 0.9  # correlation of two thumbnails from which they are called the same picture
+BLOCK = 2048  # hashes compared at a time
+FLAT = 2.0  # standard deviation, in gray levels, under which a thumbnail shows nothing to compare
+
+
+class Pair(NamedTuple):
+    """Two patches that are alike, by their places in the sequences compared, and how much: a correlation."""
+
+    first: int
+    second: int
+    alike: float
+
+
+def exact_pairs(first: Sequence[Patch], second: Sequence[Patch]) -> list[tuple[Patch, Patch]]:
+    """Pairs of different patches with equal digests."""
+    by_digest: dict[str | None, list[Patch]] = {}
+    for patch in first:
+        by_digest.setdefault(patch.sha256, []).append(patch)
+    pairs = [(a, b) for b in second for a in by_digest.get(b.sha256, [])]
+    return [(a, b) for a, b in pairs if a.patch_id != b.patch_id]
+
+
+def perceptual_hash(thumbnails: UInt8[np.ndarray, "n s s"]) -> Int[np.ndarray, " n"]:
+    """64 bits each: which of the 8 x 8 lowest frequencies of the cosine transform lie above their median.
+
+    As in Zauner, *Implementation and Benchmarking of Perceptual Image Hash Functions* (2010).
+    """
+    lowest = dctn(thumbnails.astype(np.float32), axes=(1, 2))[:, :8, :8].reshape(len(thumbnails), 64)
+    lowest[:, 0] = 0
+    bits = lowest > np.median(lowest[:, 1:], axis=1, keepdims=True)
+    return np.packbits(bits, axis=1).view(np.int64).ravel()
+
+
+def near_pairs(first: UInt8[np.ndarray, "n s s"], second: UInt8[np.ndarray, "m s s"]) -> list[Pair]:
+    """Pictures of `second` that are nearly pictures of `first`, upright, turned or mirrored; the most alike first.
+
+    Hashes find what may be alike, and the correlation of the two thumbnails decides.
+    """
+    seen = np.flatnonzero(first.std(axis=(1, 2)) >= FLAT)
+    hashes = perceptual_hash(first[seen])
+    found: dict[tuple[int, int], float] = {}
+    for turned in _all_oriented(second):
+        for start in range(0, len(second), BLOCK):
+            block = turned[start : start + BLOCK]
+            distance = np.bitwise_count(perceptual_hash(block)[:, None] ^ hashes[None])
+            for there, here in np.argwhere(distance <= BITS).tolist():
+                key = int(seen[here]), start + there
+                alike = float(_unit(first[key[0] : key[0] + 1])[0] @ _unit(block[there : there + 1])[0])
+                if alike >= ALIKE:
+                    found[key] = max(alike, found.get(key, 0))
+    return sorted((Pair(*key, alike) for key, alike in found.items()), key=lambda pair: -pair.alike)
+
+
+def _all_oriented(pictures: np.ndarray) -> Iterator[np.ndarray]:
+    """All pictures in the first orientation, then all in the second, and so on."""
+    return (np.stack(turned) for turned in zip(*map(oriented, pictures)))
+
+
+def _unit(pictures: np.ndarray) -> Float[np.ndarray, "n p"]:
+    """Pictures as rows of mean 0 and length 1, constant ones 0."""
+    rows = pictures.reshape(len(pictures), -1).astype(np.float32)
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(length > 0, length, 1)

@@ -1,0 +1,207 @@
+"""Patches as image files: `train/s{k}/*.png` and `test/s{k}/*.png`, by whatever names the copies of Path24C give them.
+
+The two top folders are those whose names hold "train" and "test". In each, a folder per scan: `s0` to `s23`, or the
+bare number, or `scan0`. Below that, files may lie at any depth. Scans come in the order of their numbers, and files in
+that of the numbers in their names: s10 after s2, 200_0 before 1000_0.
+"""
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kimiajax.data.manifest import Patch, Split
+from kimiajax.data.source import Source, identity_of
+from kimiajax.errors import UserError
+from kimiajax.files import guess
+from kimiajax.shapes import UInt8
+
+IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+IGNORED = ("thumbs.db", "desktop.ini")  # and hidden files: what systems leave in folders by themselves
+CLASS = re.compile(r"(?:s|scan)?(\d+)", re.IGNORECASE)
+HEADER = "manifest.json"  # of an exported folder
+EIGHT_BITS = {"L": "L", "RGB": "L", "1": "L", "P": "RGB"}  # modes that are read, and what they become first
+
+
+class Folder(Source):
+    """An open folder of patches. Any number of threads may read from it.
+
+    Raises:
+        UserError: it is laid out otherwise, a scan has no images, or one name stands for two.
+    """
+
+    kind = "folder of images"
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._files: dict[str, Path] = {}
+        by_split = {split: self._find_split(split) for split in ("train", "test")}
+        numbers = sorted(by_split["train"].keys() | by_split["test"].keys())
+        for split, scans in by_split.items():
+            missing = [f"s{number}" for number in range(numbers[-1] + 1) if number not in scans]
+            if missing:
+                raise UserError(
+                    f"{self.path}: {split} folder has no images of {', '.join(missing)} (scans are s0 to "
+                    f"s{numbers[-1]}); add them, or number the scans without gaps in both folders"
+                )
+        self.names = tuple(f"s{number}" for number in numbers)
+        self._patches = {split: [scans[number] for number in numbers] for split, scans in by_split.items()}
+        self.patch_size = self._read_size()
+        self.synthetic = self._header().get("synthetic") is True
+
+    def identity(self) -> str:
+        return identity_of(self._files.values(), list(self._files))
+
+    def describe(self) -> dict[str, Any]:
+        return {"path": str(self.path), "kind": self.kind, "files": len(self._files)}
+
+    def training_patches(self) -> list[list[Patch]]:
+        """All of them, by scan."""
+        return self._patches["train"]
+
+    def test_patches(self) -> list[Patch]:
+        """All of them, scan by scan."""
+        return [patch for patches in self._patches["test"] for patch in patches]
+
+    def read_patch(self, patch: Patch) -> UInt8[np.ndarray, "s s"]:
+        if patch.patch_id not in self._files:
+            raise UserError(f"{self.path}: holds no image of {patch.patch_id}; is the manifest of another source?")
+        return read_gray(self._files[patch.patch_id])
+
+    def _find_split(self, split: Split) -> dict[int, list[Patch]]:
+        folders = [entry for entry in self.path.iterdir() if entry.is_dir() and split in entry.name.lower()]
+        if len(folders) != 1:
+            have = ", ".join(sorted(entry.name for entry in folders)) or "none"
+            raise UserError(
+                f"{self.path}: must hold one folder with {split!r} in its name, and has {have}; in it, a folder of "
+                "images for each scan: s0, s1, ..."
+            )
+        scans: dict[int, list[Patch]] = {}
+        for entry in sorted(folders[0].iterdir()):
+            if _ignored(entry.name):
+                continue
+            match = CLASS.fullmatch(entry.name)
+            if not match or not entry.is_dir():
+                raise UserError(f"{entry}: is no scan's folder (s0, s1, ...); move it elsewhere")
+            number = int(match[1])
+            if number in scans:
+                raise UserError(f"{entry}: a second folder of scan {number}; put their images together")
+            scans[number] = self._find_patches(split, number, entry)
+        if not scans:
+            raise UserError(f"{folders[0]}: is empty; put a folder of images for each scan there: s0, s1, ...")
+        return scans
+
+    def _find_patches(self, split: Split, scan: int, folder: Path) -> list[Patch]:
+        patches = []
+        for file in sorted(_walk(folder, ()), key=lambda file: _natural(file.relative_to(folder))):
+            name = f"{split}/s{scan}/{file.relative_to(folder).with_suffix('').as_posix()}"
+            if file.suffix.lower() not in IMAGES:
+                raise UserError(f"{file}: is no image ({', '.join(IMAGES)}); move it elsewhere")
+            if name in self._files:
+                raise UserError(f"{file}: has the name of {self._files[name].name}; keep one of them")
+            self._files[name] = file
+            patches.append(Patch(name, scan, split, *_place(file.stem)))
+        if not patches:
+            raise UserError(f"{folder}: holds no images; put the patches of scan {scan} there")
+        return patches
+
+    def _read_size(self) -> int:
+        first = self._files[self._patches["test"][0][0].patch_id]
+        height, width = read_gray(first).shape
+        if height != width:
+            raise UserError(f"{first}: is {height} x {width} pixels; patches are squares")
+        return height
+
+    def _header(self) -> dict[str, Any]:
+        try:
+            header = json.loads((self.path / HEADER).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return header if isinstance(header, dict) else {}
+
+
+def read_gray(path: Path) -> UInt8[np.ndarray, "h w"]:
+    """The gray values of an 8-bit image, upright: colours become gray as in ITU-R 601-2, which is Pillow's way.
+
+    Raises:
+        UserError: no image, a damaged one, or one that would have to be guessed at: 16 bits, transparent, CMYK.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"{path}: {what}; save it as 8-bit gray or RGB")
+
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if _bits(image) > 8:
+                raise refuse("has more than 8 bits a channel")
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        with path.open("rb") as stream:
+            head = stream.read(512)
+        raise UserError(f"{path}: {guess(head, path.stat().st_size, 'an image')}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{path}: claims to be far larger than a patch ({error})") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file any more; was the folder changed?") from error
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: a damaged image ({error}); fetch it again") from error
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+        if upright.getextrema()[3] != (255, 255):
+            raise refuse("is transparent in places, and nothing says over what")
+        upright = upright.convert("RGB")
+    if upright.mode not in EIGHT_BITS:
+        raise refuse(f"is of mode {upright.mode}")
+    return np.asarray(upright.convert(EIGHT_BITS[upright.mode]).convert("L"))
+
+
+def _bits(image: Any) -> int:
+    """Bits of a channel in the file, which Pillow may cut to eight without a word."""
+    if image.mode.startswith(("I", "F")):
+        return 16
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (8,)))
+    if image.format == "PNG":
+        modes = [tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in image.tile]
+        return 16 if any(";16" in mode for mode in modes) else 8
+    return 8
+
+
+def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """All files below a folder, links followed."""
+    real = folder.resolve()
+    if real in above:
+        raise UserError(f"{folder}: links back to {real}, which it lies in; remove the link")
+    for entry in folder.iterdir():
+        if _ignored(entry.name):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry, (*above, real))
+        elif entry.exists():
+            yield entry
+        else:
+            raise UserError(f"{entry}: links to {entry.readlink()}, which does not exist")
+
+
+def _ignored(name: str) -> bool:
+    return name.startswith(".") or name.lower() in IGNORED
+
+
+def _natural(path: Path) -> list[tuple[int, int | str]]:
+    """Sorts numbers within names as numbers."""
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", path.as_posix()) if part]
+
+
+def _place(stem: str) -> tuple[int, int] | tuple[None, None]:
+    """The top left pixel that an exported patch's name tells."""
+    match = re.fullmatch(r"(\d+)_(\d+)", stem)
+    return (int(match[1]), int(match[2])) if match else (None, None)

@@ -1,0 +1,217 @@
+"""Which patches a study uses, as a file: `manifest.csv`, one line a patch, and beside it a header, `manifest.json`."""
+
+import csv
+import hashlib
+import io
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from kimiajax.errors import UserError
+from kimiajax.files import write_text
+from kimiajax.shapes import Int
+
+FORMAT = 1
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch.
+
+    Attributes:
+        patch_id: its name, the same through whatever source it comes.
+        scan: the scan that it belongs to.
+        split: what it serves for.
+        row: its top left pixel's, in the scan; None where that is unknown.
+        col: the same.
+        homogeneity: the share of background in it, in [0, 1]; None until it was counted.
+        sha256: of its gray values, row by row, hexadecimal; None until they were read.
+    """
+
+    patch_id: str
+    scan: int
+    split: Split
+    row: int | None = None
+    col: int | None = None
+    homogeneity: float | None = None
+    sha256: str | None = None
+
+
+FIELDS = ("patch_id", "scan", "row", "col", "split", "homogeneity", "sha256")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The patches of a study, training patches first, each split in a fixed order.
+
+    Attributes:
+        patches: all of them.
+        patch_size: side of a patch, in pixels.
+        num_scans: how many scans they come from.
+        about: where they come from and how they were chosen, as JSON takes it.
+    """
+
+    patches: tuple[Patch, ...]
+    patch_size: int
+    num_scans: int
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def split(self, name: Split) -> list[Patch]:
+        return [patch for patch in self.patches if patch.split == name]
+
+    def labels(self, name: Split) -> Int[np.ndarray, " n"]:
+        """The scan of each patch of a split."""
+        return np.array([patch.scan for patch in self.split(name)], np.int32)
+
+    def counts(self, name: Split) -> list[int]:
+        """Patches per scan of a split, [num_scans]."""
+        return np.bincount(self.labels(name), minlength=self.num_scans).tolist()
+
+    @cached_property
+    def csv(self) -> str:
+        """The text of `manifest.csv`; what is unknown is empty."""
+        lines = io.StringIO()
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(FIELDS)
+        writer.writerows(
+            (p.patch_id, p.scan, p.row, p.col, p.split, _fraction(p.homogeneity), p.sha256) for p in self.patches
+        )
+        return lines.getvalue()
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of `manifest.csv`."""
+        return hashlib.sha256(self.csv.encode()).hexdigest()
+
+    @cached_property
+    def pixels_sha256(self) -> str | None:
+        """A digest of the pixels of all patches in their order, from whatever source; None until all were read."""
+        digests = [patch.sha256 for patch in self.patches]
+        splits = [len(self.split(name)) for name in SPLITS]
+        return None if None in digests else hashlib.sha256(json.dumps([splits, digests]).encode()).hexdigest()
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The content of `manifest.json`."""
+        return {
+            "format": FORMAT,
+            "patch_size": self.patch_size,
+            "scans": self.num_scans,
+            "patches": {name: len(self.split(name)) for name in SPLITS},
+            "csv_sha256": self.sha256,
+            **self.about,
+        }
+
+    def write(self, path: Path) -> None:
+        """Writes the file and its header; the header last, since it vouches for the file."""
+        header_of(path).unlink(missing_ok=True)
+        write_text(path, self.csv)
+        write_text(header_of(path), json.dumps(self.header, indent=2) + "\n")
+
+
+def header_of(path: Path) -> Path:
+    """Where the header of a manifest lies: `manifest.json` beside `manifest.csv`."""
+    return path.with_suffix(".json")
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Reads a manifest and its header.
+
+    Raises:
+        UserError: either is missing, broken or edited; the message names the line.
+    """
+    path = Path(path)
+    if path.suffix != ".csv":
+        raise UserError(f"{path}: a manifest is a .csv file with its header, a .json file of the same name, beside it")
+    header = _read_header(path)
+    content = _read(path)
+    if header["csv_sha256"] not in (None, hashlib.sha256(content).hexdigest()):
+        raise UserError(
+            f"{path}: was edited since {header_of(path).name} was written; if you mean it, set csv_sha256 to null there"
+        )
+    rows = csv.DictReader(io.StringIO(content.decode()))
+    if tuple(rows.fieldnames or ()) != FIELDS:
+        raise UserError(f"{path}: has columns {rows.fieldnames}; they must be {', '.join(FIELDS)}")
+    patches = tuple(_parse(row, header["scans"], f"{path}, line {line}") for line, row in enumerate(rows, start=2))
+    _check_whole(path, patches)
+    about = {key: value for key, value in header.items() if key not in ("format", "patch_size", "scans", "patches")}
+    del about["csv_sha256"]
+    return Manifest(patches, header["patch_size"], header["scans"], about)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; a manifest is a .csv file and its header a .json file") from error
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    header_path = header_of(path)
+    try:
+        header = json.loads(_read(header_path))
+    except ValueError as error:
+        raise UserError(f"{header_path}: is no JSON ({error}); write the manifest again") from error
+    wanted = {"format": int, "patch_size": int, "scans": int, "csv_sha256": str | None}
+    if not isinstance(header, dict) or any(not isinstance(header.get(key, ...), kind) for key, kind in wanted.items()):
+        raise UserError(f"{header_path}: is no manifest's header, which holds {', '.join(wanted)}")
+    if header["format"] != FORMAT:
+        raise UserError(f"{header_path}: format {header['format']}; this version of kimiajax reads format {FORMAT}")
+    return header
+
+
+def _parse(row: dict[str, str], scans: int, where: str) -> Patch:
+    def number(name: str, kind: type, least: int, most: int) -> Any:
+        try:
+            value = kind(row[name])
+        except (TypeError, ValueError):
+            value = None
+        if value is None or not least <= value <= most:
+            raise UserError(f"{where}: {name} is {row[name]!r}; it must be a number from {least} to {most}")
+        return value
+
+    if None in row or None in row.values():
+        raise UserError(f"{where}: holds another number of fields than the first line; write the manifest again")
+    if row["split"] not in SPLITS:
+        raise UserError(f"{where}: split is {row['split']!r}; it must be train or test")
+    if not row["patch_id"]:
+        raise UserError(f"{where}: has no patch_id")
+    digest = row["sha256"]
+    if digest and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
+        raise UserError(f"{where}: sha256 is {digest!r}; it must be 64 hexadecimal digits, or empty")
+    if bool(row["row"]) != bool(row["col"]):
+        raise UserError(f"{where}: has a row or a column but not both")
+    return Patch(
+        row["patch_id"],
+        number("scan", int, 0, scans - 1),
+        row["split"],
+        number("row", int, 0, 2**40) if row["row"] else None,
+        number("col", int, 0, 2**40) if row["col"] else None,
+        number("homogeneity", float, 0, 1) if row["homogeneity"] else None,
+        digest or None,
+    )
+
+
+def _check_whole(path: Path, patches: tuple[Patch, ...]) -> None:
+    """Refuses patches that come twice, under one name or at one place, and splits that are empty or interleaved."""
+    for name in SPLITS:
+        if not any(patch.split == name for patch in patches):
+            raise UserError(f"{path}: holds no {name} patch")
+    if [patch.split for patch in patches] != sorted((patch.split for patch in patches), reverse=True):
+        raise UserError(f"{path}: test patches stand before training patches; put those first")
+    seen: set[object] = set()
+    for line, patch in enumerate(patches, start=2):
+        keys = [patch.patch_id] + ([(patch.scan, patch.row, patch.col)] if patch.row is not None else [])
+        if seen.intersection(keys):
+            raise UserError(f"{path}, line {line}: {patch.patch_id} is there twice, by name or by place")
+        seen.update(keys)
+
+
+def _fraction(value: float | None) -> str | None:
+    return None if value is None else f"{value:.6f}"

@@ -1,0 +1,137 @@
+"""From a manifest to what the networks take: its patches read once, hashed, resized, and kept as one mapped array."""
+
+import hashlib
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+
+from kimiajax.cache import load_array, new_array, trim
+from kimiajax.data.manifest import SPLITS, Manifest, Patch, Split, read_manifest
+from kimiajax.data.patches import Rules, cut_patches, key_of
+from kimiajax.data.pixels import FILTERS, resize
+from kimiajax.data.source import PatchSource, Source, Track, no_track, sha256_of
+from kimiajax.data.survey import in_threads
+from kimiajax.errors import UserError
+from kimiajax.files import put_folder, scratch_folder
+from kimiajax.shapes import UInt8
+
+
+class Patches(NamedTuple):
+    """Which patches, and their gray values at the networks' size, in the manifest's order."""
+
+    manifest: Manifest
+    train: UInt8[np.ndarray, "n s s"]
+    test: UInt8[np.ndarray, "t s s"]
+
+
+def prepare_patches(
+    source: Source,
+    rules: Rules,
+    image_size: int = 224,
+    filter: str = "box",
+    *,
+    cache: Path | None = None,
+    track: Track = no_track,
+) -> Patches:
+    """`cut_patches` and `read_patches`. As long as the files stay as they are, a cache gives both back unread."""
+    if cache is None:
+        return read_patches(source, cut_patches(source, rules, track=track), image_size, filter, track=track)
+    kept = cache / "manifests" / f"{key_of('manifest', source.identity(), source.patch_size, rules)}.csv"
+    try:
+        manifest = read_manifest(kept)
+        manifest = replace(manifest, about={**manifest.about, "source": source.describe()})
+    except UserError:  # none there, or a damaged one
+        manifest = cut_patches(source, rules, cache=cache, track=track)
+    patches = read_patches(source, manifest, image_size, filter, cache=cache, track=track)
+    if patches.manifest is not manifest:
+        patches.manifest.write(kept)
+    return patches
+
+
+def read_patches(
+    source: Source,
+    manifest: Manifest,
+    image_size: int = 224,
+    filter: str = "box",
+    *,
+    cache: Path | None = None,
+    track: Track = no_track,
+) -> Patches:
+    """Reads a manifest's patches, each once, on every core, and resizes them.
+
+    Args:
+        source: where they are.
+        manifest: which they are. Pixels whose digest it holds must have that digest; digests and homogeneity that it
+            lacks are in the manifest that comes back.
+        image_size: side of the networks' input in pixels.
+        filter: one of `FILTERS`.
+        cache: a folder in which the resized patches are kept as arrays that are mapped into memory, under the digest of
+            (pixels, size, filter): where they are found, through whatever source they came, nothing is read.
+        track: called as `track(items, description, total)` around the reading, to show progress.
+
+    Raises:
+        UserError: the manifest is of another source, or a patch cannot be read or has other pixels.
+    """
+    check_of(source, manifest)
+    if filter not in FILTERS:
+        raise UserError(f"no filter {filter!r}; choose from {', '.join(FILTERS)}")
+    shapes = {split: (len(manifest.split(split)), image_size, image_size) for split in SPLITS}
+    if cache is not None and manifest.pixels_sha256 is not None:
+        folder = cache / "pixels" / _key(manifest, image_size, filter)
+        found = [load_array(folder / f"{split}.npy", shapes[split], np.uint8) for split in SPLITS]
+        if all(array is not None for array in found):
+            folder.touch()
+            return Patches(manifest, *found)
+    with nullcontext() if cache is None else scratch_folder(cache / "pixels" / "new") as aside:
+        arrays = {
+            split: np.empty(shape, np.uint8) if aside is None else new_array(aside / f"{split}.npy", shape, np.uint8)
+            for split, shape in shapes.items()
+        }
+        read = [patch for split in SPLITS for patch in _read(source, manifest, split, arrays[split], filter, track)]
+        manifest = replace(manifest, patches=tuple(read))
+        if aside is None:
+            return Patches(manifest, arrays["train"], arrays["test"])
+        for array in arrays.values():
+            array.flush()
+        folder = cache / "pixels" / _key(manifest, image_size, filter)
+        put_folder(aside, folder)
+    trim(cache / "pixels", keep=folder)
+    return Patches(manifest, *(np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS))
+
+
+def check_of(source: Source, manifest: Manifest) -> None:
+    """Raises UserError where a manifest cannot be of a source."""
+    for name, ours, theirs in (
+        ("patches of side", manifest.patch_size, source.patch_size),
+        ("scans", manifest.num_scans, len(source)),
+    ):
+        if ours != theirs:
+            raise UserError(f"{source.path}: has {name} {theirs}, and the manifest {ours}; is it of another source?")
+
+
+def _read(
+    source: Source, manifest: Manifest, split: Split, resized: np.ndarray, filter: str, track: Track
+) -> list[Patch]:
+    """Fills `resized`, and returns the split's patches with digest and homogeneity."""
+    background = manifest.about.get("rules", {}).get("background", Rules.background)
+    patches = PatchSource(source, manifest.split(split))
+
+    def read(index: int) -> Patch:
+        patch, pixels = patches.patches[index], patches[index].pixels
+        resized[index] = resize(pixels, resized.shape[1], filter)
+        homogeneity = patch.homogeneity
+        if homogeneity is None:
+            homogeneity = float(np.count_nonzero(pixels >= background) / pixels.size)
+        return replace(patch, homogeneity=homogeneity, sha256=patch.sha256 or sha256_of(pixels))
+
+    return list(track(in_threads(read, range(len(patches))), f"reading {split} patches", len(patches)))
+
+
+def _key(manifest: Manifest, image_size: int, filter: str) -> str:
+    content = [manifest.pixels_sha256, image_size, filter, PIL.__version__]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

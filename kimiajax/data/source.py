@@ -1,0 +1,159 @@
+"""Where patches come from: what a scan file, a folder of images and a folder of slides have in common."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from kimiajax.data.manifest import Patch
+from kimiajax.data.raster import Region
+from kimiajax.errors import UserError
+from kimiajax.shapes import UInt8
+
+Track = Callable[[Iterable, str, int | None], Iterable]
+S = TypeVar("S", bound="Source")
+
+
+def no_track(items: Iterable, description: str, total: int | None) -> Iterable:
+    """Shows no progress: the default of every function that takes a `Track`."""
+    return items
+
+
+class Source(ABC):
+    """Something that patches can be read from, by many threads at once. Close it, or use it in a `with` block.
+
+    Attributes:
+        kind: what it is, in words.
+        path: where it is.
+        names: of its scans, whose numbers are the places in this tuple.
+        patch_size: side of its patches, in pixels.
+        synthetic: whether it says that a program drew it.
+    """
+
+    kind: str
+    path: Path
+    names: tuple[str, ...]
+    patch_size: int
+    synthetic: bool = False
+
+    def __len__(self) -> int:
+        """The number of scans."""
+        return len(self.names)
+
+    def __enter__(self: S) -> S:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @abstractmethod
+    def read_patch(self, patch: Patch) -> UInt8[np.ndarray, "s s"]:
+        """The gray values of a patch, 0 (black) to 255 (white).
+
+        Raises:
+            UserError: there is no such patch, or it cannot be read.
+        """
+
+    @abstractmethod
+    def identity(self) -> str:
+        """Names the files as they are: other after any of them was written, moved or replaced."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What a record says of it: path, kind and size, as JSON takes them."""
+
+    def close(self) -> None:  # noqa: B027 (there may be nothing to let go of)
+        """Lets go of the files."""
+
+
+class NotScannedError(UserError):
+    """A region that holds no pixels, because the scanner left it out."""
+
+
+class Gridded(Source):
+    """A source whose training patches are cut from whole scans.
+
+    Attributes:
+        whitens: whether the places of its test patches are white in its scans.
+    """
+
+    whitens: bool = False
+
+    @abstractmethod
+    def shape(self, scan: int) -> tuple[int, int]:
+        """Height and width of a scan, in pixels."""
+
+    @abstractmethod
+    def tiles(self, scan: int) -> list[Region]:
+        """Regions that cover a scan once and are cheap to read, each of a few million pixels."""
+
+    @abstractmethod
+    def read(self, scan: int, row: int, col: int, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
+        """The gray values of a region, 0 (black) to 255 (white). `row` and `col` are its top left pixel.
+
+        Raises:
+            UserError: the region leaves the scan, or it cannot be read.
+            NotScannedError: it holds no pixels.
+        """
+
+    @abstractmethod
+    def test_patches(self) -> list[Patch] | None:
+        """The patches that are held out, or None where they are still to be chosen."""
+
+    def read_patch(self, patch: Patch) -> UInt8[np.ndarray, "s s"]:
+        if patch.row is None or patch.col is None or patch.scan >= len(self):
+            raise UserError(f"{self.path}: holds no patch {patch.patch_id}; is the manifest of another source?")
+        return self.read(patch.scan, patch.row, patch.col, self.patch_size, self.patch_size)
+
+
+class Sample(NamedTuple):
+    """A patch as a source gives it: gray values, the scan that it belongs to, and its name."""
+
+    pixels: UInt8[np.ndarray, "s s"]
+    scan: int
+    patch_id: str
+
+
+class PatchSource:
+    """Random access to the patches of a source, in the order given: `patches[i] -> (pixels, scan, patch_id)`.
+
+    Pixels are checked against the SHA-256 that a manifest holds.
+    """
+
+    def __init__(self, source: Source, patches: Sequence[Patch]):
+        self.source, self.patches = source, patches
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def __getitem__(self, index: int) -> Sample:
+        patch = self.patches[index]
+        pixels = self.source.read_patch(patch)
+        if pixels.shape != (self.source.patch_size,) * 2:
+            raise UserError(
+                f"{self.source.path}: {patch.patch_id} has {pixels.shape[0]} x {pixels.shape[1]} pixels and other "
+                f"patches {self.source.patch_size} x {self.source.patch_size}"
+            )
+        if patch.sha256 is not None and sha256_of(pixels) != patch.sha256:
+            raise UserError(
+                f"{self.source.path}: {patch.patch_id} has other pixels than the manifest says; the data were changed "
+                "since, or are not those that the manifest was written for"
+            )
+        return Sample(pixels, patch.scan, patch.patch_id)
+
+
+def sha256_of(pixels: UInt8[np.ndarray, "h w"]) -> str:
+    """Hexadecimal SHA-256 of gray values, row by row from the top left."""
+    return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
+
+
+def identity_of(paths: Iterable[Path], *about: object) -> str:
+    """A digest of where files lie, how large they are, and when the file system last changed each in any way."""
+    stats = [(str(path.resolve()), path.stat()) for path in paths]
+    content = [[name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats]
+    return hashlib.sha256(json.dumps([content, about]).encode()).hexdigest()

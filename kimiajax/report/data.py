@@ -1,0 +1,94 @@
+"""What is told about data on a screen or in a pipe: counts of patches by rule, and audits."""
+
+import io
+import math
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from kimiajax import paper
+from kimiajax.data.audit import Audit
+from kimiajax.data.explain import BACKGROUND, GRIDS, HOMOGENEITY, Count
+from kimiajax.report.tables import WIDTH
+
+
+def render_counts(counts: list[Count], names: Sequence[str], test: Sequence[int] | None, background: int) -> str:
+    """Counts by scan for one background level, totals for the others, and the published totals beside them.
+
+    Args:
+        counts: of `count_patches`.
+        names: of the scans.
+        test: test patches of each scan, or None where none are held out yet.
+        background: the level of the first table.
+    """
+    by_setting = {(count.grid, count.background, count.homogeneity): count for count in counts}
+    by_scan = Table(box=SIMPLE_HEAD, pad_edge=False, show_footer=True)
+    by_scan.add_column("scan", footer="all", no_wrap=True)
+    by_scan.add_column("test", footer=_number(sum(test)) if test else "", justify="right")
+    for grid in GRIDS:
+        for homogeneity in HOMOGENEITY:
+            total = by_setting[grid, background, homogeneity].total
+            by_scan.add_column(f"{grid}\n{_share(homogeneity)}", footer=_number(total), justify="right", no_wrap=True)
+    for scan, name in enumerate(names):
+        chosen = (by_setting[grid, background, h].per_scan[scan] for grid in GRIDS for h in HOMOGENEITY)
+        by_scan.add_row(name, str(test[scan]) if test else "", *map(_number, chosen))
+
+    totals = Table(box=SIMPLE_HEAD, pad_edge=False)
+    totals.add_column("gray", no_wrap=True)
+    for grid in GRIDS:
+        for homogeneity in HOMOGENEITY:
+            totals.add_column(f"{grid}\n{_share(homogeneity)}", justify="right", no_wrap=True)
+    for level in BACKGROUND:
+        chosen = (by_setting[grid, level, h].total for grid in GRIDS for h in HOMOGENEITY)
+        totals.add_row(f"{level}+", *map(_number, chosen))
+
+    text = io.StringIO()
+    console = Console(file=text, width=WIDTH, highlight=False, markup=False)
+    console.print(
+        f"Training patches by scan. Background is gray {background} and above; a patch is left out where that is its "
+        "share or more of it (none: never). The full grid holds every whole patch, the data set's README loop is one "
+        "row and one column short. Patches over whitened places are left out throughout."
+    )
+    console.print(by_scan)
+    console.print("All scans, by the gray value from which a pixel counts as background:")
+    console.print(totals)
+    kimia = (len(names), sum(test or ())) == (paper.NUM_SCANS, paper.TEST_PATCHES)
+    for who, published in paper.TRAINING_PATCHES_PUBLISHED.items():
+        nearest = min(counts, key=lambda count: abs(count.total - published))
+        flags = f"--grid {nearest.grid} --background {nearest.background} --homogeneity {_share(nearest.homogeneity)}"
+        console.print(
+            f"published of Kimia Path24: {published:,} ({who})"
+            + (f"; nearest here {nearest.total:,}, with {flags}" if kimia else "")
+        )
+    if not kimia:
+        console.print("These scans are not Kimia Path24: their counts are their own.")
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def render_audit(audit: Audit) -> str:
+    """The checks of an audit, and what they come to."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("check", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("what was found", overflow="fold")
+    for check in audit.checks:
+        table.add_row(check.name, check.verdict, check.detail)
+    text = io.StringIO()
+    console = Console(file=text, width=WIDTH, highlight=False, markup=False)
+    console.print(audit.path)
+    console.print(table)
+    if audit.failed:
+        console.print(f"FAILED: {', '.join(audit.failed)}. Results computed from these data will say so.")
+    else:
+        console.print("PASSED: no check failed.")
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _share(homogeneity: float) -> str:
+    return f"{homogeneity:g}" if math.isfinite(homogeneity) else "none"
+
+
+def _number(count: int) -> str:
+    return f"{count:,}"
