@@ -15,8 +15,6 @@ import functools
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.interleaved import measure_apart, write_record
 from kimiajax import paper
 from kimiajax.data.pixels import gray_to_unit_rgb
-from kimiajax.environment import describe_environment
 from kimiajax.finetune.blocks import TrainableBlocks
 from kimiajax.finetune.optimizer import fine_tuning_sgd, for_blocks
 from kimiajax.finetune.state import new_state
@@ -108,15 +106,6 @@ def _measure(workload: str, network: str, batch: int, size: int, rounds: int) ->
     }
 
 
-def measure_apart(**configuration: Any) -> dict[str, Any]:
-    """`measure` in a fresh process: thread pools, allocators and compiled programs of one do not reach the next."""
-    command = [sys.executable, "-m", "benchmarks.throughput", "--one", json.dumps(configuration)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{configuration} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput")
     parser.add_argument("--networks", nargs="+", default=["vgg16", "inception_v3"], choices=("vgg16", "inception_v3"))
@@ -136,14 +125,9 @@ def main(argv: list[str] | None = None) -> None:
         for workload in options.workloads:
             for size in options.sizes:
                 for batch in options.batches:
-                    result = measure_apart(
-                        workload=workload,
-                        network=network,
-                        batch=batch,
-                        size=size,
-                        rounds=options.rounds,
-                        precision=options.precision,
-                    )
+                    configuration = {"workload": workload, "network": network, "batch": batch, "size": size}
+                    configuration |= {"rounds": options.rounds, "precision": options.precision}
+                    result = measure_apart("benchmarks.throughput", configuration)
                     results.append(result)
                     low, high = result["images_per_second_iqr"]
                     print(
@@ -152,9 +136,7 @@ def main(argv: list[str] | None = None) -> None:
                         flush=True,
                     )
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        record = {"environment": describe_environment(), "results": results}
-        options.out.write_text(json.dumps(record, indent=2) + "\n")
+        write_record(options.out, "none: no peer runs beside it", results)
 
 
 if __name__ == "__main__":

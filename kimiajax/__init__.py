@@ -19,6 +19,7 @@ _HOME = {
     "TableConfig": "kimiajax.config",
     "TrainableBlocks": "kimiajax.finetune.blocks",
     "UserError": "kimiajax.errors",
+    "batches": "kimiajax.data.feed",
     "cut_patches": "kimiajax.data.patches",
     "extract_features": "kimiajax.features",
     "extract_taps": "kimiajax.features",

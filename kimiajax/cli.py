@@ -150,6 +150,7 @@ def _data(arguments: list[str]) -> int:
 
 def _audit(config: "AuditConfig") -> int:
     from kimiajax.data.audit import FAILED, run_audit
+    from kimiajax.data.manifest import read_manifest
     from kimiajax.files import write_text
     from kimiajax.models.weights import default_cache
     from kimiajax.progress import for_terminal
@@ -160,6 +161,7 @@ def _audit(config: "AuditConfig") -> int:
         config.scans,
         config.patch_size,
         config.mpp,
+        manifest=None if config.manifest is None else read_manifest(config.manifest),
         official=config.official,
         cache=config.cache or default_cache(),
         progress=for_terminal(),

@@ -203,6 +203,8 @@ class ExplainConfig(ScansConfig):
 class AuditConfig(ScansConfig):
     """Settings of an audit."""
 
+    manifest: Path | None = None
+    """Ask of the patches of this manifest.csv, and not of all that the rules leave."""
     official: bool = False
     """The file is given as the official one: another digest, or other counts of test patches, fail the audit."""
     out: Path | None = None

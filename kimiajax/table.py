@@ -304,7 +304,8 @@ def _prepare(
         weights = _load_weights(taps, config, cache, progress)
         cache.mkdir(parents=True, exist_ok=True)
         patches = _read_patches(source, manifest, config, cache, progress)
-        return Study(config, _describe_data(source, patches.manifest, cache), *patches, weights, progress)
+        audit = record_of(source, cache, manifest)
+        return Study(config, _describe_data(source, patches.manifest, audit), *patches, weights, progress)
 
 
 def _read_patches(
@@ -418,8 +419,7 @@ def _learnt(row: Row, study: Study, start: Weights, variables: Variables, blocks
     return fine_tuned(start, jax.tree.map(np.asarray, whole), blocks.names, "kimiajax table", run)
 
 
-def _describe_data(source: Source, manifest: Manifest, cache: Path) -> dict[str, Any]:
-    audit = record_of(source, cache)
+def _describe_data(source: Source, manifest: Manifest, audit: dict[str, Any] | None) -> dict[str, Any]:
     train, test = manifest.counts("train"), manifest.counts("test")
     return {
         "source": str(source.path),

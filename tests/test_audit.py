@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -10,9 +11,10 @@ from PIL import Image, ImageFilter
 
 from kimiajax import paper
 from kimiajax.cli import main
-from kimiajax.data.audit import run_audit
+from kimiajax.data.audit import record_of, run_audit
 from kimiajax.data.checks import FAILED, NOTE, PASSED, UNTOLD
 from kimiajax.data.export import export_patches
+from kimiajax.data.manifest import Patch
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import cut_patches
 from kimiajax.data.synthetic import write_synthetic_scans
@@ -174,6 +176,23 @@ def test_a_planted_fault_fails_its_check(scans, plant, must, may):
     audit, _ = verdicts(scans)
     assert must <= set(audit.failed)
     assert set(audit.failed) <= must | may, [check for check in audit.checks if check.verdict == FAILED]
+
+
+def test_a_manifest_that_takes_a_whitened_place_for_training_fails_alone(scans, tmp_path):
+    """By its own patches: those that the rules leave are sound."""
+    with open_scans(scans) as source:
+        manifest = cut_patches(source)
+    row, col = places_of(scans, 1)[0]
+    over = Patch("train/s1/x", 1, "train", max(row - 70, 0), col)  # an eighth of it, at least
+    planted = replace(manifest, patches=(over, *manifest.patches))
+    audit, _ = verdicts(scans, manifest=planted, cache=tmp_path)
+    assert audit.failed == ["training patches over whitened places"]
+    with open_scans(scans) as source:
+        assert record_of(source, tmp_path) is None
+        assert record_of(source, tmp_path, planted)["failed"] == audit.failed
+        verdicts(scans, cache=tmp_path)
+        assert record_of(source, tmp_path)["failed"] == []
+        assert record_of(source, tmp_path, manifest)["failed"] == [], "one of all patches speaks for some"
 
 
 def test_a_truncated_file_fails_by_its_layout(scans):

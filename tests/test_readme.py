@@ -51,10 +51,11 @@ def test_no_placeholder_is_left():
 def test_flags_of_the_readme_exist(capsys):
     from dataclasses import fields
 
-    from kimiajax.config import ParityConfig, TableConfig, flag
+    from kimiajax.config import AuditConfig, ExplainConfig, ExportConfig, ParityConfig, TableConfig, flag
     from weights_convert.__main__ import main as weights_convert
 
-    known = {flag(field.name) for config in (TableConfig, ParityConfig) for field in fields(config)}
+    configs = (TableConfig, ParityConfig, AuditConfig, ExplainConfig, ExportConfig)
+    known = {flag(field.name) for config in configs for field in fields(config)}
     with pytest.raises(SystemExit):
         weights_convert(["torch", "--help"])
     known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))

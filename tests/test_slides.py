@@ -1,6 +1,7 @@
 """Whole slides: pyramid TIFFs made here, read through OpenSlide."""
 
 import io
+import json
 import subprocess
 import sys
 import zlib
@@ -11,6 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from kimiajax.cli import main
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import Rules, cut_patches
 from kimiajax.data.reading import read_patches
@@ -204,3 +206,16 @@ sys.exit(main(["data", "explain", "--scans", {str(folder)!r}]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert 'pip install "kimiajax[wsi]"' in done.stderr
+
+
+def test_the_table_runs_on_a_folder_of_slides(folder, tmp_path):
+    command = ["table", "quick", "--scans", str(folder), "--patch-size", str(SIZE), "--test-patches-per-scan", "3"]
+    command += ["--patches-per-scan", "4", "--image-size", "32", "--rows", "cnn", "fe_vgg16", "--epochs", "1"]
+    assert main([*command, "--vgg16-weights", "random", "--out", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["data"]["kind"], results["data"]["scans"]) == ("folder of whole slides", 3)
+    assert results["data"]["names"] == ["slide0", "slide1", "slide2"]
+    assert (results["data"]["train"], results["data"]["test"]) == (12, 9)
+    lines = (tmp_path / "predictions" / "cnn.csv").read_text().splitlines()
+    assert lines[1].startswith("test/s0/")
+    assert main(["data", "audit", "--scans", str(folder), "--patch-size", str(SIZE), "--out", str(tmp_path)]) == 0

@@ -5,6 +5,7 @@ and says so. The record is kept in the cache as well, where `kimiajax table` fin
 is computed from data whose audit failed is marked.
 """
 
+import contextlib
 import datetime
 import functools
 import json
@@ -38,6 +39,7 @@ class Audit:
     path: str
     checks: list[Check]
     identity: str | None = None
+    manifest_sha256: str | None = None
     official: bool = False
 
     @property
@@ -57,6 +59,7 @@ class Audit:
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "path": self.path,
             "identity": self.identity,
+            "manifest_sha256": self.manifest_sha256,
             "given_as_official": self.official,
             "verdict": self.verdict,
             "failed": self.failed,
@@ -64,22 +67,18 @@ class Audit:
         }
 
 
-def record_of(source: Source, cache: Path | None) -> dict[str, Any] | None:
-    """The record of the last audit of these very files, if there was one."""
-    path = kept_file(cache, "audits", _name(source))
-    try:
-        return None if path is None else json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+def record_of(source: Source, cache: Path | None, manifest: Manifest | None = None) -> dict[str, Any] | None:
+    """The record of the last audit of these very files, if there was one: of a manifest's patches, or of all."""
+    for sha256 in [manifest.sha256, None] if manifest else [None]:
+        path = kept_file(cache, "audits", _name(source.identity(), source.patch_size, sha256))
+        with contextlib.suppress(OSError, ValueError):
+            if path is not None:
+                return json.loads(path.read_text(encoding="utf-8"))
+    return None
 
 
-def keep_record(source: Source, cache: Path | None, audit: Audit) -> None:
-    """Keeps the record of an audit where `record_of` finds it."""
-    keep_file(cache, "audits", _name(source), json.dumps(audit.as_dict()).encode())
-
-
-def _name(source: Source) -> str:
-    return f"{key_of('audit', FORMAT, source.identity(), source.patch_size)}.json"
+def _name(identity: str, patch_size: int, manifest_sha256: str | None) -> str:
+    return f"{key_of('audit', FORMAT, identity, patch_size, manifest_sha256)}.json"
 
 
 def run_audit(
@@ -87,6 +86,7 @@ def run_audit(
     patch_size: int | None = None,
     mpp: float = 0.5,
     *,
+    manifest: Manifest | None = None,
     official: bool = False,
     cache: Path | None = None,
     progress: Silent | None = None,
@@ -97,6 +97,7 @@ def run_audit(
         path: a scan file, a folder of images or a folder of whole slides.
         patch_size: side of a patch in pixels, see `open_scans`.
         mpp: microns per pixel, for slides.
+        manifest: asks of these patches, and not of all that the rules leave.
         official: the file is given as the official one, so that another digest or other counts fail.
         cache: the folder in which the record is kept for later runs.
         progress: shows what goes on.
@@ -112,23 +113,24 @@ def run_audit(
     except UserError as error:
         return Audit(str(path), [Check("layout", FAILED, str(error))], official=official)
     with source:
-        found = [checks.check_layout(source)]
+        identity, found = source.identity(), [checks.check_layout(source)]
         try:
-            for check in _checks(source, official, progress):
+            for check in _checks(source, manifest, official, progress):
                 progress.say(f"{check.name}: {check.verdict}")
                 found.append(check)
         except UserError as error:
             found.append(Check("reading", FAILED, str(error)))
-        audit = Audit(str(path), found, source.identity(), official)
-        keep_record(source, cache, audit)
+        audit = Audit(str(path), found, identity, manifest and manifest.sha256, official)
+        name = _name(identity, source.patch_size, audit.manifest_sha256)
+        keep_file(cache, "audits", name, json.dumps(audit.as_dict()).encode())
     return audit
 
 
-def _checks(source: Source, official: bool, progress: Silent) -> Iterator[Check]:
+def _checks(source: Source, manifest: Manifest | None, official: bool, progress: Silent) -> Iterator[Check]:
     yield checks.check_digest(source, official, progress)
     yield checks.check_counts(source, official)
     if not isinstance(source, Gridded):
-        yield from _check_patches(source, cut_patches(source), progress)
+        yield from _check_patches(source, manifest or cut_patches(source), progress)
         return
     finder = None
     if source.whitens:
@@ -143,7 +145,7 @@ def _checks(source: Source, official: bool, progress: Silent) -> Iterator[Check]
         yield checks.check_orientation(source, fits)
         yield checks.check_whitened(source, surveys, fits)
         yield checks.check_copies(source, finder.copies(source), finder.blind)
-    manifest = cut_patches(source, surveys=surveys)
+    manifest = manifest or cut_patches(source, Rules(test_patches_per_scan=1), surveys=surveys)
     if source.whitens:
         yield checks.check_overlap(source, manifest, surveys)
     yield from _check_patches(source, manifest, progress)

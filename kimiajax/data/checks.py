@@ -16,6 +16,7 @@ from kimiajax.data.reading import Patches
 from kimiajax.data.scans import Scans
 from kimiajax.data.source import Gridded, Source
 from kimiajax.data.survey import CELLS, WHITE, Survey
+from kimiajax.errors import UserError
 from kimiajax.progress import Silent
 
 PASSED, FAILED, NOTE, UNTOLD, NOT_APPLICABLE = "passed", "FAILED", "note", "cannot be told", "not applicable"
@@ -223,6 +224,8 @@ def check_overlap(source: Gridded, manifest: Manifest, surveys: list[Survey]) ->
     """Whether a training patch lies over a whitened place: asked of the manifest, place by place."""
     findings = []
     for patch in manifest.split("train"):
+        if patch.row is None:
+            raise UserError(f"{source.path}: holds no patch {patch.patch_id}; is the manifest of another source?")
         survey = surveys[patch.scan]
         offsets = np.abs(survey.whitened - (patch.row, patch.col)) if len(survey.whitened) else np.empty((0, 2))
         shared = np.clip(survey.size - offsets, 0, None).prod(axis=1).max(initial=0) / survey.size**2
