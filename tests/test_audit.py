@@ -13,6 +13,7 @@ from kimiajax import paper
 from kimiajax.cli import main
 from kimiajax.data.audit import record_of, run_audit
 from kimiajax.data.checks import FAILED, NOTE, PASSED, UNTOLD
+from kimiajax.data.copies import CopyFinder
 from kimiajax.data.export import export_patches
 from kimiajax.data.manifest import Patch
 from kimiajax.data.opening import open_scans
@@ -317,3 +318,17 @@ def test_counts_are_explained_beside_the_published_ones(sound, capsys):
     assert row.split()[4] == str(count), "the full grid at 0.99"
     for text in ("27,055", "23,916", "22,591", "are not Kimia Path24"):
         assert text in told
+
+
+def test_pixels_that_are_equal_by_chance_are_no_copy_and_blocks_that_are_equal_make_one(scans):
+    """Where a key leads, half of the pixels are the same but nowhere a whole block; and then one in ten blocks."""
+    rng = np.random.default_rng(0)
+    with open_scans(scans) as source:
+        finder = CopyFinder(source.read_test_patch, len(source.targets))
+        patch = source.read_test_patch(1)
+    for part, expected in ((rng.random((SIZE, SIZE)) < 0.5, 0.0), (np.arange(SIZE)[:, None] < SIZE // 10, 0.1)):
+        with h5py.File(scans, "r+") as file:
+            there = file["scan2/data"][100 : 100 + SIZE, 100 : 100 + SIZE]
+            file["scan2/data"][100 : 100 + SIZE, 100 : 100 + SIZE] = np.where(part, patch, 255 - there // 2)
+        with open_scans(scans) as source:
+            assert finder._compare(source, 1, 2, 100, 100).share == expected

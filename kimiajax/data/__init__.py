@@ -1,1 +1,1 @@
-"""Scans, patches and pixels. Nothing here knows a model, and nothing here imports jax."""
+"""Scans, patches and pixels. Nothing here knows a model, and nothing imports jax, but that Grain does in `feed.py`."""

@@ -3,12 +3,11 @@
 Every position of the scans would be too much to compare, so a few pairs of neighbouring gray values are chosen that
 each test patch holds many times. Where such a pair occurs, in patches and scans alike, the 16 pixels that begin there,
 8 in its row and 8 in the next, make a key. A key of a scan that is a test patch's lays that patch over the scan, and
-there both are compared. A copy needs to share a few such places only, and wherever it lies these come along.
+there both are compared. A copy needs to share one such place only, and wherever it lies these come along.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,10 @@ from kimiajax.shapes import UInt8
 WIDE = 8  # pixels of each of the two rows of a key
 CONTRAST = 16  # a key's first row has gray values at least so far apart: glass and blank tissue repeat themselves
 KEYS = 1000  # of a patch, as far as pairs allow, so that a hundredth of it holds some; one in 100 pixels at most
-PAIRS = 16  # at most: each costs one more look at every pixel of the scans
+FREQUENT = 64  # pairs of each patch that may be chosen
+GO = 2**16  # pixels looked at in one go: they stay in the processor's cache
+REPEATED = 16  # keys that test patches hold more often than this tell nothing
+BLOCK = 8  # side, in pixels, of the blocks that have to be the same altogether: single pixels are so by chance
 COMPARED = 1000  # places compared at most; data with more of them is full of copies
 SHARE = 0.01  # of a test patch's area that has to be found again to be called a copy
 
@@ -36,21 +38,26 @@ class Copy:
     share: float
 
 
-def _keys(pixels: np.ndarray, pair: int) -> tuple[np.ndarray, np.ndarray]:
-    """Flat positions at which a pair occurs with enough contrast, and the keys there."""
+def _keys(pixels: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flat positions at which a chosen pair begins a key of enough contrast, and the keys there.
+
+    Args:
+        pixels: a patch or a tile.
+        begins: whether each pair is a chosen one, [65536].
+    """
     rows, cols = pixels.shape
     if rows < 2 or cols < WIDE:
         return np.empty(0, np.int64), np.empty(0, np.uint64)
-    first, second = divmod(pair, 256)
-    hits = pixels[:-1, : cols - WIDE + 1] == first
-    hits &= pixels[:-1, 1 : cols - WIDE + 2] == second
-    row, col = np.nonzero(hits)
-    at = row * cols + col
     flat = np.ascontiguousarray(pixels).ravel()
-    words = np.ndarray(flat.size - WIDE + 1, np.uint64, flat.data, strides=(1,))  # 8 pixels as one number
+    pairs = np.ndarray(flat.size - 1, "<u2", flat.data, strides=(1,))
+    goes = range(0, len(pairs), GO)
+    hits = [start + np.flatnonzero(begins.take(pairs[start : start + GO].astype(np.intp))) for start in goes]
+    at = np.concatenate(hits)
+    at = at[(at < (rows - 1) * cols) & (at % cols <= cols - WIDE)]
+    words = np.ndarray(flat.size - WIDE + 1, "<u8", flat.data, strides=(1,))  # 8 pixels as one number
     upper, lower = words[at], words[at + cols]
     octets = upper.view(np.uint8).reshape(-1, WIDE)
-    rich = np.ptp(octets, axis=1) >= CONTRAST if len(octets) else np.zeros(0, bool)
+    rich = octets.max(axis=1, initial=0) - octets.min(axis=1, initial=255).astype(np.int16) >= CONTRAST
     keys = upper * np.uint64(0x9E3779B97F4A7C15) ^ lower * np.uint64(0xC2B2AE3D27D4EB4F)
     return at[rich], keys[rich]
 
@@ -65,24 +72,28 @@ def _pair_counts(patch: np.ndarray) -> np.ndarray:
     for window in windows[1:]:
         np.minimum(least, window, out=least)
         np.maximum(greatest, window, out=greatest)
-    pairs = windows[0].astype(np.uint16) << 8 | windows[1]
+    pairs = windows[1].astype(np.uint16) << 8 | windows[0]
     counts = np.bincount(pairs[greatest - least >= CONTRAST], minlength=2**16)
     return np.minimum(counts, 2**16 - 1).astype(np.uint16)
 
 
-def _choose_pairs(counts: np.ndarray, wanted: int) -> list[int]:
-    """Few pairs that together begin enough keys in every patch, as far as these have them."""
-    lacking = np.full(len(counts), wanted, np.uint16)
-    pairs: list[int] = []
-    while len(pairs) < PAIRS and lacking.any():
-        gain = sum(np.minimum(row, need).astype(np.int64) for row, need in zip(counts, lacking) if need)
-        gain[pairs] = 0
+def _choose_pairs(counts: np.ndarray, wanted: int) -> np.ndarray:
+    """Whether each pair, [65536], is one of few that together begin enough keys in every patch that has so many.
+
+    Only pairs that are among the most frequent of some patch come into question.
+    """
+    frequent = np.unique(np.argpartition(counts, -FREQUENT, axis=1)[:, -FREQUENT:])
+    counts = counts[:, frequent]
+    lacking, chosen = np.full(len(counts), wanted, np.uint16), np.zeros(2**16, bool)
+    while lacking.any():
+        gain = np.minimum(counts, lacking[:, None]).sum(axis=0, dtype=np.int64)
+        gain[chosen[frequent]] = 0
         best = int(gain.argmax())
         if not gain[best]:
             break
-        pairs.append(best)
+        chosen[frequent[best]] = True
         lacking -= np.minimum(lacking, counts[:, best])
-    return pairs
+    return chosen
 
 
 class CopyFinder:
@@ -98,7 +109,7 @@ class CopyFinder:
         counts = np.stack(list(in_threads(lambda k: _pair_counts(read(k)), range(count))))
         self._size = read(0).shape[0]
         wanted = max(1, min(KEYS, self._size**2 // 100))
-        self._pairs = _choose_pairs(counts, wanted)
+        self._begins = _choose_pairs(counts, wanted)
         self._keys, self._owners, self._places = self._collect(count)
         found = np.bincount(self._owners, minlength=count)
         self.blind = np.flatnonzero(found == 0).tolist()  # patches too uniform to be looked for
@@ -108,25 +119,24 @@ class CopyFinder:
         """All keys of all patches, sorted: key, patch, flat position in it."""
 
         def of(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            found = [_keys(self._read(k), pair) for pair in self._pairs]
-            at = np.concatenate([np.empty(0, np.int64), *(at for at, _ in found)])
-            keys = np.concatenate([np.empty(0, np.uint64), *(keys for _, keys in found)])
+            at, keys = _keys(self._read(k), self._begins)
             return keys, np.full(len(at), k), at
 
         keys, owners, places = map(np.concatenate, zip(*in_threads(of, range(count))))
+        _, which, times = np.unique(keys, return_inverse=True, return_counts=True)
         order = np.argsort(keys, kind="stable")
+        order = order[times[which[order]] <= REPEATED]
         return keys[order], owners[order], places[order]
 
     def inspect(self, scan: int, tile: Region, pixels: UInt8[np.ndarray, "h w"]) -> None:
         """Notes where keys of test patches occur in a tile."""
-        for pair in self._pairs:
-            at, keys = _keys(pixels, pair)
-            first = np.searchsorted(self._keys, keys)
-            known = first < len(self._keys)
-            known[known] = self._keys[first[known]] == keys[known]
-            if known.any():
-                row, col = np.divmod(at[known], tile.width)
-                self._matches.append((scan, np.stack([row + tile.row, col + tile.col], axis=1), keys[known]))
+        at, keys = _keys(pixels, self._begins)
+        first = np.searchsorted(self._keys, keys)
+        known = first < len(self._keys)
+        known[known] = self._keys[first[known]] == keys[known]
+        if known.any():
+            row, col = np.divmod(at[known], tile.width)
+            self._matches.append((scan, np.stack([row + tile.row, col + tile.col], axis=1), keys[known]))
 
     def copies(self, source: Gridded) -> list[Copy]:
         """The copies, after every tile was inspected: by patch, the largest first."""
@@ -148,22 +158,11 @@ class CopyFinder:
         bottom, right = min(row + size, height), min(col + size, width)
         there = source.read(scan, top, left, bottom - top, right - left)
         here = self._read(patch)[top - row : bottom - row, left - col : right - col]
-        textured = _textured(here)
-        return Copy(patch, scan, row, col, float(np.count_nonzero((there == here) & textured) / size**2))
+        same = _blocks(there == here).all(axis=(1, 3)) & (np.ptp(_blocks(here), axis=(1, 3)) > 0)  # glass is no copy
+        return Copy(patch, scan, row, col, float(np.count_nonzero(same) * BLOCK**2 / size**2))
 
 
-def _textured(pixels: np.ndarray) -> np.ndarray:
-    """Where a pixel differs from its neighbours: equal glass is no copy."""
-    flat = np.ones(pixels.shape, bool)
-    flat[:, 1:] &= pixels[:, 1:] == pixels[:, :-1]
-    flat[1:] &= pixels[1:] == pixels[:-1]
-    flat[0, 0] = pixels.shape == (1, 1)
-    return ~flat
-
-
-def describe(copies: Iterable[Copy], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Copies as JSON takes them."""
-    return [
-        {"test_patch": c.patch, "scan": names[c.scan], "row": c.row, "col": c.col, "share": round(c.share, 4)}
-        for c in copies
-    ]
+def _blocks(pixels: np.ndarray) -> np.ndarray:
+    """Whole blocks, [rows BLOCK cols BLOCK]; what remains at the right and the bottom is left out."""
+    rows, cols = (n // BLOCK for n in pixels.shape)
+    return pixels[: rows * BLOCK, : cols * BLOCK].reshape(rows, BLOCK, cols, BLOCK)

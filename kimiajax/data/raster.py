@@ -21,6 +21,7 @@ from kimiajax.errors import UserError
 from kimiajax.shapes import UInt8
 
 TILE = 2**22  # pixels of a tile at most, unless one chunk is larger: what a thread holds while it reads a whole scan
+THREADED = hasattr(os, "preadv")  # not on Windows, where everything goes through HDF5
 HARMLESS = {h5py.h5z.FILTER_SHUFFLE}  # shuffles the bytes of an element, and ours have one
 
 
@@ -51,10 +52,10 @@ class Raster:
         properties = dataset.id.get_create_plist()
         filters = [properties.get_filter(k)[0] for k in range(properties.get_nfilters())]
         self._gzip = [number for number in filters if number not in HARMLESS] == [h5py.h5z.FILTER_DEFLATE]
-        self._direct = self.chunks is not None and (self._gzip or not filters)
-        self._written = dataset.id.get_storage_size() > 0 or not dataset.size
-        whole = self._written and properties.get_layout() == h5py.h5d.CONTIGUOUS and not properties.get_external_count()
-        self._offset: int | None = dataset.id.get_offset() if whole else None
+        self._direct = THREADED and self.chunks is not None and (self._gzip or not filters)
+        in_one = properties.get_layout() == h5py.h5d.CONTIGUOUS and not properties.get_external_count()
+        self._written = not in_one or dataset.id.get_storage_size() > 0 or not dataset.size
+        self._offset: int | None = dataset.id.get_offset() if THREADED and in_one and self._written else None
 
     def read(self, start: tuple[int, ...], shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
         """The values of a box.
