@@ -38,12 +38,13 @@ class Copy:
     share: float
 
 
-def _keys(pixels: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _keys(pixels: np.ndarray, begins: np.ndarray, thin: int) -> tuple[np.ndarray, np.ndarray]:
     """Flat positions at which a chosen pair begins a key of enough contrast, and the keys there.
 
     Args:
         pixels: a patch or a tile.
         begins: whether each pair is a chosen one, [65536].
+        thin: only every so manieth key is kept, by its value, so that the same ones are wherever they occur.
     """
     rows, cols = pixels.shape
     if rows < 2 or cols < WIDE:
@@ -59,7 +60,8 @@ def _keys(pixels: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, np.ndarra
     octets = upper.view(np.uint8).reshape(-1, WIDE)
     rich = octets.max(axis=1, initial=0) - octets.min(axis=1, initial=255).astype(np.int16) >= CONTRAST
     keys = upper * np.uint64(0x9E3779B97F4A7C15) ^ lower * np.uint64(0xC2B2AE3D27D4EB4F)
-    return at[rich], keys[rich]
+    kept = rich & ((keys >> np.uint64(32)) % np.uint64(thin) == 0)
+    return at[kept], keys[kept]
 
 
 def _pair_counts(patch: np.ndarray) -> np.ndarray:
@@ -77,9 +79,10 @@ def _pair_counts(patch: np.ndarray) -> np.ndarray:
     return np.minimum(counts, 2**16 - 1).astype(np.uint16)
 
 
-def _choose_pairs(counts: np.ndarray, wanted: int) -> np.ndarray:
-    """Whether each pair, [65536], is one of few that together begin enough keys in every patch that has so many.
+def _choose_pairs(counts: np.ndarray, wanted: int) -> tuple[np.ndarray, int]:
+    """Few pairs that together begin enough keys in every patch that has so many, and how far keys can be thinned out.
 
+    The first as whether each pair is one, [65536]; the second so that nine patches in ten still have enough keys.
     Only pairs that are among the most frequent of some patch come into question.
     """
     frequent = np.unique(np.argpartition(counts, -FREQUENT, axis=1)[:, -FREQUENT:])
@@ -93,7 +96,8 @@ def _choose_pairs(counts: np.ndarray, wanted: int) -> np.ndarray:
             break
         chosen[frequent[best]] = True
         lacking -= np.minimum(lacking, counts[:, best])
-    return chosen
+    have = counts[:, chosen[frequent]].sum(axis=1, dtype=np.int64)
+    return chosen, max(1, int(np.quantile(have[have > 0], 0.1) // wanted)) if have.any() else 1
 
 
 class CopyFinder:
@@ -106,10 +110,12 @@ class CopyFinder:
 
     def __init__(self, read: Callable[[int], UInt8[np.ndarray, "s s"]], count: int):
         self._read = read
-        counts = np.stack(list(in_threads(lambda k: _pair_counts(read(k)), range(count))))
+        counts = np.empty((count, 2**16), np.uint16)
+        for k, found in enumerate(in_threads(lambda k: _pair_counts(read(k)), range(count))):
+            counts[k] = found
         self._size = read(0).shape[0]
         wanted = max(1, min(KEYS, self._size**2 // 100))
-        self._begins = _choose_pairs(counts, wanted)
+        self._chosen = _choose_pairs(counts, wanted)
         self._keys, self._owners, self._places = self._collect(count)
         found = np.bincount(self._owners, minlength=count)
         self.blind = np.flatnonzero(found == 0).tolist()  # patches too uniform to be looked for
@@ -119,18 +125,18 @@ class CopyFinder:
         """All keys of all patches, sorted: key, patch, flat position in it."""
 
         def of(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            at, keys = _keys(self._read(k), self._begins)
-            return keys, np.full(len(at), k), at
+            at, keys = _keys(self._read(k), *self._chosen)
+            return keys, np.full(len(at), k, np.int32), at
 
         keys, owners, places = map(np.concatenate, zip(*in_threads(of, range(count))))
-        _, which, times = np.unique(keys, return_inverse=True, return_counts=True)
         order = np.argsort(keys, kind="stable")
-        order = order[times[which[order]] <= REPEATED]
+        _, times = np.unique(keys[order], return_counts=True)
+        order = order[np.repeat(times <= REPEATED, times)]
         return keys[order], owners[order], places[order]
 
     def inspect(self, scan: int, tile: Region, pixels: UInt8[np.ndarray, "h w"]) -> None:
         """Notes where keys of test patches occur in a tile."""
-        at, keys = _keys(pixels, self._begins)
+        at, keys = _keys(pixels, *self._chosen)
         first = np.searchsorted(self._keys, keys)
         known = first < len(self._keys)
         known[known] = self._keys[first[known]] == keys[known]
