@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -49,16 +50,26 @@ def kept_file(cache: Path | None, kind: str, name: str) -> Path | None:
     path = None if cache is None else cache / kind / name
     if path is None or not path.exists():
         return None
-    with contextlib.suppress(FileNotFoundError):
-        path.touch()
+    mark_used(path)
     return path
 
 
+def mark_used(path: Path) -> None:
+    """Notes the time, by which `trim` judges. Another process may have removed it meanwhile."""
+    with contextlib.suppress(OSError):  # nor need it be writable
+        os.utime(path)
+
+
 def keep_file(cache: Path | None, kind: str, name: str, content: bytes) -> None:
-    """Keeps a file, where there is a cache."""
-    if cache is not None:
+    """Keeps a file, where there is a cache; warns where it cannot be written, since what was computed is still good."""
+    if cache is None:
+        return
+    try:
         with new_file(cache / kind / name) as aside:
             aside.write_bytes(content)
+    except OSError as error:
+        message = f"{cache}: cannot keep {kind}/{name} ({error.strerror}); later runs compute it anew"
+        warnings.warn(message, stacklevel=2)
 
 
 def trim(folder: Path, keep: Path) -> None:

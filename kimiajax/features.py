@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kimiajax import __version__
-from kimiajax.cache import load_array, new_array, trim
+from kimiajax.cache import load_array, mark_used, new_array, trim
 from kimiajax.checkpoints import digest
 from kimiajax.data.pixels import gray_to_unit_rgb
 from kimiajax.files import new_folder
@@ -85,7 +85,7 @@ def extract_taps(
     found = {tap: load_array(folder / f"{tap}.npy", shapes[tap], np.float32) for tap in taps}
     if all(array is not None for array in found.values()):
         progress.say(f"{description}: found in {folder}")
-        folder.touch()
+        mark_used(folder)
         return Taps(found, cached=True)
     with new_folder(folder) as aside:
         arrays = {tap: new_array(aside / f"{tap}.npy", shapes[tap], np.float32) for tap in taps}

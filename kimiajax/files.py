@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import re
 import secrets
@@ -16,6 +17,7 @@ import h5py
 from kimiajax.errors import UserError
 
 ASIDE = re.compile(r"\..*\.(?P<host>[A-Za-z0-9-]*)\.(?P<pid>\d+)\.[0-9a-f]{8}\.kimiajax-partial")
+ATTEMPTS = 100  # to put a folder where other processes put theirs at the same time
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -66,15 +68,17 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 
 def put_folder(aside: Path, path: Path) -> None:
-    """Puts a folder in the place of another, which goes, or where there is none."""
-    try:
-        aside.replace(path)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        with scratch_folder(path) as old:
-            path.replace(old)
-            aside.replace(path)
+    """Puts a folder in the place of another, which goes, or where there is none; others may do the same meanwhile."""
+    with scratch_folder(path) as old:
+        for attempt in itertools.count():
+            try:
+                aside.replace(path)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == ATTEMPTS:
+                    raise
+            with contextlib.suppress(FileNotFoundError):
+                path.replace(old / str(attempt))
 
 
 @contextlib.contextmanager
@@ -142,11 +146,11 @@ def open_hdf5(path: Path, what: str) -> h5py.File:
         raise UserError(f"{path}: is a folder; give the HDF5 file that holds the {what}")
     try:
         with path.open("rb") as stream:
-            head = stream.read(512)
+            head = stream.read(2**14)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    if not head.startswith(HDF5_SIGNATURE):
-        raise UserError(f"{path}: {guess(head, path.stat().st_size, 'an HDF5 file (.h5)')}")
+    if not any(head.startswith(HDF5_SIGNATURE, at) for at in (0, *(2**k for k in range(9, 14)))):  # after a user block
+        raise UserError(f"{path}: {guess(head[:512], path.stat().st_size, 'an HDF5 file (.h5)')}")
     try:
         return h5py.File(path, "r")
     except OSError as error:

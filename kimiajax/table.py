@@ -304,7 +304,7 @@ def _prepare(
         weights = _load_weights(taps, config, cache, progress)
         cache.mkdir(parents=True, exist_ok=True)
         patches = _read_patches(source, manifest, config, cache, progress)
-        audit = record_of(source, cache, manifest)
+        audit = record_of(source, patches.manifest, cache)
         return Study(config, _describe_data(source, patches.manifest, audit), *patches, weights, progress)
 
 
@@ -435,7 +435,7 @@ def _describe_data(source: Source, manifest: Manifest, audit: dict[str, Any] | N
         "manifest_sha256": manifest.sha256,
         "pixels_sha256": manifest.pixels_sha256,
         "rules": manifest.about.get("rules"),
-        "audit": None if audit is None else {key: audit[key] for key in ("verdict", "failed", "date", "kimiajax")},
+        "audit": audit,
     }
 
 

@@ -7,18 +7,24 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
+from conftest import tissue, write_scans
 from PIL import Image, ImageFilter
+from scipy.ndimage import gaussian_filter
 
 from kimiajax import paper
 from kimiajax.cli import main
 from kimiajax.data.audit import record_of, run_audit
-from kimiajax.data.checks import FAILED, NOTE, PASSED, UNTOLD
+from kimiajax.data.checks import FAILED, NOTE, PASSED, UNTOLD, check_exact
 from kimiajax.data.copies import CopyFinder
+from kimiajax.data.duplicates import THUMBNAIL, near_pairs
 from kimiajax.data.export import export_patches
-from kimiajax.data.manifest import Patch
+from kimiajax.data.manifest import Manifest, Patch
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import cut_patches
+from kimiajax.data.pixels import resize
+from kimiajax.data.reading import read_patches
 from kimiajax.data.synthetic import write_synthetic_scans
+from kimiajax.errors import UserError
 
 SIZE = 80
 
@@ -133,6 +139,10 @@ def blank_a_test_patch(file, path):
     file["test_data/patches"][2] = 97
 
 
+def zero_half_a_test_patch(file, path):
+    file["test_data/patches"][2, SIZE // 2 :] = 0
+
+
 def near_copy(change):
     """On the grid, where a training patch lies, in other pixels: no exact search finds it."""
 
@@ -162,7 +172,8 @@ FAULTS = [
     (turn_targets_round, {TARGETS}, {WHITENED}),
     (shift_targets(24), {"layout"}, set()),
     (repeat_a_test_patch, {EXACT, TARGETS}, set()),
-    (blank_a_test_patch, {"blank patches"}, set()),
+    (blank_a_test_patch, {"blank patches", CONSTANT}, set()),
+    (zero_half_a_test_patch, {CONSTANT}, {TARGETS}),
     (near_copy(lambda picture: picture.filter(ImageFilter.GaussianBlur(0.4))), {NEAR}, {COPIES, WHITENED}),
     (near_copy(lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), {NEAR}, {WHITENED}),
     (near_copy(lambda picture: picture.point(lambda gray: gray * 0.9 + 9)), {NEAR}, {WHITENED}),
@@ -189,11 +200,121 @@ def test_a_manifest_that_takes_a_whitened_place_for_training_fails_alone(scans, 
     audit, _ = verdicts(scans, manifest=planted, cache=tmp_path)
     assert audit.failed == ["training patches over whitened places"]
     with open_scans(scans) as source:
-        assert record_of(source, tmp_path) is None
-        assert record_of(source, tmp_path, planted)["failed"] == audit.failed
-        verdicts(scans, cache=tmp_path)
-        assert record_of(source, tmp_path)["failed"] == []
-        assert record_of(source, tmp_path, manifest)["failed"] == [], "one of all patches speaks for some"
+        planted, manifest = (read_patches(source, m, 8).manifest for m in (planted, manifest))
+        assert record_of(source, planted, tmp_path)["failed"] == audit.failed
+    verdicts(scans, cache=tmp_path)
+    with open_scans(scans) as source:
+        some = replace(manifest, patches=manifest.patches[::2])
+        assert record_of(source, some, tmp_path)["failed"] == [], "one of all patches speaks for some of them"
+        assert record_of(source, planted, tmp_path)["failed"] == audit.failed
+    shutil.rmtree(tmp_path / "audits")
+    verdicts(scans, cache=tmp_path)
+    with open_scans(scans) as source:
+        assert record_of(source, planted, tmp_path) is None, "the audit of all has not seen this one"
+
+
+def test_what_is_wrong_with_the_data_marks_patches_that_no_audit_has_seen(scans, tmp_path):
+    with h5py.File(scans, "r+") as file:
+        zero_a_block(file, scans)
+    with open_scans(scans) as source:
+        manifest = read_patches(source, cut_patches(source), 8).manifest
+    half = replace(manifest, patches=manifest.patches[::2])
+    verdicts(scans, manifest=half, cache=tmp_path)
+    with open_scans(scans) as source:
+        assert record_of(source, manifest, tmp_path)["failed"] == ["constant regions"]
+
+
+def test_a_manifest_of_other_scans_is_no_fault_of_the_data(scans, tmp_path):
+    with open_scans(scans) as source:
+        manifest = cut_patches(source)
+    with pytest.raises(UserError, match="is it of another source"):
+        verdicts(scans, manifest=replace(manifest, num_scans=5), cache=tmp_path)
+    with pytest.raises(UserError, match="use --patch-size 80"):
+        verdicts(scans, patch_size=40, cache=tmp_path)
+    assert not (tmp_path / "audits").exists()
+
+
+@pytest.mark.parametrize("chunks", [(1, 4), (1, 433), (3, 100)])
+def test_copies_are_found_however_flat_the_chunks_are(scans, chunks):
+    with h5py.File(scans, "r+") as file:
+        copy_a_test_patch(153, 171)(file, scans)
+        for number in range(4):
+            content = file[f"scan{number}/data"][...]
+            del file[f"scan{number}/data"]
+            file.create_dataset(f"scan{number}/data", data=content, chunks=tuple(map(min, chunks, content.shape)))
+    assert "copies of test patches in the scans" in verdicts(scans)[0].failed
+
+
+def test_a_scan_without_test_patches_is_named(scans):
+    with h5py.File(scans, "r+") as file:
+        targets = file["test_data/targets"][...]
+        file["test_data/targets"][...] = np.where(targets == 3, 2, targets)
+    audit, _ = verdicts(scans)
+    assert {"test patches per scan", "targets"} <= set(audit.failed)
+    assert any("scan3 have no test patch" in check.detail for check in audit.checks)
+
+
+def test_a_patch_of_little_noise_is_not_blank(tmp_path, rng):
+    """Gray 210, and 211 here and there: its thumbnail has one gray value, it has two."""
+    noisy = np.full((200, 200), 210, np.uint8)
+    noisy[::10, ::10] = 211
+    assert np.ptp(resize(noisy, THUMBNAIL, "box")) == 0 < np.ptp(noisy)
+    scan = np.hstack([tissue(rng, 200, 200), noisy])
+    path = write_scans(
+        tmp_path / "s.h5",
+        [scan],
+        patches=np.stack([tissue(rng, 200, 200), np.full((200, 200), 9, np.uint8)]),
+        targets=np.zeros(2, int),
+    )
+    check = next(check for check in run_audit(path).checks if check.name == "blank patches")
+    assert (check.verdict, check.findings) == (FAILED, ["test/s0/1"])
+
+
+def test_cells_of_a_few_pixels_that_are_equal_are_no_hole(tmp_path, rng):
+    scan = tissue(rng, 81 + 160, 81 + 160)  # the cell in the corner is one pixel
+    path = write_scans(tmp_path / "a.h5", [scan], patches=tissue(rng, 80, 80)[None])
+    by_name = {check.name: check.verdict for check in run_audit(path).checks}
+    assert by_name["constant regions"] == PASSED
+    path = write_scans(tmp_path / "b.h5", [np.full((64, 64), 100, np.uint8)], patches=tissue(rng, 16, 16)[None])
+    by_name = {check.name: check.verdict for check in run_audit(path).checks}
+    assert by_name["constant regions"] == UNTOLD
+
+
+def test_whitened_places_that_overlap_cannot_be_told(tmp_path, rng):
+    scan, test = tissue(rng, 400, 400), []
+    for row, col in ((40, 50), (90, 100), (250, 250)):
+        test.append(scan[row : row + 80, col : col + 80].copy())
+    for row, col in ((40, 50), (90, 100), (250, 250)):
+        scan[row : row + 80, col : col + 80] = 255
+    path = write_scans(tmp_path / "a.h5", [scan], patches=np.stack(test), targets=np.zeros(3, int))
+    by_name = {check.name: check.verdict for check in run_audit(path).checks}
+    assert by_name["whitened places"] == UNTOLD
+
+
+def rim_of_tissue(rng):
+    """Tissue against glass, half of each: the shape of the rim is most of the picture."""
+    y, x = np.mgrid[:THUMBNAIL, :THUMBNAIL] / THUMBNAIL - 0.5
+    angle = rng.uniform(0, 2 * np.pi)
+    texture = gaussian_filter(rng.normal(size=x.shape), 1.5)
+    inside = x * np.cos(angle) + y * np.sin(angle) > rng.uniform(-0.3, 0.3)
+    return np.where(inside, 170 + 12 * texture / texture.std(), 238).astype(np.uint8)
+
+
+def test_patches_at_the_rim_of_tissue_that_are_strangers_are_no_duplicates(rng):
+    train = np.stack([rim_of_tissue(rng) for _ in range(600)])
+    test = np.stack([rim_of_tissue(rng) for _ in range(40)])
+    assert near_pairs(train, test) == []
+    (pair,) = near_pairs(train, np.rot90(train[7:8], 1, axes=(1, 2)))
+    assert (pair.first, pair.second) == (7, 0)
+
+
+def test_thousands_of_equal_patches_are_one_finding():
+    patches = [Patch(f"train/s0/{k}", 0, "train", sha256="a" * 64) for k in range(5000)]
+    check = check_exact(Manifest((*patches, Patch("test/s0/0", 0, "test", sha256="a" * 64)), 8, 1))
+    assert check.verdict == FAILED
+    assert check.findings[0]["count"] == 5001
+    assert len(json.dumps(check.findings)) < 2000
+    assert "train/s0/0 = test/s0/0" in check.detail
 
 
 def test_a_truncated_file_fails_by_its_layout(scans):
@@ -323,12 +444,12 @@ def test_counts_are_explained_beside_the_published_ones(sound, capsys):
 def test_pixels_that_are_equal_by_chance_are_no_copy_and_blocks_that_are_equal_make_one(scans):
     """Where a key leads, half of the pixels are the same but nowhere a whole block; and then one in ten blocks."""
     rng = np.random.default_rng(0)
-    with open_scans(scans) as source:
-        finder = CopyFinder(source.read_test_patch, len(source.targets))
-        patch = source.read_test_patch(1)
+    with h5py.File(scans) as file:
+        patch = file["test_data/patches"][1]
     for part, expected in ((rng.random((SIZE, SIZE)) < 0.5, 0.0), (np.arange(SIZE)[:, None] < SIZE // 10, 0.1)):
         with h5py.File(scans, "r+") as file:
             there = file["scan2/data"][100 : 100 + SIZE, 100 : 100 + SIZE]
             file["scan2/data"][100 : 100 + SIZE, 100 : 100 + SIZE] = np.where(part, patch, 255 - there // 2)
         with open_scans(scans) as source:
+            finder = CopyFinder(source.read_test_patch, len(source.targets))
             assert finder._compare(source, 1, 2, 100, 100).share == expected

@@ -56,7 +56,17 @@ def test_reading_goes_on_where_it_stopped(patches):
     assert [batch["patch_id"].tolist() for batch in resumed] == whole[3:]
 
 
-@pytest.mark.parametrize(("size", "shard"), [(0, (0, 1)), (2, (2, 2)), (2, (-1, 2))])
-def test_batches_that_cannot_be_are_refused(patches, size, shard):
-    with pytest.raises(UserError, match="there are no such batches"):
-        batches(patches, size, shard=shard)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size 0: must be 1 or more"),
+        ({"epochs": 0}, "epochs 0"),
+        ({"seed": -1}, "seed -1"),
+        ({"shard": (2, 2)}, "the numbers go from 0 to 1"),
+        ({"shard": (-1, 2)}, "the numbers go from 0 to 1"),
+        ({"filter": "area"}, "no filter 'area'"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused(patches, options, message):
+    with pytest.raises(UserError, match=message):
+        batches(patches, **{"batch_size": 2, **options})

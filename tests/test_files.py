@@ -2,11 +2,12 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from kimiajax.errors import UserError
-from kimiajax.files import _host, new_file, new_folder, only_run
+from kimiajax.files import _host, new_file, new_folder, only_run, put_folder, scratch_folder
 
 
 def test_a_folder_appears_whole_or_not_at_all_and_takes_the_place_of_an_earlier_one(tmp_path):
@@ -64,3 +65,16 @@ def test_a_folder_takes_one_run_at_a_time(tmp_path):
         pass
     with only_run(tmp_path):
         pass
+
+
+def test_many_may_put_the_same_folder_at_once(tmp_path):
+    def put(k):
+        for _ in range(40):
+            with scratch_folder(tmp_path / "cache" / "new") as aside:
+                (aside / "array").write_bytes(b"x")
+                put_folder(aside, tmp_path / "cache" / "key")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(put, range(4)))
+    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == ["key"]
+    assert (tmp_path / "cache" / "key" / "array").read_bytes() == b"x"

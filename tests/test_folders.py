@@ -11,6 +11,7 @@ from PIL import Image
 
 from kimiajax.data.export import export_patches
 from kimiajax.data.folders import Folder, read_gray
+from kimiajax.data.manifest import read_manifest
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import Rules, cut_patches
 from kimiajax.data.reading import read_patches
@@ -223,7 +224,8 @@ def test_exported_patches_are_the_scans_under_the_same_names(tmp_path, rng):
             given = read_patches(folder, exported, 8)
         with pytest.raises(UserError, match="exists already"):
             export_patches(source, exported, tmp_path / "out")
-    assert again.manifest.split("train") == exported.split("train")
+    unplaced = [replace(patch, row=None, col=None) for patch in exported.split("train")]
+    assert again.manifest.split("train") == unplaced
     np.testing.assert_array_equal(again.train, read.train)
     by_id = {patch.patch_id: pixels for patch, pixels in zip(again.manifest.split("test"), again.test)}
     for patch, pixels in zip(exported.split("test"), read.test):
@@ -234,9 +236,36 @@ def test_exported_patches_are_the_scans_under_the_same_names(tmp_path, rng):
 def test_an_export_that_fails_leaves_no_folder(tmp_path, rng):
     with open_scans(write_scans(tmp_path / "scans.h5", [tissue(rng, 16, 16)])) as source:
         manifest = cut_patches(source)
-        for name, message in (("../../outside", "leads out of the folder"), ("train/s0/0_99", "leave scan0")):
+        for name, message in (
+            ("../../outside", "names have to begin with train/s0/"),
+            ("train/s0/0_99", "leave scan0"),
+        ):
             patch = replace(manifest.patches[0], patch_id=name, col=99 if name.endswith("99") else 0)
             with pytest.raises(UserError, match=message):
                 export_patches(source, replace(manifest, patches=(patch, *manifest.patches[1:])), tmp_path / "out")
             assert not (tmp_path / "out").exists()
             assert not (tmp_path / "outside.png").exists()
+
+
+def test_files_that_are_named_like_places_make_a_manifest_that_can_be_read_back(tmp_path, rng):
+    root = write_folder(tmp_path / "set", rng)
+    for split in ("train", "test"):
+        (root / split / "s0" / "p0.png").rename(root / split / "s0" / "1_1.png")
+    with Folder(root) as folder:
+        read_patches(folder, cut_patches(folder), 8).manifest.write(tmp_path / "m.csv")
+    assert len(read_manifest(tmp_path / "m.csv").patches) == 8
+
+
+def test_what_lies_beside_the_splits_makes_no_slides_of_a_folder(root):
+    for name in ("._x.tif", "overview.tif"):
+        add(name)(root)
+    (root / ".test_cache").mkdir()
+    with open_scans(root) as folder:
+        assert isinstance(folder, Folder)
+
+
+def test_a_folder_named_by_a_large_number_is_refused_in_one_short_line(root):
+    (root / "train" / "s1").rename(root / "train" / "20170101")
+    with pytest.raises(UserError, match=r"train folder has no images of s1, 2, 3, \.\.\.") as caught:
+        Folder(root)
+    assert len(str(caught.value)) < 400

@@ -96,6 +96,7 @@ def unsealed(change):
         (unsealed(lambda lines: lines.append(lines[1])), "test patches stand before training patches"),
         (unsealed(lambda lines: lines.__delitem__(slice(13, None))), "holds no test patch"),
         (unsealed(lambda lines: lines.append("test/s0/9")), "another number of fields"),
+        (lambda path: (unsealed(len)(path), path.write_bytes(path.read_text().encode("utf-16"))), "is no UTF-8 text"),
         (field(2, 0, ""), "line 3: has no patch_id"),
         (field(2, 1, "2"), r"line 3: scan is '2'; it must be a number from 0 to 1"),
         (field(2, 1, "nan"), "scan is 'nan'"),
@@ -222,3 +223,49 @@ def test_a_manifest_that_was_not_read_has_no_digest_of_its_pixels(scans):
     full = read_patches(scans, manifest, 8).manifest
     assert full.pixels_sha256 != replace(full, patches=full.patches[::-1]).pixels_sha256
     assert isinstance(full, Manifest)
+
+
+def test_a_byte_order_mark_is_no_fault(scans, tmp_path):
+    """Spreadsheets put one before the text."""
+    cut_patches(scans).write(tmp_path / "m.csv")
+    unsealed(len)(tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "m.csv").read_bytes())
+    assert read_manifest(tmp_path / "m.csv").csv == cut_patches(scans).csv
+
+
+def test_other_data_are_refused_though_the_manifests_pixels_are_in_the_cache(scans, tmp_path, rng):
+    manifest = prepare_patches(scans, Rules(2), 6, cache=tmp_path / "cache").manifest
+    other = write_scans(
+        tmp_path / "other.h5", [tissue(rng, 16, 24)] * 2, patches=tissue(rng, 24, 8).reshape(3, 8, 8), targets=[1, 0, 1]
+    )
+    with open_scans(other) as source, pytest.raises(UserError, match="has other pixels than the manifest says"):
+        read_patches(source, manifest, 6, cache=tmp_path / "cache")
+    train = [replace(patch, col=(patch.col + 8) % 24) for patch in manifest.split("train")]
+    moved = replace(manifest, patches=(*train, *manifest.split("test")))
+    with pytest.raises(UserError, match="has other pixels"):
+        read_patches(scans, moved, 6, cache=tmp_path / "cache")
+
+
+def test_a_file_that_is_replaced_while_it_is_open_keeps_its_identity(tmp_path, rng):
+    path = write_scans(tmp_path / "scans.h5", [tissue(rng, 16, 24)])
+    later = write_scans(tmp_path / "later.h5", [tissue(rng, 16, 24)])
+    with open_scans(path) as source:
+        later.replace(path)
+        old = prepare_patches(source, Rules(), 8, cache=tmp_path / "cache").train
+    with open_scans(path) as source:
+        new = prepare_patches(source, Rules(), 8, cache=tmp_path / "cache").train
+    assert (old != new).any()
+
+
+def test_a_closed_file_is_not_read_nor_another_in_its_place(tmp_path, rng):
+    path = write_scans(tmp_path / "scans.h5", [tissue(rng, 16, 24)])
+    source = open_scans(path)
+    source.close()
+    with path.open("rb"), pytest.raises(UserError, match="was closed"):
+        source.read(0, 0, 0, 4, 24)
+
+
+def test_a_cache_that_cannot_be_written_costs_no_result(scans, tmp_path):
+    (tmp_path / "surveys").write_text("a file where a folder should be")
+    with pytest.warns(UserWarning, match="cannot keep surveys"):
+        assert cut_patches(scans, cache=tmp_path).csv == cut_patches(scans).csv

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from kimiajax.data.raster import Raster, Region
+from kimiajax.data.raster import Descriptor, Raster, Region
 from kimiajax.errors import UserError
 
 LAYOUTS = {
@@ -24,7 +24,7 @@ def raster_of():
 
         def open_raster(path, name="data"):
             file = opened.enter_context(h5py.File(path))
-            return Raster(file[name], path, opened.enter_context(path.open("rb")).fileno())
+            return Raster(file[name], path, Descriptor(path))
 
         yield open_raster
 

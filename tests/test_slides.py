@@ -182,7 +182,11 @@ def test_what_the_scanner_left_out_is_no_patch(folder, monkeypatch):
         (lambda root: write_slide(root / "a.tif", draw(0), mpp=1.0), {}, "coarser than the 0.5 asked for; use --mpp 1"),
         (lambda root: write_slide(root / "a.tif", draw(0)), {"patch_size": 1000}, "smaller than a patch of 1000"),
         (lambda root: (root / "a.tif").write_bytes(b"version https://git-lfs"), {}, "a Git-LFS pointer"),
-        (lambda root: (root / "a.svs").write_bytes(b"no slide"), {}, "not a slide that OpenSlide reads"),
+        (
+            lambda root: (root / "a.svs").write_bytes(b"no slide"),
+            {},
+            "not a whole slide that OpenSlide reads, or a damaged",
+        ),
         (
             lambda root: (write_slide(root / "a.tif", draw(0)), (root / "notes.txt").write_text("x")),
             {},

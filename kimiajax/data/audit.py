@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from kimiajax import __version__
-from kimiajax.cache import keep_file, kept_file
+from kimiajax.cache import keep_file
 from kimiajax.data import checks
 from kimiajax.data.checks import FAILED, PASSED, Check
 from kimiajax.data.copies import CopyFinder
 from kimiajax.data.duplicates import THUMBNAIL
-from kimiajax.data.manifest import Manifest
+from kimiajax.data.manifest import SPLITS, Manifest, Split
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import Rules, cut_patches, key_of, survey
 from kimiajax.data.placing import fit_places
-from kimiajax.data.reading import read_patches
+from kimiajax.data.reading import check_of, read_patches
 from kimiajax.data.source import Gridded, Source
-from kimiajax.errors import UserError
+from kimiajax.errors import UsageError, UserError
 from kimiajax.progress import Silent
 
 FORMAT = 1
+BAD_DATA = (FAILED, "data")
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,34 @@ class Audit:
         }
 
 
-def record_of(source: Source, cache: Path | None, manifest: Manifest | None = None) -> dict[str, Any] | None:
-    """The record of the last audit of these very files, if there was one: of a manifest's patches, or of all."""
-    for sha256 in [manifest.sha256, None] if manifest else [None]:
-        path = kept_file(cache, "audits", _name(source.identity(), source.patch_size, sha256))
-        with contextlib.suppress(OSError, ValueError):
-            if path is not None:
-                return json.loads(path.read_text(encoding="utf-8"))
-    return None
+def record_of(source: Source, manifest: Manifest, cache: Path | None) -> dict[str, Any] | None:
+    """What audits of these very files say of a manifest's patches: verdict, failed checks, date and version.
+
+    What failed of the data as such holds for all patches. Beyond that an audit speaks for patches that it has seen,
+    each in its split and with the same pixels. None where no audit has.
+    """
+    records = list(_records(source, cache))
+    used = {split: {patch.sha256 for patch in manifest.split(split)} for split in SPLITS}
+    seen = [r for r in records if all(used[split] <= set(r["covers"][split]) for split in SPLITS)]
+    failed = {check["name"] for r in records for check in r["checks"] if (check["verdict"], check["of"]) == BAD_DATA}
+    if not seen and not failed:
+        return None
+    best = min(seen or records, key=lambda record: len(record["failed"]))  # others may fail for patches not used here
+    failed |= set(best["failed"] if seen else ())
+    verdict = FAILED if failed else PASSED
+    return {"verdict": verdict, "failed": sorted(failed), "date": best["date"], "kimiajax": best["kimiajax"]}
 
 
-def _name(identity: str, patch_size: int, manifest_sha256: str | None) -> str:
-    return f"{key_of('audit', FORMAT, identity, patch_size, manifest_sha256)}.json"
+def _records(source: Source, cache: Path | None) -> Iterator[dict[str, Any]]:
+    folder = None if cache is None else cache / "audits" / _name(source)
+    if folder is not None and folder.is_dir():
+        for path in folder.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                yield json.loads(path.read_text(encoding="utf-8"))
+
+
+def _name(source: Source) -> str:
+    return key_of("audit", FORMAT, source.identity(), source.patch_size)
 
 
 def run_audit(
@@ -103,34 +120,40 @@ def run_audit(
         progress: shows what goes on.
 
     Raises:
-        UserError: there is nothing at the path.
+        UserError: there is nothing at the path, or the manifest is of another source.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     progress = progress or Silent()
     try:
         source = open_scans(path, patch_size, mpp)
+    except UsageError:
+        raise
     except UserError as error:
         return Audit(str(path), [Check("layout", FAILED, str(error))], official=official)
     with source:
-        identity, found = source.identity(), [checks.check_layout(source)]
+        if manifest is not None:
+            check_of(source, manifest)
+        found, covers = [checks.check_layout(source)], {split: [] for split in SPLITS}
         try:
-            for check in _checks(source, manifest, official, progress):
+            for check in _checks(source, manifest, official, covers, progress):
                 progress.say(f"{check.name}: {check.verdict}")
                 found.append(check)
         except UserError as error:
             found.append(Check("reading", FAILED, str(error)))
-        audit = Audit(str(path), found, identity, manifest and manifest.sha256, official)
-        name = _name(identity, source.patch_size, audit.manifest_sha256)
-        keep_file(cache, "audits", name, json.dumps(audit.as_dict()).encode())
+        audit = Audit(str(path), found, source.identity(), manifest and manifest.sha256, official)
+        content = json.dumps({**audit.as_dict(), "covers": covers}).encode()
+        keep_file(cache, f"audits/{_name(source)}", f"{audit.manifest_sha256 or 'all'}.json", content)
     return audit
 
 
-def _checks(source: Source, manifest: Manifest | None, official: bool, progress: Silent) -> Iterator[Check]:
+def _checks(
+    source: Source, manifest: Manifest | None, official: bool, covers: dict[Split, list[str]], progress: Silent
+) -> Iterator[Check]:
     yield checks.check_digest(source, official, progress)
     yield checks.check_counts(source, official)
     if not isinstance(source, Gridded):
-        yield from _check_patches(source, manifest or cut_patches(source), progress)
+        yield from _check_patches(source, manifest or cut_patches(source), covers, progress)
         return
     finder = None
     if source.whitens:
@@ -143,18 +166,22 @@ def _checks(source: Source, manifest: Manifest | None, official: bool, progress:
         fits = fit_places(source, surveys, source.read_test_patch, source.targets)
         yield checks.check_targets(source, fits)
         yield checks.check_orientation(source, fits)
-        yield checks.check_whitened(source, surveys, fits)
+        yield checks.check_whitened(source, surveys)
         yield checks.check_copies(source, finder.copies(source), finder.blind)
     manifest = manifest or cut_patches(source, Rules(test_patches_per_scan=1), surveys=surveys)
     if source.whitens:
         yield checks.check_overlap(source, manifest, surveys)
-    yield from _check_patches(source, manifest, progress)
+    yield from _check_patches(source, manifest, covers, progress)
 
 
-def _check_patches(source: Source, manifest: Manifest, progress: Silent) -> Iterator[Check]:
+def _check_patches(
+    source: Source, manifest: Manifest, covers: dict[Split, list[str]], progress: Silent
+) -> Iterator[Check]:
     """What is asked of the patches themselves, wherever they come from."""
     patches = read_patches(source, manifest, THUMBNAIL, "box", track=functools.partial(progress.track, unit="patches"))
+    for split in SPLITS:
+        covers[split] += [patch.sha256 for patch in patches.manifest.split(split)]
     yield checks.check_training_counts(source, patches.manifest)
-    yield checks.check_blank(patches)
+    yield checks.check_blank(source, patches)
     yield checks.check_exact(patches.manifest)
     yield checks.check_near(patches)

@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,24 +15,27 @@ from kimiajax.data.placing import ORIENTATIONS, Fits
 from kimiajax.data.reading import Patches
 from kimiajax.data.scans import Scans
 from kimiajax.data.source import Gridded, Source
-from kimiajax.data.survey import CELLS, WHITE, Survey
+from kimiajax.data.survey import CELLS, WHITE, Survey, cell_edges, in_threads
 from kimiajax.errors import UserError
 from kimiajax.progress import Silent
 
 PASSED, FAILED, NOTE, UNTOLD, NOT_APPLICABLE = "passed", "FAILED", "note", "cannot be told", "not applicable"
 FIT = 0.1  # by so much must a patch fit elsewhere better, in correlation, than where it is said to belong
 SIGMAS = 5.0  # and by so many standard deviations better than patches of other scans fit
+GROUP = 20  # patches named of a group with the same pixels
+SMALLEST_HOLE = 8  # pixels along the side of a cell; smaller ones are of one gray value by themselves
 SHOWN = 5  # findings named in a line; the record holds them all
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question, its answer in a line, and what it rests on."""
+    """One question, its answer in a line, what it rests on; and whether it is of the data or of some patches."""
 
     name: str
     verdict: str
     detail: str
     findings: list[Any] = field(default_factory=list)
+    of: Literal["data", "patches"] = "data"
 
 
 def check_layout(source: Source) -> Check:
@@ -87,7 +90,7 @@ def check_training_counts(source: Source, manifest: Manifest) -> Check:
     detail = f"{sum(counts):,}, {min(counts)} to {max(counts)} a scan"
     if few:
         detail += f"; {len(few)} scans have fewer than the 100 that the paper draws"
-    return Check("training patches", NOTE if few else PASSED, detail, counts)
+    return Check("training patches", NOTE if few else PASSED, detail, counts, of="patches")
 
 
 def check_constant(source: Gridded, surveys: list[Survey]) -> Check:
@@ -95,18 +98,35 @@ def check_constant(source: Gridded, surveys: list[Survey]) -> Check:
     findings: list[dict[str, Any]] = []
     if isinstance(source, Scans):
         findings += [{"dataset": name, "chunks never written": n} for name, n in source.unwritten().items()]
+    edge = source.patch_size // CELLS
     for scan, survey in enumerate(surveys):
-        flat = (survey.least == survey.greatest) & (survey.least < Rules.background)
+        if edge < SMALLEST_HOLE:
+            break
+        whole = [np.diff(cell_edges(length, survey.size)) >= edge for length in survey.shape]
+        flat = (survey.least == survey.greatest) & (survey.least < Rules.background) & np.outer(*whole)
         for value in np.unique(survey.least[flat]).tolist():
             at = np.argwhere(flat & (survey.least == value))
             row, col = (at[0] * survey.size // CELLS).tolist()
             where = {"scan": source.names[scan], "gray": value, "cells": len(at), "row": row, "col": col}
             findings.append(where)
-    edge = source.patch_size // CELLS
+    if isinstance(source, Scans) and edge >= SMALLEST_HOLE:
+        holes = in_threads(lambda k: _holes(source.read_test_patch(k), edge), range(len(source.targets)))
+        findings += [{"test patch": k, "cells": count} for k, count in enumerate(holes) if count]
+    if not findings and edge < SMALLEST_HOLE:
+        detail = f"patches of {source.patch_size} pixels are too small: a few equal pixels are no hole"
+        return Check("constant regions", UNTOLD, detail)
     if not findings:
-        detail = f"no {edge} x {edge} pixels of one gray value under {Rules.background}, no chunk left out"
+        detail = f"no cell of {edge} x {edge} pixels has one gray value under {Rules.background}, no chunk is left out"
         return Check("constant regions", PASSED, detail)
     return Check("constant regions", FAILED, f"holes in the data: {_some([_line(f) for f in findings])}", findings)
+
+
+def _holes(patch: np.ndarray, edge: int) -> int:
+    """Cells of a patch that have one gray value darker than background."""
+    count = len(patch) // edge
+    cells = patch[: count * edge, : count * edge].reshape(count, edge, count, edge)
+    least = cells.min(axis=(1, 3))
+    return int(np.count_nonzero((least == cells.max(axis=(1, 3))) & (least < Rules.background)))
 
 
 def _line(finding: dict[str, Any]) -> str:
@@ -145,7 +165,7 @@ def check_orientation(source: Scans, fits: Fits) -> Check:
     name, targets = "orientation", source.targets
     level, turned = _threshold(fits, targets), np.nan_to_num(fits.turned, nan=-1)
     findings = []
-    for scan in range(len(source)):
+    for scan in np.unique(targets).tolist():
         mean = turned[targets == scan].mean(axis=0)
         if mean.argmax() and mean.max() > mean[0] + FIT and mean.max() > level:
             findings.append({"scan": source.names[scan], "its patches are": ORIENTATIONS[int(mean.argmax())]})
@@ -163,7 +183,7 @@ def _told(name: str, source: Scans, told: np.ndarray, what: str) -> Check:
     return Check(name, PASSED if told.mean() > 0.5 else UNTOLD, detail, untold)
 
 
-def check_whitened(source: Scans, surveys: list[Survey], fits: Fits) -> Check:
+def check_whitened(source: Scans, surveys: list[Survey]) -> Check:
     """Whether each scan has as many whitened places as it has test patches."""
     name = "whitened places"
     counts = np.bincount(source.targets, minlength=len(source)).tolist()
@@ -175,7 +195,7 @@ def check_whitened(source: Scans, surveys: list[Survey], fits: Fits) -> Check:
     ]
     if not findings:
         return Check(name, PASSED, f"{sum(found):,}, one for each test patch, each in its scan", found)
-    white_glass = [_white_glass(survey) for survey in surveys]
+    white_glass = [_white_glass(survey) or _overlapping(survey) for survey in surveys]
     lacking = [
         scan for scan, (have, wanted) in enumerate(zip(found, counts)) if have < wanted and not white_glass[scan]
     ]
@@ -183,7 +203,7 @@ def check_whitened(source: Scans, surveys: list[Survey], fits: Fits) -> Check:
         lines = [_line(f) for f in findings if f["scan"] in {source.names[scan] for scan in lacking}]
         return Check(name, FAILED, f"fewer than test patches: {_some(lines)}", findings)
     if any(white_glass):
-        detail = f"glass is as white as the places are in {sum(white_glass)} scans; there the search for copies decides"
+        detail = f"places overlap, or glass is as white, in {sum(white_glass)} scans; there copies decide"
         return Check(name, UNTOLD, detail, findings)
     return Check(name, NOTE, f"more than test patches: {_some([_line(f) for f in findings])}", findings)
 
@@ -195,6 +215,16 @@ def _apart(survey: Survey) -> list[tuple[int, int]]:
         if all(abs(row - r) >= survey.size or abs(col - c) >= survey.size for r, c in chosen):
             chosen.append((row, col))
     return chosen
+
+
+def _overlapping(survey: Survey) -> bool:
+    """Whether there is a whitened place that those which share nothing do not cover: some must overlap."""
+    chosen = np.array(_apart(survey)).reshape(-1, 2)
+    for place in survey.whitened:
+        covered = np.clip(survey.size - np.abs(chosen - place), 0, None).prod(axis=1).sum()
+        if covered < (1 - WHITENED_TOLERANCE) * survey.size**2:
+            return True
+    return False
 
 
 def _white_glass(survey: Survey) -> bool:
@@ -216,7 +246,7 @@ def check_copies(source: Scans, copies: list[Copy], blind: list[int]) -> Check:
     searched = len(source.targets) - len(blind)
     detail = f"none of {searched:,}, looked for at every pixel of every scan"
     if blind:
-        detail += f"; test patches {_some(blind)} are too uniform to be looked for"
+        detail += f"; {len(blind)} are too uniform to be looked for: {_some(blind)}"
     return Check(name, PASSED if searched else UNTOLD, detail, blind)
 
 
@@ -233,53 +263,59 @@ def check_overlap(source: Gridded, manifest: Manifest, surveys: list[Survey]) ->
             findings.append({"patch": patch.patch_id, "share": round(float(shared), 4)})
     name = "training patches over whitened places"
     if findings:
-        return Check(name, FAILED, f"{len(findings)}: {_some([_line(f) for f in findings])}", findings)
+        detail = f"{len(findings)}: {_some([_line(f) for f in findings])}"
+        return Check(name, FAILED, detail, findings, of="patches")
     left_out = sum(int((survey.overlap() > WHITENED_TOLERANCE).sum()) for survey in surveys)
-    return Check(name, PASSED, f"none; {left_out:,} places of the grid were left out for that")
+    return Check(name, PASSED, f"none; {left_out:,} places of the grid were left out for that", of="patches")
 
 
-def check_blank(patches: Patches) -> Check:
-    """Patches that show nothing at all."""
+def check_blank(source: Source, patches: Patches) -> Check:
+    """Patches that show nothing at all. Small pictures tell which may be such; those are looked at as they are."""
     blank = []
     for split, pictures in (("train", patches.train), ("test", patches.test)):
         flat = np.ptp(pictures.reshape(len(pictures), -1), axis=1) == 0
-        blank += [patch.patch_id for patch, is_flat in zip(patches.manifest.split(split), flat) if is_flat]
+        doubtful = (patch for patch, is_flat in zip(patches.manifest.split(split), flat) if is_flat)
+        blank += [patch.patch_id for patch in doubtful if np.ptp(source.read_patch(patch)) == 0]
     if blank:
-        return Check("blank patches", FAILED, f"{len(blank)} have one gray value only: {_some(blank)}", blank)
-    return Check("blank patches", PASSED, "none")
+        detail = f"{len(blank)} have one gray value only: {_some(blank)}"
+        return Check("blank patches", FAILED, detail, blank, of="patches")
+    return Check("blank patches", PASSED, "none", of="patches")
 
 
 def check_exact(manifest: Manifest) -> Check:
     """Patches with the same pixels in training and test, or under two scans."""
-    train, test = manifest.split("train"), manifest.split("test")
-    leaks = duplicates.exact_pairs(train, test)
-    doubles = [pair for split in (train, test) for pair in duplicates.exact_pairs(split, split)]
-    torn = [pair for pair in doubles if pair[0].scan != pair[1].scan]
-    findings = [_names(pair) for pair in (*leaks, *torn)]
-    if leaks:
-        return Check("exact duplicates", FAILED, f"in training and test: {_some([_both(p) for p in leaks])}", findings)
-    if torn:
-        return Check("exact duplicates", FAILED, f"under two scans: {_some([_both(p) for p in torn])}", findings)
-    detail = f"none among {len(train):,} training and {len(test):,} test patches, by SHA-256"
-    if doubles:
-        detail = f"none across training and test; {len(doubles) // 2} pairs within one scan and split"
-    return Check("exact duplicates", NOTE if doubles else PASSED, detail, [_names(pair) for pair in doubles])
+    name, groups = "exact duplicates", duplicates.same_pixels(manifest.patches)
+    findings = [{"patches": [patch.patch_id for patch in group[:GROUP]], "count": len(group)} for group in groups]
+    for what, severed in (
+        ("in training and test", [group for group in groups if len({patch.split for patch in group}) > 1]),
+        ("under two scans", [group for group in groups if len({patch.scan for patch in group}) > 1]),
+    ):
+        if severed:
+            told = [" = ".join(patch.patch_id for patch in _ends(group)) for group in severed]
+            return Check(name, FAILED, f"{what}: {_some(told)}", findings, of="patches")
+    if groups:
+        detail = f"none across training and test; {len(groups)} groups within one scan and split"
+        return Check(name, NOTE, detail, findings, of="patches")
+    train, test = (len(manifest.split(split)) for split in ("train", "test"))
+    detail = f"none among {train:,} training and {test:,} test patches, by SHA-256"
+    return Check(name, PASSED, detail, of="patches")
+
+
+def _ends(group: list[Patch]) -> tuple[Patch, Patch]:
+    """Two of a group that differ most: of another split, or else another scan, than the first."""
+    other = max(group, key=lambda patch: (patch.split != group[0].split, patch.scan != group[0].scan))
+    return group[0], other
 
 
 def check_near(patches: Patches) -> Check:
     """Patches of training and test that look the same."""
+    name = "near duplicates"
     train, test = patches.manifest.split("train"), patches.manifest.split("test")
-    pairs = duplicates.near_pairs(patches.train, patches.test)
-    found = [(train[pair.first], test[pair.second]) for pair in pairs]
-    findings = [{**_names(names), "alike": round(pair.alike, 4)} for names, pair in zip(found, pairs)]
-    if found:
-        return Check("near duplicates", FAILED, f"in training and test: {_some([_both(p) for p in found])}", findings)
-    return Check("near duplicates", PASSED, "none across training and test, also turned or mirrored")
-
-
-def _names(pair: tuple[Patch, Patch]) -> dict[str, Any]:
-    return {"first": pair[0].patch_id, "second": pair[1].patch_id}
-
-
-def _both(pair: tuple[Patch, Patch]) -> str:
-    return f"{pair[0].patch_id} = {pair[1].patch_id}"
+    findings = [
+        {"first": train[pair.first].patch_id, "second": test[pair.second].patch_id, "alike": round(pair.alike, 4)}
+        for pair in duplicates.near_pairs(patches.train, patches.test)
+    ]
+    if findings:
+        told = [f"{finding['first']} = {finding['second']}" for finding in findings]
+        return Check(name, FAILED, f"in training and test: {_some(told)}", findings, of="patches")
+    return Check(name, PASSED, "none across training and test, also turned or mirrored", of="patches")

@@ -85,7 +85,7 @@ def _choose_pairs(counts: np.ndarray, wanted: int) -> tuple[np.ndarray, int]:
     The first as whether each pair is one, [65536]; the second so that nine patches in ten still have enough keys.
     Only pairs that are among the most frequent of some patch come into question.
     """
-    frequent = np.unique(np.argpartition(counts, -FREQUENT, axis=1)[:, -FREQUENT:])
+    frequent = np.unique([np.argpartition(row, -FREQUENT)[-FREQUENT:] for row in counts])
     counts = counts[:, frequent]
     lacking, chosen = np.full(len(counts), wanted, np.uint16), np.zeros(2**16, bool)
     while lacking.any():

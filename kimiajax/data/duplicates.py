@@ -1,10 +1,11 @@
 """Patches that are the same picture: pixel by pixel, or nearly, also turned or mirrored."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from scipy.fft import dctn
+from scipy.ndimage import gaussian_filter
 
 from kimiajax.data.manifest import Patch
 from kimiajax.data.placing import oriented
@@ -12,7 +13,8 @@ from kimiajax.shapes import Float, Int, UInt8
 
 THUMBNAIL = 64  # side of the pictures that are compared, in pixels
 BITS = 12  # of 64 in which two perceptual hashes may differ to be looked at closely: random ones differ in 32
-ALIKE = 0.9  # correlation of two thumbnails from which they are called the same picture
+DETAIL = 2.0  # pixels of a thumbnail: what varies more slowly, as a rim of tissue against glass does, proves nothing
+ALIKE = 0.6  # correlation of the rest from which they are called the same picture; strangers' stays under 0.35
 BLOCK = 2048  # hashes compared at a time
 FLAT = 2.0  # standard deviation, in gray levels, under which a thumbnail shows nothing to compare
 
@@ -25,13 +27,12 @@ class Pair(NamedTuple):
     alike: float
 
 
-def exact_pairs(first: Sequence[Patch], second: Sequence[Patch]) -> list[tuple[Patch, Patch]]:
-    """Pairs of different patches with equal digests."""
-    by_digest: dict[str | None, list[Patch]] = {}
-    for patch in first:
-        by_digest.setdefault(patch.sha256, []).append(patch)
-    pairs = [(a, b) for b in second for a in by_digest.get(b.sha256, [])]
-    return [(a, b) for a, b in pairs if a.patch_id != b.patch_id]
+def same_pixels(patches: Iterable[Patch]) -> list[list[Patch]]:
+    """Groups of patches with equal digests."""
+    groups: dict[str | None, list[Patch]] = {}
+    for patch in patches:
+        groups.setdefault(patch.sha256, []).append(patch)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def perceptual_hash(thumbnails: UInt8[np.ndarray, "n s s"]) -> Int[np.ndarray, " n"]:
@@ -48,7 +49,7 @@ def perceptual_hash(thumbnails: UInt8[np.ndarray, "n s s"]) -> Int[np.ndarray, "
 def near_pairs(first: UInt8[np.ndarray, "n s s"], second: UInt8[np.ndarray, "m s s"]) -> list[Pair]:
     """Pictures of `second` that are nearly pictures of `first`, upright, turned or mirrored; the most alike first.
 
-    Hashes find what may be alike, and the correlation of the two thumbnails decides.
+    Hashes find what may be alike, and the correlation of the details of two thumbnails decides.
     """
     seen = np.flatnonzero(first.std(axis=(1, 2)) >= FLAT)
     hashes = perceptual_hash(first[seen])
@@ -59,7 +60,7 @@ def near_pairs(first: UInt8[np.ndarray, "n s s"], second: UInt8[np.ndarray, "m s
             distance = np.bitwise_count(perceptual_hash(block)[:, None] ^ hashes[None])
             for there, here in np.argwhere(distance <= BITS).tolist():
                 key = int(seen[here]), start + there
-                alike = float(_unit(first[key[0] : key[0] + 1])[0] @ _unit(block[there : there + 1])[0])
+                alike = float(_detail(first[key[0]]) @ _detail(block[there]))
                 if alike >= ALIKE:
                     found[key] = max(alike, found.get(key, 0))
     return sorted((Pair(*key, alike) for key, alike in found.items()), key=lambda pair: -pair.alike)
@@ -70,9 +71,9 @@ def _all_oriented(pictures: np.ndarray) -> Iterator[np.ndarray]:
     return (np.stack(turned) for turned in zip(*map(oriented, pictures)))
 
 
-def _unit(pictures: np.ndarray) -> Float[np.ndarray, "n p"]:
-    """Pictures as rows of mean 0 and length 1, constant ones 0."""
-    rows = pictures.reshape(len(pictures), -1).astype(np.float32)
-    rows = rows - rows.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(length > 0, length, 1)
+def _detail(picture: UInt8[np.ndarray, "s s"]) -> Float[np.ndarray, " p"]:
+    """What varies quickly in a picture, as a row of mean 0 and length 1; a constant one is all 0."""
+    gray = picture.astype(np.float32)
+    fine = (gray - gaussian_filter(gray, DETAIL)).ravel()
+    fine -= fine.mean()
+    return fine / max(float(np.linalg.norm(fine)), 1e-6)

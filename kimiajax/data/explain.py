@@ -4,10 +4,9 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from kimiajax.data.patches import Rules, candidates_of
+from kimiajax.data.patches import GRIDS, Rules, candidates_of
 from kimiajax.data.survey import Survey
 
-GRIDS = ("full", "readme")
 HOMOGENEITY = (0.8, 0.9, 0.95, 0.99, 1.0, math.inf)  # the last leaves none out
 BACKGROUND = (180, 190, 200, 210, 220, 230, 240, 250)
 

@@ -42,9 +42,12 @@ def export_patches(source: Source, manifest: Manifest, out: Path, *, track: Trac
 
         def write(index: int) -> Patch:
             patch, pixels = manifest.patches[index], patches[index].pixels
-            file = (aside / f"{patch.patch_id}.png").resolve()
-            if aside.resolve() not in file.parents:
-                raise UserError(f"{patch.patch_id!r} is no name of a patch: it leads out of the folder")
+            top = aside / patch.split / f"s{patch.scan}"
+            file = aside / f"{patch.patch_id}.png"
+            if top.resolve() not in file.resolve().parents:
+                raise UserError(
+                    f"{patch.patch_id!r} cannot be exported: names have to begin with {patch.split}/s{patch.scan}/"
+                )
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(file, compress_level=FAST)
             return replace(patch, sha256=patch.sha256 or sha256_of(pixels))

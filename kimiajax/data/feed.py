@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from kimiajax.data.pixels import resize
+from kimiajax.data.pixels import check_filter, resize
 from kimiajax.data.source import PatchSource, Sample
 from kimiajax.errors import UserError
 
@@ -40,8 +40,12 @@ def batches(
     import grain  # here only: it brings jax along
 
     number, count = shard
-    if batch_size < 1 or not 0 <= number < count:
-        raise UserError(f"batches of {batch_size} for process {number} of {count}: there are no such batches")
+    for name, value, least in (("batch_size", batch_size, 1), ("epochs", epochs, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise UserError(f"{name} {value}: must be {least} or more")
+    if not 0 <= number < count:
+        raise UserError(f"shard {shard}: of {count} processes the numbers go from 0 to {count - 1}")
+    check_filter(filter)
 
     def prepare(sample: Sample) -> dict[str, Any]:
         pixels = sample.pixels if image_size is None else resize(sample.pixels, image_size, filter)

@@ -8,20 +8,18 @@ that of the numbers in their names: s10 after s2, 200_0 before 1000_0.
 import json
 import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kimiajax.data.manifest import Patch, Split
-from kimiajax.data.source import Source, identity_of
+from kimiajax.data.manifest import SPLITS, Patch, Split
+from kimiajax.data.source import Source, first_missing, identity_of, is_ignored, walk
 from kimiajax.errors import UserError
 from kimiajax.files import guess
 from kimiajax.shapes import UInt8
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-IGNORED = ("thumbs.db", "desktop.ini")  # and hidden files: what systems leave in folders by themselves
 CLASS = re.compile(r"(?:s|scan)?(\d+)", re.IGNORECASE)
 HEADER = "manifest.json"  # of an exported folder
 EIGHT_BITS = {"L": "L", "RGB": "L", "1": "L", "P": "RGB"}  # modes that are read, and what they become first
@@ -39,22 +37,26 @@ class Folder(Source):
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._files: dict[str, Path] = {}
-        by_split = {split: self._find_split(split) for split in ("train", "test")}
+        by_split = {split: self._find_split(split) for split in SPLITS}
         numbers = sorted(by_split["train"].keys() | by_split["test"].keys())
         for split, scans in by_split.items():
-            missing = [f"s{number}" for number in range(numbers[-1] + 1) if number not in scans]
+            missing = first_missing(scans, numbers[-1])
             if missing:
                 raise UserError(
-                    f"{self.path}: {split} folder has no images of {', '.join(missing)} (scans are s0 to "
-                    f"s{numbers[-1]}); add them, or number the scans without gaps in both folders"
+                    f"{self.path}: {split} folder has no images of s{missing} (scans are s0 to s{numbers[-1]}); "
+                    "add them, or number the scans without gaps in both folders"
                 )
         self.names = tuple(f"s{number}" for number in numbers)
         self._patches = {split: [scans[number] for number in numbers] for split, scans in by_split.items()}
         self.patch_size = self._read_size()
+        from PIL import __version__ as decoder
+
+        files = ((file, file.stat()) for file in self._files.values())
+        self._identity = identity_of(files, list(self._files), decoder)
         self.synthetic = self._header().get("synthetic") is True
 
     def identity(self) -> str:
-        return identity_of(self._files.values(), list(self._files))
+        return self._identity
 
     def describe(self) -> dict[str, Any]:
         return {"path": str(self.path), "kind": self.kind, "files": len(self._files)}
@@ -73,7 +75,7 @@ class Folder(Source):
         return read_gray(self._files[patch.patch_id])
 
     def _find_split(self, split: Split) -> dict[int, list[Patch]]:
-        folders = [entry for entry in self.path.iterdir() if entry.is_dir() and split in entry.name.lower()]
+        folders = _folders_of(self.path, split)
         if len(folders) != 1:
             have = ", ".join(sorted(entry.name for entry in folders)) or "none"
             raise UserError(
@@ -82,7 +84,7 @@ class Folder(Source):
             )
         scans: dict[int, list[Patch]] = {}
         for entry in sorted(folders[0].iterdir()):
-            if _ignored(entry.name):
+            if is_ignored(entry.name):
                 continue
             match = CLASS.fullmatch(entry.name)
             if not match or not entry.is_dir():
@@ -97,14 +99,14 @@ class Folder(Source):
 
     def _find_patches(self, split: Split, scan: int, folder: Path) -> list[Patch]:
         patches = []
-        for file in sorted(_walk(folder, ()), key=lambda file: _natural(file.relative_to(folder))):
+        for file in sorted(walk(folder), key=lambda file: _natural(file.relative_to(folder))):
             name = f"{split}/s{scan}/{file.relative_to(folder).with_suffix('').as_posix()}"
             if file.suffix.lower() not in IMAGES:
                 raise UserError(f"{file}: is no image ({', '.join(IMAGES)}); move it elsewhere")
             if name in self._files:
                 raise UserError(f"{file}: has the name of {self._files[name].name}; keep one of them")
             self._files[name] = file
-            patches.append(Patch(name, scan, split, *_place(file.stem)))
+            patches.append(Patch(name, scan, split))
         if not patches:
             raise UserError(f"{folder}: holds no images; put the patches of scan {scan} there")
         return patches
@@ -176,32 +178,16 @@ def _bits(image: Any) -> int:
     return 8
 
 
-def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """All files below a folder, links followed."""
-    real = folder.resolve()
-    if real in above:
-        raise UserError(f"{folder}: links back to {real}, which it lies in; remove the link")
-    for entry in folder.iterdir():
-        if _ignored(entry.name):
-            continue
-        if entry.is_dir():
-            yield from _walk(entry, (*above, real))
-        elif entry.exists():
-            yield entry
-        else:
-            raise UserError(f"{entry}: links to {entry.readlink()}, which does not exist")
+def holds_splits(path: Path) -> bool:
+    """Whether a folder looks like one of images: it has folders for training and test."""
+    return all(_folders_of(path, split) for split in SPLITS)
 
 
-def _ignored(name: str) -> bool:
-    return name.startswith(".") or name.lower() in IGNORED
+def _folders_of(path: Path, split: Split) -> list[Path]:
+    entries = (entry for entry in path.iterdir() if not is_ignored(entry.name))
+    return [entry for entry in entries if split in entry.name.lower() and entry.is_dir()]
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:
     """Sorts numbers within names as numbers."""
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", path.as_posix()) if part]
-
-
-def _place(stem: str) -> tuple[int, int] | tuple[None, None]:
-    """The top left pixel that an exported patch's name tells."""
-    match = re.fullmatch(r"(\d+)_(\d+)", stem)
-    return (int(match[1]), int(match[2])) if match else (None, None)

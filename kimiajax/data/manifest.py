@@ -135,7 +135,10 @@ def read_manifest(path: str | Path) -> Manifest:
         raise UserError(
             f"{path}: was edited since {header_of(path).name} was written; if you mean it, set csv_sha256 to null there"
         )
-    rows = csv.DictReader(io.StringIO(content.decode()))
+    try:
+        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is no UTF-8 text ({error}); write the manifest again") from error
     if tuple(rows.fieldnames or ()) != FIELDS:
         raise UserError(f"{path}: has columns {rows.fieldnames}; they must be {', '.join(FIELDS)}")
     patches = tuple(_parse(row, header["scans"], f"{path}, line {line}") for line, row in enumerate(rows, start=2))

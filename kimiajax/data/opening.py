@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from kimiajax.data.folders import Folder
+from kimiajax.data.folders import Folder, holds_splits
 from kimiajax.data.scans import Scans
-from kimiajax.data.slides import MPP, PATCH_SIZE, SUFFIXES, Slides
+from kimiajax.data.slides import MPP, PATCH_SIZE, Slides, slides_in
 from kimiajax.data.source import Source
-from kimiajax.errors import UserError
+from kimiajax.errors import UsageError
 
 
 def open_scans(path: str | Path, patch_size: int | None = None, mpp: float = MPP) -> Source:
@@ -20,19 +20,19 @@ def open_scans(path: str | Path, patch_size: int | None = None, mpp: float = MPP
         mpp: microns per pixel at which slides are read; a scan file and images are as they are.
 
     Raises:
-        UserError: nothing of these, or patches of another size.
+        UserError: nothing of these; UsageError: patches of another size.
     """
     path = Path(path)
     if not path.is_dir():
         source: Source = Scans(path)
-    elif any(entry.suffix.lower() in SUFFIXES for entry in path.iterdir()):
+    elif not holds_splits(path) and slides_in(path):
         source = Slides(path, PATCH_SIZE if patch_size is None else patch_size, mpp)
     else:
         source = Folder(path)
     if patch_size not in (None, source.patch_size):
         size = source.patch_size
         source.close()
-        raise UserError(
+        raise UsageError(
             f"{path}: test patches are {size} x {size}, but training patches of {patch_size} x {patch_size} were asked "
             f"for; use --patch-size {size}"
         )

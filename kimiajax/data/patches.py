@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from kimiajax.data.source import Gridded, Source, Track, no_track
 from kimiajax.data.survey import SMALLEST_PATCH, VERSION, Inspect, Survey, survey_scan
 from kimiajax.errors import UserError
 
+DAMAGED = (OSError, ValueError, KeyError, EOFError, NotImplementedError, BadZipFile, zlib.error)  # ways to read a .npz
 WHITENED_TOLERANCE = 0.01  # a training patch may share this fraction of its area with a whitened place
 
 Places = list[tuple[int, int]]
@@ -85,7 +87,7 @@ def survey(
     name = f"{key_of('survey', source.identity(), source.patch_size, sorted(set(levels)))}.npz"
     kept = kept_file(cache, "surveys", name) if inspect is None else None
     if kept is not None:
-        with contextlib.suppress(OSError, ValueError, KeyError, BadZipFile), kept.open("rb") as stream:  # or damaged
+        with contextlib.suppress(*DAMAGED), kept.open("rb") as stream:
             arrays = np.load(stream)
             return [Survey.of_arrays(_of_scan(arrays, scan)) for scan in range(len(source))]
     surveys: list[Survey] = []

@@ -21,9 +21,9 @@ ORIENTATIONS = (
     "turned by 180 degrees",
     "turned by 270 degrees",
     "transposed",
-    "transposed and turned by 90 degrees",
-    "transposed and turned by 180 degrees",
-    "transposed and turned by 270 degrees",
+    "mirrored top to bottom",
+    "transposed along the other diagonal",
+    "mirrored left to right",
 )
 
 
@@ -76,6 +76,8 @@ def fit_places(
             for sides in np.unique(valid[valid.any(axis=1)], axis=0):
                 strips = _unit(outside[(valid == sides).all(axis=1)][:, sides]).T
                 upright[:, scan] = np.fmax(upright[:, scan], (_unit(turns[:, 0, sides]) @ strips).max(axis=1))
+                if not len(own):
+                    continue
                 of_own = _unit(turns[own][:, :, sides].reshape(-1, sides.sum(), turns.shape[3])) @ strips
                 best = of_own.max(axis=1, initial=-1).reshape(len(own), len(ORIENTATIONS))
                 turned[own] = np.fmax(turned[own], best)

@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import threading
+import weakref
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,16 +35,34 @@ class Region(NamedTuple):
     width: int
 
 
+class Descriptor:
+    """A file opened for reading at any place by many threads; closed at the latest when nobody holds it any more."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._number = os.open(path, os.O_RDONLY)
+        self._close = weakref.finalize(self, os.close, self._number)
+
+    def fileno(self) -> int:
+        """Its number, which belongs to some other file as soon as this one is closed."""
+        if not self._close.alive:
+            raise UserError(f"{self._path}: was closed; read from it before that, within its `with` block")
+        return self._number
+
+    def close(self) -> None:
+        self._close()
+
+
 class Raster:
     """A uint8 dataset of an open HDF5 file.
 
     Args:
         dataset: the dataset.
         path: the file's name, for messages.
-        descriptor: of the same file, opened for reading.
+        descriptor: of the same file.
     """
 
-    def __init__(self, dataset: h5py.Dataset, path: Path, descriptor: int):
+    def __init__(self, dataset: h5py.Dataset, path: Path, descriptor: Descriptor):
         self.shape: tuple[int, ...] = dataset.shape
         self.chunks: tuple[int, ...] | None = dataset.chunks
         self.name: str = dataset.name
@@ -63,6 +82,7 @@ class Raster:
         Raises:
             UserError: the file cannot be read there.
         """
+        self._descriptor.fileno()
         try:
             if self._direct:
                 return self._from_chunks(start, shape)
@@ -83,6 +103,7 @@ class Raster:
         else:
             high, wide = self.chunks
             wide *= max(1, min(math.ceil(cols / wide), TILE // (high * wide)))
+            high *= max(1, min(math.ceil(rows / high), TILE // (high * wide)))
         return [
             Region(row, col, min(high, rows - row), min(wide, cols - col))
             for row in range(0, rows, high)
@@ -99,7 +120,7 @@ class Raster:
         box = np.empty(shape, np.uint8)
         view, at = memoryview(box).cast("B"), self._offset + start[0] * math.prod(shape[1:])
         while view:
-            read = os.preadv(self._descriptor, [view], at)
+            read = os.preadv(self._descriptor.fileno(), [view], at)
             if not read:
                 raise OSError("the file ends there")
             view, at = view[read:], at + read
@@ -124,7 +145,7 @@ class Raster:
         offset, size, left_out = self._index()[tuple(a // c for a, c in zip(corner, self.chunks))]
         if not size:
             return np.full(self.chunks, self._dataset.fillvalue, np.uint8)
-        stored = os.pread(self._descriptor, size, offset)
+        stored = os.pread(self._descriptor.fileno(), size, offset)
         if len(stored) < size:
             raise OSError("the file ends there")
         if self._gzip and not left_out:
@@ -158,7 +179,7 @@ class Raster:
         at = tuple(written[0].tolist())
         _, expected = self._dataset.id.read_direct_chunk(tuple(a * c for a, c in zip(at, self.chunks)))
         for shift in (0, self._dataset.file.userblock_size):
-            found = os.pread(self._descriptor, len(expected), int(index[at]["offset"]) + shift)
+            found = os.pread(self._descriptor.fileno(), len(expected), int(index[at]["offset"]) + shift)
             if found == bytes(expected):
                 index["offset"] += shift * (index["size"] > 0)
                 return

@@ -10,15 +10,17 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 
-from kimiajax.cache import load_array, new_array, trim
+from kimiajax.cache import load_array, mark_used, new_array, trim
 from kimiajax.data.manifest import SPLITS, Manifest, Patch, Split, read_manifest
 from kimiajax.data.patches import Rules, cut_patches, key_of
-from kimiajax.data.pixels import FILTERS, resize
+from kimiajax.data.pixels import check_filter, resize
 from kimiajax.data.source import PatchSource, Source, Track, no_track, sha256_of
 from kimiajax.data.survey import in_threads
 from kimiajax.errors import UserError
 from kimiajax.files import put_folder, scratch_folder
 from kimiajax.shapes import UInt8
+
+PROOF = "[0-9a-f]" * 64  # names of empty files beside the arrays: sources that gave these pixels for a manifest
 
 
 class Patches(NamedTuple):
@@ -69,23 +71,22 @@ def read_patches(
         manifest: which they are. Pixels whose digest it holds must have that digest; digests and homogeneity that it
             lacks are in the manifest that comes back.
         image_size: side of the networks' input in pixels.
-        filter: one of `FILTERS`.
+        filter: of resizing, see `resize`.
         cache: a folder in which the resized patches are kept as arrays that are mapped into memory, under the digest of
-            (pixels, size, filter): where they are found, through whatever source they came, nothing is read.
+            (pixels, size, filter). From files that gave these pixels before, and are as they were, nothing is read.
         track: called as `track(items, description, total)` around the reading, to show progress.
 
     Raises:
         UserError: the manifest is of another source, or a patch cannot be read or has other pixels.
     """
     check_of(source, manifest)
-    if filter not in FILTERS:
-        raise UserError(f"no filter {filter!r}; choose from {', '.join(FILTERS)}")
+    check_filter(filter)
     shapes = {split: (len(manifest.split(split)), image_size, image_size) for split in SPLITS}
     if cache is not None and manifest.pixels_sha256 is not None:
         folder = cache / "pixels" / _key(manifest, image_size, filter)
         found = [load_array(folder / f"{split}.npy", shapes[split], np.uint8) for split in SPLITS]
-        if all(array is not None for array in found):
-            folder.touch()
+        if (folder / _proof(source, manifest)).exists() and all(array is not None for array in found):
+            mark_used(folder)
             return Patches(manifest, *found)
     with nullcontext() if cache is None else scratch_folder(cache / "pixels" / "new") as aside:
         arrays = {
@@ -99,9 +100,13 @@ def read_patches(
         for array in arrays.values():
             array.flush()
         folder = cache / "pixels" / _key(manifest, image_size, filter)
+        for known in folder.glob(PROOF):
+            (aside / known.name).touch()
+        (aside / _proof(source, manifest)).touch()
+        kept = [np.load(aside / f"{split}.npy", mmap_mode="r") for split in SPLITS]
         put_folder(aside, folder)
     trim(cache / "pixels", keep=folder)
-    return Patches(manifest, *(np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS))
+    return Patches(manifest, *kept)
 
 
 def check_of(source: Source, manifest: Manifest) -> None:
@@ -118,7 +123,7 @@ def _read(
     source: Source, manifest: Manifest, split: Split, resized: np.ndarray, filter: str, track: Track
 ) -> list[Patch]:
     """Fills `resized`, and returns the split's patches with digest and homogeneity."""
-    background = manifest.about.get("rules", {}).get("background", Rules.background)
+    background = (manifest.about.get("rules") or {}).get("background", Rules.background)
     patches = PatchSource(source, manifest.split(split))
 
     def read(index: int) -> Patch:
@@ -130,6 +135,11 @@ def _read(
         return replace(patch, homogeneity=homogeneity, sha256=patch.sha256 or sha256_of(pixels))
 
     return list(track(in_threads(read, range(len(patches))), f"reading {split} patches", len(patches)))
+
+
+def _proof(source: Source, manifest: Manifest) -> str:
+    """Names that a source, as it is, gave a manifest's pixels at the places where the manifest says."""
+    return hashlib.sha256(json.dumps([source.identity(), manifest.sha256]).encode()).hexdigest()
 
 
 def _key(manifest: Manifest, image_size: int, filter: str) -> str:

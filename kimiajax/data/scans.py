@@ -10,15 +10,14 @@ asked for. The number of scans is what the file holds.
 
 import os
 import re
-import weakref
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from kimiajax.data.manifest import Patch
-from kimiajax.data.raster import Raster, Region
-from kimiajax.data.source import Gridded, identity_of
+from kimiajax.data.raster import Descriptor, Raster, Region
+from kimiajax.data.source import Gridded, first_missing, identity_of
 from kimiajax.errors import UserError
 from kimiajax.files import open_hdf5
 from kimiajax.shapes import Int, UInt8
@@ -44,8 +43,8 @@ class Scans(Gridded):
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._file = open_hdf5(self.path, "scans")
-        self._descriptor = os.open(self.path, os.O_RDONLY)
-        self._let_go = weakref.finalize(self, os.close, self._descriptor)  # also where nobody calls close()
+        self._descriptor = Descriptor(self.path)
+        self._identity = identity_of([(self.path, os.fstat(self._descriptor.fileno()))])
         try:
             self._scans = self._find_scans()
             self._patches, self.targets = self._find_test_data()
@@ -61,10 +60,10 @@ class Scans(Gridded):
 
     def close(self) -> None:
         self._file.close()
-        self._let_go()
+        self._descriptor.close()
 
     def identity(self) -> str:
-        return identity_of([self.path])
+        return self._identity
 
     def describe(self) -> dict[str, object]:
         return {"path": str(self.path), "kind": self.kind, "bytes": self.path.stat().st_size}
@@ -113,7 +112,7 @@ class Scans(Gridded):
         if not numbers:
             raise UserError(f"{self.path}: holds no /scan0, /scan1, ...; give a file in the layout of Kimia_Path24.h5")
         if numbers != list(range(len(numbers))):
-            absent = sorted(set(range(numbers[-1] + 1)) - set(numbers))
+            absent = first_missing(set(numbers), numbers[-1])
             raise UserError(f"{self.path}: scans {absent} are missing of 0..{numbers[-1]}; number them without gaps")
         return [self._raster(f"/scan{number}/data", rank=2) for number in numbers]
 

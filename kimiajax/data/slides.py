@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kimiajax.data.raster import Region
-from kimiajax.data.source import Gridded, NotScannedError, identity_of
-from kimiajax.errors import UserError
+from kimiajax.data.source import Gridded, NotScannedError, identity_of, is_ignored, walk
+from kimiajax.errors import UsageError, UserError
 from kimiajax.files import guess
 from kimiajax.shapes import UInt8
 
 MPP = 0.5  # microns per pixel of Kimia Path24
 PATCH_SIZE = 1000  # pixels, of Kimia Path24
-SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
+SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide")
 SAME = 0.01  # resolutions that differ by less than this fraction are taken for one, and nothing is resampled
 
 
@@ -56,15 +56,17 @@ class Slides(Gridded):
         openslide = _openslide()
         self.path, self.patch_size, self.mpp = Path(path), patch_size, mpp
         if not 0 < mpp < math.inf:
-            raise UserError(f"--mpp {mpp}: must be above 0 and finite")
-        entries = sorted(entry for entry in self.path.iterdir() if not entry.name.startswith("."))
-        self._files = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
-        strange = [entry.name for entry in entries if entry.is_file() and entry not in self._files]
+            raise UsageError(f"--mpp {mpp}: must be above 0 and finite")
+        self._files = slides_in(self.path)
+        files = (entry for entry in self.path.iterdir() if entry.is_file() and not is_ignored(entry.name))
+        strange = sorted(entry.name for entry in files if entry not in self._files)
         if strange:
             raise UserError(f"{self.path / strange[0]}: is no slide ({', '.join(SUFFIXES)}); move it elsewhere")
         self.names = tuple(file.stem for file in self._files)
         if len(set(self.names)) < len(self.names):
             raise UserError(f"{self.path}: two slides have one name but for the suffix; rename one")
+        files = ((file, file.stat()) for file in sorted(walk(self.path)))  # some formats keep data in folders
+        self._identity = identity_of(files, mpp, openslide.__version__, openslide.__library_version__)
         self._slides: list[Any] = []
         self._levels: list[Level] = []
         try:
@@ -83,8 +85,7 @@ class Slides(Gridded):
             slide.close()
 
     def identity(self) -> str:
-        files = sorted(file for file in self.path.rglob("*") if file.is_file())  # some formats keep data in folders
-        return identity_of(files, self.mpp)
+        return self._identity
 
     def describe(self) -> dict[str, Any]:
         levels = {name: {"level": at.number, "scale": at.scale} for name, at in zip(self.names, self._levels)}
@@ -160,16 +161,22 @@ class Slides(Gridded):
         return best
 
 
+def slides_in(path: Path) -> list[Path]:
+    """The slides in a folder, in the order of their names."""
+    entries = (entry for entry in path.iterdir() if not is_ignored(entry.name))
+    return sorted(entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file())
+
+
 def _guess(file: Path) -> str:
     with file.open("rb") as stream:
-        return guess(stream.read(512), file.stat().st_size, "a slide that OpenSlide reads")
+        return guess(stream.read(512), file.stat().st_size, "a whole slide that OpenSlide reads, or a damaged one")
 
 
 def _openslide() -> Any:
     try:
         import openslide
     except ModuleNotFoundError as error:
-        raise UserError(
+        raise UsageError(
             'whole slides are read through OpenSlide, which is not installed: pip install "kimiajax[wsi]"'
         ) from error
     return openslide

@@ -1,9 +1,11 @@
 """Where patches come from: what a scan file, a folder of images and a folder of slides have in common."""
 
 import hashlib
+import itertools
 import json
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -61,7 +63,7 @@ class Source(ABC):
 
     @abstractmethod
     def identity(self) -> str:
-        """Names the files as they are: other after any of them was written, moved or replaced."""
+        """Names the files as they were when they were opened: other after any of them was written or replaced."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -147,13 +149,49 @@ class PatchSource:
         return Sample(pixels, patch.scan, patch.patch_id)
 
 
+def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All files below a folder, links followed, but for what systems leave there by themselves.
+
+    Raises:
+        UserError: a link that leads back, or nowhere.
+    """
+    real = folder.resolve()
+    if real in above:
+        raise UserError(f"{folder}: links back to {real}, which it lies in; remove the link")
+    for entry in folder.iterdir():
+        if is_ignored(entry.name):
+            continue
+        if entry.is_dir():
+            yield from walk(entry, (*above, real))
+        elif entry.exists():
+            yield entry
+        else:
+            raise UserError(f"{entry}: links to {entry.readlink()}, which does not exist")
+
+
+def is_ignored(name: str) -> bool:
+    """Hidden files, and what systems leave in folders by themselves."""
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
+
+
+def first_missing(numbers: Container[int], last: int) -> str:
+    """The first few numbers up to `last` that are not there, as text; none where all are."""
+    missing = [str(number) for number in itertools.islice((n for n in range(last + 1) if n not in numbers), 4)]
+    return ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+
+
 def sha256_of(pixels: UInt8[np.ndarray, "h w"]) -> str:
     """Hexadecimal SHA-256 of gray values, row by row from the top left."""
     return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
 
 
-def identity_of(paths: Iterable[Path], *about: object) -> str:
-    """A digest of where files lie, how large they are, and when the file system last changed each in any way."""
-    stats = [(str(path.resolve()), path.stat()) for path in paths]
+def identity_of(files: Iterable[tuple[Path, os.stat_result]], *about: object) -> str:
+    """A digest of where files lie, how large they are, and when the file system last changed each in any way.
+
+    Args:
+        files: each file's path and status, of the open file where it is open.
+        about: what else decides about the pixels that are read from them.
+    """
+    stats = [(str(path.resolve()), stat) for path, stat in files]
     content = [[name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats]
     return hashlib.sha256(json.dumps([content, about]).encode()).hexdigest()

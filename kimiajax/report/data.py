@@ -10,7 +10,8 @@ from rich.table import Table
 
 from kimiajax import paper
 from kimiajax.data.audit import Audit
-from kimiajax.data.explain import BACKGROUND, GRIDS, HOMOGENEITY, Count
+from kimiajax.data.explain import BACKGROUND, HOMOGENEITY, Count
+from kimiajax.data.patches import GRIDS
 from kimiajax.report.tables import WIDTH
 
 
@@ -56,7 +57,9 @@ def render_counts(counts: list[Count], names: Sequence[str], test: Sequence[int]
     console.print(totals)
     kimia = (len(names), sum(test or ())) == (paper.NUM_SCANS, paper.TEST_PATCHES)
     for who, published in paper.TRAINING_PATCHES_PUBLISHED.items():
-        nearest = min(counts, key=lambda count: abs(count.total - published))
+        nearest = min(
+            (count for count in counts if count.homogeneity <= 1), key=lambda count: abs(count.total - published)
+        )
         flags = f"--grid {nearest.grid} --background {nearest.background} --homogeneity {_share(nearest.homogeneity)}"
         console.print(
             f"published of Kimia Path24: {published:,} ({who})"
@@ -80,7 +83,8 @@ def render_audit(audit: Audit) -> str:
     console.print(audit.path)
     console.print(table)
     if audit.failed:
-        console.print(f"FAILED: {', '.join(audit.failed)}. Results computed from these data will say so.")
+        marked = " Results computed from these data will say so." if audit.identity else ""
+        console.print(f"FAILED: {', '.join(audit.failed)}.{marked}")
     else:
         console.print("PASSED: no check failed.")
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
