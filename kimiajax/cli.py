@@ -1,6 +1,5 @@
 """`kimiajax COMMAND`: the only reader of arguments, and where an error becomes a line and an exit status."""
 
-import functools
 import json
 import os
 import signal
@@ -187,8 +186,7 @@ def _explain(config: "ExplainConfig") -> None:
     with open_scans(config.scans, config.patch_size, config.mpp) as source:
         if not isinstance(source, Gridded):
             raise UserError(f"{source.path}: a {source.kind} holds patches that were cut already; give the scans")
-        track = functools.partial(for_terminal().track, unit="tiles")
-        surveys = survey(source, BACKGROUND, cache=config.cache or default_cache(), track=track)
+        surveys = survey(source, BACKGROUND, cache=config.cache or default_cache(), track=for_terminal().track)
         test = source.test_patches()
         held_out = None if test is None else [sum(p.scan == scan for p in test) for scan in range(len(source))]
     print(render_counts(count_patches(surveys), source.names, held_out, config.background))
@@ -205,7 +203,7 @@ def _export(config: "ExportConfig") -> None:
     config.check_patches()
     if config.out is None:
         raise UserError("data export needs --out DIR, the folder to write")
-    track = functools.partial(for_terminal().track, unit="patches")
+    track = for_terminal().track
     with open_scans(config.scans, config.patch_size, config.mpp) as source:
         if config.manifest is not None:
             manifest = read_manifest(config.manifest)

@@ -311,15 +311,10 @@ def _prepare(
 def _read_patches(
     source: Source, manifest: Manifest | None, config: TableConfig, cache: Path, progress: Silent
 ) -> Patches:
-    options = {
-        "image_size": config.image_size,
-        "filter": config.resize,
-        "cache": cache,
-        "track": functools.partial(progress.track, unit="patches"),
-    }
+    options = {"cache": cache, "track": progress.track}
     if manifest is not None:
-        return read_patches(source, manifest, **options)
-    return prepare_patches(source, config.rules(), **options)
+        return read_patches(source, manifest, config.image_size, config.resize, **options)
+    return prepare_patches(source, config.rules(), config.image_size, config.resize, **options)
 
 
 def _open_scans(preset: str, config: TableConfig, out: Path, progress: Silent) -> Source:
@@ -335,7 +330,7 @@ def _open_scans(preset: str, config: TableConfig, out: Path, progress: Silent) -
         with open_scans(path) as earlier:
             if not earlier.synthetic:
                 raise UserError(f"{path}: is no synthetic scan file and would be overwritten; choose another --out")
-    write_synthetic_scans(path, seed=config.seed, track=functools.partial(progress.track, unit="scans"), **SYNTHETIC)
+    write_synthetic_scans(path, seed=config.seed, track=progress.track, **SYNTHETIC)
     return open_scans(path, config.patch_size)
 
 

@@ -203,7 +203,7 @@ def test_a_damaged_array_or_manifest_in_the_cache_is_computed_again(scans, tmp_p
 
 
 def test_reading_that_is_interrupted_leaves_nothing_that_would_be_found(scans, tmp_path):
-    def interrupt(items, description, total):
+    def interrupt(items, description, total, unit):
         yield next(iter(items))
         raise KeyboardInterrupt
 

@@ -7,7 +7,6 @@ is computed from data whose audit failed is marked.
 
 import contextlib
 import datetime
-import functools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -158,9 +157,8 @@ def _checks(
     finder = None
     if source.whitens:
         finder = CopyFinder(source.read_test_patch, len(source.targets))
-    track = functools.partial(progress.track, unit="tiles")
     inspect = None if finder is None else finder.inspect
-    surveys = survey(source, [Rules.background], inspect=inspect, track=track)
+    surveys = survey(source, [Rules.background], inspect=inspect, track=progress.track)
     yield checks.check_constant(source, surveys)
     if finder is not None:
         fits = fit_places(source, surveys, source.read_test_patch, source.targets)
@@ -178,7 +176,7 @@ def _check_patches(
     source: Source, manifest: Manifest, covers: dict[Split, list[str]], progress: Silent
 ) -> Iterator[Check]:
     """What is asked of the patches themselves, wherever they come from."""
-    patches = read_patches(source, manifest, THUMBNAIL, "box", track=functools.partial(progress.track, unit="patches"))
+    patches = read_patches(source, manifest, THUMBNAIL, "box", track=progress.track)
     for split in SPLITS:
         covers[split] += [patch.sha256 for patch in patches.manifest.split(split)]
     yield checks.check_training_counts(source, patches.manifest)

@@ -23,7 +23,7 @@ def export_patches(source: Source, manifest: Manifest, out: Path, *, track: Trac
         source: where the patches are.
         manifest: which they are.
         out: the folder to write; a failed export leaves none.
-        track: called as `track(items, description, total)` around the patches, to show progress.
+        track: called as `track(items, description, total, unit)` around the patches, to show progress.
 
     Returns:
         The manifest with all digests.
@@ -52,7 +52,7 @@ def export_patches(source: Source, manifest: Manifest, out: Path, *, track: Trac
             Image.fromarray(pixels).save(file, compress_level=FAST)
             return replace(patch, sha256=patch.sha256 or sha256_of(pixels))
 
-        written = track(in_threads(write, range(len(patches))), "writing patches", len(patches))
+        written = track(in_threads(write, range(len(patches))), "writing patches", len(patches), "patches")
         manifest = replace(manifest, patches=tuple(written))
         manifest.write(aside / Path(HEADER).with_suffix(".csv"))
     return manifest

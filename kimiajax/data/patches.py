@@ -80,7 +80,7 @@ def survey(
         levels: gray values; pixels at least as bright are counted.
         cache: a folder in which surveys are kept and found again, as long as the files stay as they are.
         inspect: called with scan, region and pixels of every tile; nothing is then taken from the cache.
-        track: called as `track(items, description, total)` around the tiles, to show progress.
+        track: called as `track(items, description, total, unit)` around the tiles, to show progress.
     """
     if source.patch_size < SMALLEST_PATCH:
         raise UserError(f"{source.path}: patches of {source.patch_size} pixels; the least is {SMALLEST_PATCH}")
@@ -100,7 +100,7 @@ def survey(
                 else:
                     surveys.append(step)
 
-    for _ in track(tiles(), "reading scans", sum(len(source.tiles(scan)) for scan in range(len(source)))):
+    for _ in track(tiles(), "reading scans", sum(len(source.tiles(scan)) for scan in range(len(source))), "tiles"):
         pass
     content = io.BytesIO()
     np.savez_compressed(content, **{f"{k}/{name}": a for k, s in enumerate(surveys) for name, a in s.arrays().items()})
@@ -167,7 +167,7 @@ def cut_patches(
         rules: how to choose; by default every patch of tissue.
         surveys: of the scans, where they have been read already.
         cache: a folder for what reading the scans told.
-        track: called as `track(items, description, total)` around the reading, to show progress.
+        track: called as `track(items, description, total, unit)` around the reading, to show progress.
 
     Returns:
         The manifest, with no digests yet: `read_patches` adds these.

@@ -74,7 +74,7 @@ def read_patches(
         filter: of resizing, see `resize`.
         cache: a folder in which the resized patches are kept as arrays that are mapped into memory, under the digest of
             (pixels, size, filter). From files that gave these pixels before, and are as they were, nothing is read.
-        track: called as `track(items, description, total)` around the reading, to show progress.
+        track: called as `track(items, description, total, unit)` around the reading, to show progress.
 
     Raises:
         UserError: the manifest is of another source, or a patch cannot be read or has other pixels.
@@ -134,7 +134,8 @@ def _read(
             homogeneity = float(np.count_nonzero(pixels >= background) / pixels.size)
         return replace(patch, homogeneity=homogeneity, sha256=patch.sha256 or sha256_of(pixels))
 
-    return list(track(in_threads(read, range(len(patches))), f"reading {split} patches", len(patches)))
+    reading = in_threads(read, range(len(patches)))
+    return list(track(reading, f"reading {split} patches", len(patches), "patches"))
 
 
 def _proof(source: Source, manifest: Manifest) -> str:

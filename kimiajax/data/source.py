@@ -17,11 +17,11 @@ from kimiajax.data.raster import Region
 from kimiajax.errors import UserError
 from kimiajax.shapes import UInt8
 
-Track = Callable[[Iterable, str, int | None], Iterable]
+Track = Callable[[Iterable, str, int | None, str], Iterable]
 S = TypeVar("S", bound="Source")
 
 
-def no_track(items: Iterable, description: str, total: int | None) -> Iterable:
+def no_track(items: Iterable, description: str, total: int | None, unit: str) -> Iterable:
     """Shows no progress: the default of every function that takes a `Track`."""
     return items
 

@@ -146,7 +146,7 @@ def write_synthetic_scans(
         grid: rows and columns of patches in a scan; scans are a third of a patch larger than that.
         test_patches: least and most test patches of a scan; their places are whitened.
         seed: the same seed gives the same file content.
-        track: called as `track(items, description, total)` around the scans, to show progress.
+        track: called as `track(items, description, total, unit)` around the scans, to show progress.
     """
     height, width = (n * patch_size + patch_size // 3 for n in grid)
     held_out: list[tuple[int, np.ndarray]] = []
@@ -159,7 +159,7 @@ def write_synthetic_scans(
     with new_file(path) as aside, h5py.File(aside, "w") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
         file.attrs["synthetic"] = True
         file.attrs["seed"] = seed
-        drawn = track(pool.map(draw, range(num_scans)), "drawing synthetic scans", num_scans)
+        drawn = track(pool.map(draw, range(num_scans)), "drawing synthetic scans", num_scans, "scans")
         for number, (scan, places) in enumerate(drawn):
             for row, col in places:
                 window = scan[row : row + patch_size, col : col + patch_size]
