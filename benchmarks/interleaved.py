@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kimiajax.environment import describe_environment
-
 
 def measure_apart(module: str, configuration: dict[str, Any]) -> dict[str, Any]:
     """`python -m MODULE --one CONFIGURATION` in a fresh process: what one leaves in caches and pools does not reach the
@@ -38,6 +36,8 @@ def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
 
 def write_record(path: Path, claim: str, results: Any) -> None:
     """Writes what was measured, with where, as JSON."""
+    from kimiajax.environment import describe_environment  # here only: it brings jax along, seconds for each process
+
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"claim": claim, "environment": describe_environment(), "results": results}
     path.write_text(json.dumps(record, indent=2) + "\n")
