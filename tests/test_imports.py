@@ -14,6 +14,7 @@ FOREIGN = ("torch", "keras", "tensorflow", "tensorflow_datasets", "benchmarks")
 LAW = {
     "kimiajax": FOREIGN,
     "kimiajax.data": ("jax", "flax", "kimiajax.models", "kimiajax.finetune", "kimiajax.features"),
+    "kimiajax.data.augment": ("flax", "kimiajax.models", "kimiajax.finetune", "kimiajax.features"),
     "kimiajax.metrics": ("flax", "kimiajax.models"),
     "kimiajax.report": ("jax", "flax", "kimiajax.models", "kimiajax.finetune", "kimiajax.features"),
     "kimiajax.models": ("kimiajax.data", "kimiajax.finetune"),
@@ -54,6 +55,8 @@ def breaches(sources):
     found = []
     for module, source in sources.items():
         for prefix, forbidden in LAW.items():
+            if module in LAW and prefix == "kimiajax.data":
+                continue  # a law of its own
             if module == prefix or module.startswith(prefix + "."):
                 names = [n for n in imported(source) for f in forbidden if n == f or n.startswith(f + ".")]
                 found += [f"{module} imports {name}" for name in names]
@@ -116,8 +119,9 @@ images = np.random.default_rng(0).integers(0, 255, (4, 32, 32), dtype=np.uint8)
 print(kj.extract_features(cnn, weights.variables, images).shape)
 head = kj.Classifier(cnn, (), 2)
 start = {"params": {"head": head.init_head(jax.random.key(0), (256,))}}
-kj.fit(head, start, np.ones((4, 256), np.float32), np.array([0, 1, 0, 1], np.int32), optimizer=optax.sgd(1e-3),
-       blocks=kj.TrainableBlocks(("head",)), epochs=1, batch_size=2, seed=0)
+training = kj.Training(head, optax.sgd(1e-3), kj.TrainableBlocks(("head",)))
+inputs, labels = np.ones((4, 256), np.float32), np.array([0, 1, 0, 1], np.int32)
+kj.fit(training, start, inputs, labels, epochs=1, batch_size=2, seed=0)
 print(float(kj.kimia_scores(np.array([0, 1]), np.array([0, 1]), 2).eta_total))
 """)
     assert done.stdout.split("\n")[:2] == ["(4, 256)", "1.0"], done.stderr

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from kimiajax.errors import UserError
-from kimiajax.shapes import Float, UInt8
+from kimiajax.shapes import Float, Shaped, UInt8
 
 FILTERS = ("nearest", "bilinear", "box", "reduce_bilinear")  # nearest is what Keras 2.0's image loader did
 
@@ -34,7 +34,7 @@ def resize(patch: UInt8[np.ndarray, "h w"], size: int, filter: str) -> UInt8[np.
     return np.asarray(image.resize((size, size), Image.Resampling[filter.upper()]))
 
 
-def gray_to_unit_rgb(gray: UInt8[object, "b h w"]) -> Float[object, "b h w 3"]:
+def gray_to_unit_rgb(gray: Shaped[object, "b h w"]) -> Float[object, "b h w 3"]:
     """Gray 0..255 to three equal channels in [0, 1], the paper's input to both networks.
 
     Takes NumPy and jax arrays. The paper scales before it resizes and this project after, on 8 bits: at most half a

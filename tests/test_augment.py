@@ -1,0 +1,118 @@
+"""The warp on the device against scipy's, and the draws against Keras' formulas."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from kimiajax.data import augment as module
+from kimiajax.data.augment import BITS, KERAS_2017, KERAS_TODAY, augment, draw, matrix_of, warp
+
+BOTH = [KERAS_2017, KERAS_TODAY]
+
+
+def by_scipy(images, draws, augmentation):
+    """Each image under its transform, in float64, as Keras calls scipy."""
+    results = []
+    for image, fixed, mirrored in zip(images, np.asarray(draws.matrices), np.asarray(draws.mirrored)):
+        matrix = fixed / 2**BITS
+        centre = (np.array(image.shape) + augmentation.centre) / 2
+        offset = centre - matrix @ centre
+        result = scipy.ndimage.affine_transform(
+            image.astype(np.float64), matrix, offset, order=augmentation.order, mode="nearest"
+        )
+        results.append(result[:, ::-1] if mirrored else result)
+    return np.stack(results)
+
+
+def keys_of(seed, count):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+@pytest.mark.parametrize("augmentation", BOTH)
+@pytest.mark.parametrize("shape", [(64, 64), (31, 40)])
+def test_the_warp_is_scipys_on_the_same_draws(rng, augmentation, shape):
+    images = rng.integers(0, 256, (16, *shape), dtype=np.uint8)
+    result = np.asarray(augment(augmentation, jnp.asarray(images), keys_of(0, 16)))
+    assert result.dtype == (np.uint8 if augmentation.order == 0 else np.float32)
+    expected = by_scipy(images, draw(augmentation, keys_of(0, 16)), augmentation)
+    np.testing.assert_allclose(result / 255, expected / 255, rtol=0, atol=0 if augmentation.order == 0 else 1e-6)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"centre": -1},
+        {"order": 1},
+        {"sheared": "columns"},
+        {"shear": np.deg2rad(0.2)},
+        {"mirror": False},
+        {"zoom": 0.19},
+    ],
+)
+def test_the_oracle_notices_another_convention(rng, fault):
+    images = rng.integers(0, 256, (16, 64, 64), dtype=np.uint8)
+    expected = by_scipy(images, draw(KERAS_2017, keys_of(0, 16)), KERAS_2017)
+    wrong = augment(replace(KERAS_2017, **fault), jnp.asarray(images), keys_of(0, 16))
+    assert np.abs(np.asarray(wrong, np.float64) - expected).max() > 10
+
+
+def test_matrices_are_keras_formulas():
+    """2017: rows then columns. Today: x and y exchanged, so that shear moves the other axis."""
+    angle, first, second = 0.17, 0.9, 1.15
+    shear = np.array([[1, -np.sin(angle)], [0, np.cos(angle)]])
+    expected = shear @ np.diag([first, second])
+    exchange = np.array([[0, 1], [1, 0]])
+    arguments = [jnp.float32(value) for value in (angle, first, second)]
+    np.testing.assert_allclose(matrix_of(*arguments, "rows") / 2**BITS, expected, atol=2**-BITS)
+    np.testing.assert_allclose(
+        matrix_of(*arguments, "columns") / 2**BITS, exchange @ expected @ exchange, atol=2**-BITS
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")
+def test_todays_transform_is_that_of_the_installed_keras(rng):
+    """Its own function on its own parameters, square: of others it exchanges height and width for the centre."""
+    from keras._tf_keras.keras.preprocessing.image import apply_affine_transform
+
+    image = rng.integers(0, 256, (24, 24), dtype=np.uint8)
+    degrees, zx, zy = 11.0, 0.875, 1.125
+    matrix = matrix_of(jnp.float32(np.deg2rad(degrees)), jnp.float32(zx), jnp.float32(zy), KERAS_TODAY.sheared)
+    ours = warp(
+        jnp.asarray(image[None]), module.Draws(matrix[None], jnp.zeros(1, bool)), order=1, centre=KERAS_TODAY.centre
+    )
+    options = {"shear": degrees, "zx": zx, "zy": zy, "row_axis": 0, "col_axis": 1, "channel_axis": 2}
+    keras = apply_affine_transform(image[:, :, None].astype(np.float64), **options, fill_mode="nearest", order=1)
+    assert np.abs(np.asarray(ours[0]) - keras[:, :, 0]).max() < 0.2, "a matrix rounded to 2**-16 moves no place by more"
+
+
+def test_draws_fill_their_ranges_evenly():
+    draws = draw(KERAS_2017, keys_of(1, 4000))
+    matrices = np.asarray(draws.matrices) / 2**BITS
+    angles = np.arctan2(-matrices[:, 0, 1], matrices[:, 1, 1])
+    first, second = matrices[:, 0, 0], np.hypot(matrices[:, 0, 1], matrices[:, 1, 1])
+    for values, low, high in ((angles, -0.2, 0.2), (first, 0.8, 1.2), (second, 0.8, 1.2)):
+        assert low - 1e-4 < values.min() < low + 0.01
+        assert high - 0.01 < values.max() < high + 1e-4
+        assert abs(values.mean() - (low + high) / 2) < 0.01
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.05, "drawn apart"
+    assert 0.45 < np.mean(draws.mirrored) < 0.55
+
+
+def test_an_images_transform_depends_on_its_key_alone(rng):
+    images, keys = jnp.asarray(rng.integers(0, 256, (4, 32, 32), dtype=np.uint8)), keys_of(2, 4)
+    whole, part = augment(KERAS_2017, images, keys), augment(KERAS_2017, images[2:], keys[2:])
+    np.testing.assert_array_equal(whole[2:], part)
+
+
+def test_the_largest_images_stay_within_32_bits(rng):
+    """The corner of 8,000 pixels under the largest zoom and shear."""
+    image = np.zeros((8000, 8), np.uint8)
+    image[-1] = 200
+    matrix = matrix_of(jnp.float32(0.2), jnp.float32(1.2), jnp.float32(1.2), "rows")
+    result = warp(jnp.asarray(image[None]), module.Draws(matrix[None], jnp.zeros(1, bool)), order=0, centre=1)[0]
+    assert (np.asarray(result[-600:]) == 200).all(), "beyond the rim there is the rim"
+    assert (np.asarray(result[:-700]) == 0).all()
