@@ -8,6 +8,9 @@ from kimiajax.errors import UserError
 
 if TYPE_CHECKING:
     from kimiajax.data.patches import Rules
+    from kimiajax.finetune.blocks import TrainableBlocks
+    from kimiajax.finetune.optimizer import Optimization
+    from kimiajax.models.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -108,15 +111,43 @@ class TableConfig(PatchConfig):
     """Of fine-tuning, by SGD."""
     momentum: float = 0.9
     """Of fine-tuning's SGD."""
+    optimizer: Literal["sgd", "rmsprop", "adam", "adamw"] = "sgd"
+    """Of fine-tuning."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Of fine-tuning's learning rate; the last two fall to 0."""
+    warmup_epochs: float = 0.0
+    """Over which fine-tuning's learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """Of fine-tuning, on what trains only."""
+    label_smoothing: float = 0.0
+    """Of fine-tuning: the share of a label that is spread over all scans."""
+    augmentation: Literal["none", "keras2017", "keras"] = "keras2017"
+    """Of fine-tuning: shear, zoom and mirroring as Keras did it in 2017, or as it does it now."""
+    vgg16_blocks: tuple[str, ...] = ("paper",)
+    """What is fine-tuned: names of blocks, or a preset; `kimiajax blocks vgg16` shows them."""
+    inception_v3_blocks: tuple[str, ...] = ("paper",)
+    """The same for Inception-v3."""
+    frozen_bn: Literal["inference", "batch", "keras2017"] | None = None
+    """Frozen batch normalisation uses its stored statistics (the default), the mini-batch's, or moves them as well."""
+    bn_statistics: Literal["synchronised", "local"] = "synchronised"
+    """Mini-batch statistics over all devices, or of each device's own patches."""
     batch_norm_momentum: float = 0.99
-    """Of the running statistics in fine-tuned blocks: new = momentum * old + (1 - momentum) * batch."""
+    """Of running statistics in fine-tuning: new = momentum * old + (1 - momentum) * batch."""
     cnn_learning_rate: float = 1e-3
     """Of training from scratch, by Adam."""
     batch_size: int = 32
     """Patches in a training step."""
 
+    engine: Literal["jit", "pmap"] = "jit"
+    """How training spreads over the devices; the results are the same."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of convolutions and matrix products; parameters, statistics and losses are float32 always."""
+    seeds: int = 1
+    """Run the whole table for so many seeds, from --seed on, and report mean and spread."""
     cache_frozen: bool = True
-    """Compute the frozen blocks once a patch and train on their stored outputs; the results are the same."""
+    """Where patches are not augmented, compute the frozen blocks once a patch and train on their stored outputs."""
+    tensorboard: bool = False
+    """Write the history for TensorBoard as well; needs the extra `track`."""
 
     def validate(self, known_rows: tuple[str, ...]) -> None:
         """Raises UserError for the first setting that is out of its range."""
@@ -126,13 +157,20 @@ class TableConfig(PatchConfig):
         if not self.rows:
             raise UserError(f"--rows: name at least one of {', '.join(known_rows)}")
         self.check_patches()
-        _check_least(self, image_size=1, head_epochs=0, epochs=0, batch_size=1)
+        _check_least(self, image_size=1, head_epochs=0, epochs=0, batch_size=1, seeds=1)
+        if self.seed + self.seeds > 2**32:
+            raise UserError(
+                f"--seeds {self.seeds}: the last seed would be {self.seed + self.seeds - 1}, over 2**32 - 1"
+            )
         for name in ("svm_c", "learning_rate", "head_learning_rate", "cnn_learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{flag(name)} {getattr(self, name)}: must be above 0 and finite")
-        for name in ("momentum", "batch_norm_momentum"):
+        for name in ("momentum", "batch_norm_momentum", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} {getattr(self, name)}: must be in [0, 1)")
+        for name in ("warmup_epochs", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{flag(name)} {getattr(self, name)}: must be 0 or more, and finite")
 
     def folder(self, preset: str) -> Path:
         """Where the results go."""
@@ -141,6 +179,40 @@ class TableConfig(PatchConfig):
     def weights(self, network: str) -> str:
         """The weights asked for of a network."""
         return getattr(self, f"{network}_weights")
+
+    def blocks(self, backbone: "Backbone") -> "TrainableBlocks":
+        """What of a network is fine-tuned.
+
+        Raises:
+            UserError: a name that the network has not.
+        """
+        from kimiajax.finetune.blocks import blocks_of
+
+        return blocks_of(backbone, getattr(self, f"{backbone.name}_blocks"), self.frozen_bn)
+
+    def fine_tuning(self) -> "Optimization":
+        """The optimizer of fine-tuning, its schedule and its loss."""
+        from kimiajax.finetune.optimizer import Optimization
+
+        return Optimization(**{field.name: getattr(self, field.name) for field in fields(Optimization)})
+
+
+@dataclass(frozen=True)
+class BlocksConfig:
+    """Settings of a list of blocks."""
+
+    blocks: tuple[str, ...] = ("paper",)
+    """What trains: names of blocks, parts of blocks and "head", or a preset."""
+    frozen_bn: Literal["inference", "batch", "keras2017"] | None = None
+    """What frozen batch normalisation does; by default what the preset says."""
+    image_size: int = 224
+    """Side of the network's input in pixels."""
+    classes: int = 24
+    """Of the head."""
+
+    def validate(self) -> None:
+        """Raises UserError for the first setting that is out of its range."""
+        _check_least(self, image_size=1, classes=1)
 
 
 @dataclass(frozen=True)
@@ -230,7 +302,7 @@ def flag(name: str) -> str:
 PAPER = TableConfig()
 
 # Few epochs, so fine-tuning steps are larger and the running statistics follow sooner than the paper's.
-QUICK = replace(PAPER, patches_per_scan=20, epochs=10, learning_rate=1e-3, batch_norm_momentum=0.9)
+QUICK = replace(PAPER, patches_per_scan=20, epochs=10, learning_rate=1e-3, batch_norm_momentum=0.9, augmentation="none")
 
 DEMO = replace(
     QUICK,

@@ -25,7 +25,6 @@ def describe_environment() -> dict[str, object]:
         "devices": [device.device_kind for device in jax.devices()],
         "cores": os.cpu_count(),
         "processor": _processor(),
-        "matmul_precision": jax.config.jax_default_matmul_precision,
         "xla_flags": os.environ.get("XLA_FLAGS"),
     }
 

@@ -18,6 +18,7 @@ from kimiajax.checkpoints import digest
 from kimiajax.data.pixels import gray_to_unit_rgb
 from kimiajax.files import new_folder
 from kimiajax.models.backbone import Backbone, Variables
+from kimiajax.precision import Precision, compute_dtype, products_in
 from kimiajax.progress import Silent
 from kimiajax.shapes import Float, UInt8
 
@@ -50,6 +51,7 @@ def extract_taps(
     taps: Sequence[str],
     *,
     batch_size: int | None = None,
+    precision: Precision = "float32",
     cache: Path | None = None,
     progress: Silent | None = None,
     description: str = "features",
@@ -62,6 +64,7 @@ def extract_taps(
         images: gray patches; they enter the network as three equal channels in [0, 1].
         taps: names of the blocks whose outputs are wanted.
         batch_size: images in one pass; by default what suits the platform.
+        precision: of convolutions and matrix products; the outputs are given as float32 whatever it is.
         cache: a folder in which results are kept and found again by content, as files that are mapped into memory and
             not read into it; without it they are computed into memory.
         progress: shows what is computed.
@@ -78,10 +81,10 @@ def extract_taps(
     shapes = {tap: (len(images), *shape) for tap, shape in tap_shapes.items()}
     if cache is None:
         arrays = {tap: np.empty(shapes[tap], np.float32) for tap in taps}
-        _compute(backbone, variables, images, blocks, arrays, batch_size, progress, description)
+        _compute(backbone, variables, images, blocks, arrays, batch_size, precision, progress, description)
         return Taps(arrays, cached=False)
 
-    folder = cache / "features" / _key(backbone, variables, images, blocks)
+    folder = cache / "features" / _key(backbone, variables, images, blocks, precision)
     found = {tap: load_array(folder / f"{tap}.npy", shapes[tap], np.float32) for tap in taps}
     if all(array is not None for array in found.values()):
         progress.say(f"{description}: found in {folder}")
@@ -89,19 +92,25 @@ def extract_taps(
         return Taps(found, cached=True)
     with new_folder(folder) as aside:
         arrays = {tap: new_array(aside / f"{tap}.npy", shapes[tap], np.float32) for tap in taps}
-        _compute(backbone, variables, images, blocks, arrays, batch_size, progress, description)
+        _compute(backbone, variables, images, blocks, arrays, batch_size, precision, progress, description)
         for array in arrays.values():
             array.flush()
     trim(cache / "features", keep=folder)
     return Taps({tap: np.load(folder / f"{tap}.npy", mmap_mode="r") for tap in taps}, cached=False)
 
 
-@functools.partial(jax.jit, static_argnames=("backbone", "blocks", "taps"))
+@functools.partial(jax.jit, static_argnames=("backbone", "blocks", "taps", "precision"))
 def _forward(
-    backbone: Backbone, blocks: tuple[str, ...], taps: tuple[str, ...], variables: Variables, batch: jax.Array
+    backbone: Backbone,
+    blocks: tuple[str, ...],
+    taps: tuple[str, ...],
+    precision: Precision,
+    variables: Variables,
+    batch: jax.Array,
 ) -> dict[str, jax.Array]:
-    _, outputs, _ = backbone.apply(variables, gray_to_unit_rgb(batch), blocks)
-    return {tap: outputs[tap] for tap in taps}
+    with products_in(precision):
+        _, outputs, _ = backbone.apply(variables, gray_to_unit_rgb(batch), blocks, dtype=compute_dtype(precision))
+    return {tap: outputs[tap].astype(jnp.float32) for tap in taps}
 
 
 def _compute(
@@ -111,6 +120,7 @@ def _compute(
     blocks: Sequence[str],
     arrays: dict[str, np.ndarray],
     batch_size: int,
+    precision: Precision,
     progress: Silent,
     description: str,
 ) -> None:
@@ -120,12 +130,15 @@ def _compute(
     for start in progress.track(starts, description, len(images), "patches", step=batch_size):
         batch = images[start : start + batch_size]
         padding = ((0, batch_size - len(batch)), (0, 0), (0, 0))  # the last batch, so that one program serves
-        outputs = _forward(backbone, tuple(blocks), tuple(arrays), variables, jnp.asarray(np.pad(batch, padding)))
+        padded = jnp.asarray(np.pad(batch, padding))
+        outputs = _forward(backbone, tuple(blocks), tuple(arrays), precision, variables, padded)
         for tap, array in arrays.items():
             array[start : start + len(batch)] = np.asarray(outputs[tap])[: len(batch)]
 
 
-def _key(backbone: Backbone, variables: Variables, images: np.ndarray, blocks: Sequence[str]) -> str:
+def _key(
+    backbone: Backbone, variables: Variables, images: np.ndarray, blocks: Sequence[str], precision: Precision
+) -> str:
     """Names the computation by content: pixels, parameters, blocks, device, precision, versions."""
     used = {kind: {b: part[b] for b in blocks if b in part} for kind, part in variables.items()}
     content = {
@@ -135,6 +148,6 @@ def _key(backbone: Backbone, variables: Variables, images: np.ndarray, blocks: S
         "variables": digest(used),
         "code": [VERSION, __version__, flax.__version__, jax.__version__],
         "platform": jax.default_backend(),
-        "precision": str(jax.config.jax_default_matmul_precision),
+        "precision": precision,
     }
     return f"{backbone.name}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]}"

@@ -1,18 +1,17 @@
-"""Table 1 as data, one entry a row, and the runner over it: scans -> patches -> approaches -> scores."""
+"""The runner over Table 1: scans -> patches -> approaches -> scores, for one seed or for several."""
 
 import functools
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from kimiajax import paper
+from kimiajax.approaches import ROWS, Features, Outcome, Row, Study
 from kimiajax.checkpoints import Tree, save_tree
 from kimiajax.config import TableConfig
 from kimiajax.data.audit import record_of
@@ -25,197 +24,27 @@ from kimiajax.environment import describe_environment
 from kimiajax.errors import UserError
 from kimiajax.features import extract_taps
 from kimiajax.files import only_run
-from kimiajax.finetune.blocks import TrainableBlocks
-from kimiajax.finetune.loop import Epoch, fit, predict
-from kimiajax.finetune.optimizer import fine_tuning_sgd, head_rmsprop
+from kimiajax.finetune.engines import engine_of
 from kimiajax.metrics import kimia_scores
-from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
-from kimiajax.models.weights import Weights, default_cache, fine_tuned, load_weights, origin_of
+from kimiajax.models.backbone import BACKBONES
+from kimiajax.models.weights import Weights, default_cache, load_weights, origin_of
 from kimiajax.progress import Download, Silent
+from kimiajax.report.history import History
 from kimiajax.report.results import SCHEMA_VERSION, begin_run, write_predictions, write_results
-from kimiajax.svm import fit_linear_svm
+from kimiajax.report.seeds import summarise
 
 SYNTHETIC = {"num_scans": paper.NUM_SCANS, "patch_size": 112, "grid": (6, 7), "test_patches": (3, 8)}
 
 
 @dataclass(frozen=True)
-class Study:
-    """What the rows share: settings, weights, and the patches, at the networks' size."""
+class Run:
+    """The table of one seed: where it goes, what it rests on, and the content of its `results.json` so far."""
 
-    config: TableConfig
-    data: dict[str, Any]
-    manifest: Manifest
-    train: np.ndarray
-    test: np.ndarray
-    weights: dict[str, Weights]
-    progress: Silent
-
-    @functools.cached_property
-    def labels(self) -> np.ndarray:
-        """The scan of each training patch."""
-        return self.manifest.labels("train")
-
-    def fit(self, classifier: Classifier, variables: Variables, inputs: np.ndarray, **options: Any) -> tuple:
-        """`fit` with the study's labels, batch size and seed."""
-        size, seed = self.config.batch_size, self.config.seed
-        return fit(
-            classifier, variables, inputs, self.labels, batch_size=size, seed=seed, progress=self.progress, **options
-        )
-
-    def predict(self, row: "Row", classifier: Classifier, variables: Variables, inputs: np.ndarray) -> np.ndarray:
-        """`predict` with the study's batch size."""
-        return predict(
-            classifier,
-            variables,
-            inputs,
-            batch_size=self.config.batch_size,
-            progress=self.progress,
-            description=f"{row.name}: test patches",
-        )
+    out: Path
+    study: Study
+    results: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Features:
-    """A network's outputs on both splits, by block, and the seconds that they took in this run."""
-
-    train: dict[str, np.ndarray]
-    test: dict[str, np.ndarray]
-    seconds: float
-    cached: bool
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an approach gives: the predicted scan of each test patch, what it learnt, and how that went.
-
-    What it learnt is a network's weights, with a lineage, or the SVM's arrays.
-    """
-
-    predicted: np.ndarray
-    learnt: Weights | Tree
-    history: dict[str, list[Epoch]]
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of Table 1.
-
-    Attributes:
-        name: as in `--rows`, and the key of the paper's figures.
-        approach: how the table prints it.
-        scheme: where its weights come from and what is done with them.
-        network: a key of `BACKBONES`.
-        run: the approach itself.
-        taps: the blocks whose outputs it reads, if it reads any.
-    """
-
-    name: str
-    approach: str
-    scheme: str
-    network: str
-    run: Callable[["Row", Study, Features | None], Outcome]
-    taps: Callable[[Backbone, TableConfig], set[str]] | None = None
-
-
-def train_from_scratch(row: Row, study: Study, features: None) -> Outcome:
-    """Every block and the head of a network from random parameters, by Adam."""
-    config, backbone = study.config, BACKBONES[row.network]
-    classifier = Classifier(backbone, backbone.up_to(backbone.bottleneck), study.manifest.num_scans)
-    start = load_weights(backbone, "random", blocks=classifier.blocks, image_size=config.image_size, seed=config.seed)
-    variables = dict(start.variables)
-    shapes = backbone.tap_shapes(variables, config.image_size, classifier.blocks)
-    head = classifier.init_head(jax.random.key(config.seed), shapes[backbone.bottleneck])
-    variables["params"] = {**variables["params"], "head": head}
-    blocks = TrainableBlocks(tuple(variables["params"]))
-    variables, history = study.fit(
-        classifier,
-        variables,
-        study.train,
-        optimizer=optax.adam(config.cnn_learning_rate),
-        blocks=blocks,
-        epochs=config.epochs,
-        description=row.name,
-    )
-    note = (
-        f"{row.approach}: this project's own network, four strided convolutions with batch normalisation, trained by "
-        f"Adam at {config.cnn_learning_rate:g} for {config.epochs} epochs on the same training patches. Beside it "
-        "stands CNN1, which the paper quotes from another study; its printed factors multiply to 42.07, not 41.80."
-    )
-    predicted = study.predict(row, classifier, variables, study.test)
-    return Outcome(predicted, _learnt(row, study, start, variables, blocks), {"training": history}, (note,))
-
-
-def classify_features(row: Row, study: Study, features: Features) -> Outcome:
-    """A linear SVM on the network's features."""
-    tap = BACKBONES[row.network].features
-    train, test = np.asarray(features.train[tap]), np.asarray(features.test[tap])
-    study.progress.say(f"{row.name}: linear SVM on {train.shape[1]:,} features of {len(train):,} patches")
-    svm = fit_linear_svm(train, study.labels, study.config.svm_c)
-    predicted = svm.predict(test)
-    return Outcome(predicted, asdict(svm), {})
-
-
-def fine_tune(row: Row, study: Study, features: Features) -> Outcome:
-    """A new head on bottleneck features, then that head and the chosen blocks together, by SGD."""
-    config, weights = study.config, study.weights[row.network]
-    backbone = weights.backbone
-    bottleneck = features.train[backbone.bottleneck]
-    on_bottleneck = Classifier(backbone, (), study.manifest.num_scans)
-    head = on_bottleneck.init_head(jax.random.key(config.seed), bottleneck.shape[1:])
-    head, head_history = study.fit(
-        on_bottleneck,
-        {"params": {"head": head}},
-        bottleneck,
-        optimizer=head_rmsprop(config.head_learning_rate),
-        blocks=TrainableBlocks(("head",)),
-        epochs=config.head_epochs,
-        description=f"{row.name}: head",
-    )
-
-    if config.cache_frozen:
-        first, train, test = backbone.fine_tuned[0], features.train[backbone.boundary], features.test[backbone.boundary]
-    else:
-        first, train, test = backbone.blocks[0], study.train, study.test
-    span = backbone.span(first, backbone.bottleneck)
-    classifier = Classifier(backbone, span, study.manifest.num_scans, config.batch_norm_momentum)
-    variables = {
-        kind: {block: part[block] for block in span if block in part} for kind, part in weights.variables.items()
-    }
-    variables["params"]["head"] = head["params"]["head"]
-    blocks = TrainableBlocks((*backbone.fine_tuned, "head"))
-    variables, history = study.fit(
-        classifier,
-        variables,
-        train,
-        optimizer=fine_tuning_sgd(config.learning_rate, config.momentum),
-        blocks=blocks,
-        epochs=config.epochs,
-        description=f"{row.name}: {', '.join(backbone.fine_tuned)} and head",
-    )
-    predicted = study.predict(row, classifier, variables, test)
-    histories = {"head": head_history, "fine_tuning": history}
-    return Outcome(predicted, _learnt(row, study, weights, variables, blocks), histories)
-
-
-def _svm_taps(backbone: Backbone, config: TableConfig) -> set[str]:
-    return {backbone.features}
-
-
-def _fine_tuning_taps(backbone: Backbone, config: TableConfig) -> set[str]:
-    return {backbone.bottleneck} | ({backbone.boundary} if config.cache_frozen else set())
-
-
-ROWS = (
-    Row("cnn", "CNN (ours)", "scratch", "cnn", train_from_scratch),
-    Row("fe_vgg16", "FE-VGG16", "features", "vgg16", classify_features, _svm_taps),
-    Row("tl_vgg16", "TL-VGG16", "fine-tuned", "vgg16", fine_tune, _fine_tuning_taps),
-    Row("fe_inception_v3", "FE-Inception-v3", "features", "inception_v3", classify_features, _svm_taps),
-    Row("tl_inception_v3", "TL-Inception-v3", "fine-tuned", "inception_v3", fine_tune, _fine_tuning_taps),
-)
-
-
-@jax.default_matmul_precision("float32")  # the protocol's; by itself jax computes in TF32 on a GPU
 def run_table(preset: str, config: TableConfig, progress: Silent | None = None) -> dict[str, Any]:
     """Computes the table's rows and writes them, with all that they rest on, to the output folder.
 
@@ -225,7 +54,8 @@ def run_table(preset: str, config: TableConfig, progress: Silent | None = None) 
         progress: shows what goes on.
 
     Returns:
-        The content of `results.json`, which is written anew after each row, "complete" being true after the last.
+        The content of `results.json`, which is written anew after each row, "complete" being true after the last. Of
+        several seeds each has a folder of its own, `seed-N`, and this is the summary over them.
 
     Raises:
         UserError: settings, scans or weights that cannot serve; all are looked at before the long work begins.
@@ -240,42 +70,41 @@ def run_table(preset: str, config: TableConfig, progress: Silent | None = None) 
 
 def _run(preset: str, config: TableConfig, rows: list[Row], out: Path, cache: Path, progress: Silent) -> dict[str, Any]:
     taps = _taps(rows, config)
-    study = _prepare(preset, config, rows, taps, out, cache, progress)
-    results = {
-        "schema_version": SCHEMA_VERSION,
-        "complete": False,
-        "preset": preset,
-        "config": config.as_dict(),
-        "environment": describe_environment(),
-        "data": study.data,
-        "weights": {network: loaded.lineage for network, loaded in study.weights.items()},
-        "notes": _notes(study),
-        "rows": [],
-    }
-    features: dict[str, Features] = {}
+    runs = _prepare(preset, config, rows, taps, out, cache, progress)
+    features: dict[str, list[Features]] = {}
     for row in rows:
-        if row.network in taps and row.network not in features:
-            features = {row.network: _extract(row.network, study, taps[row.network], cache)}  # one network's at a time
-            if features[row.network].cached:
-                results["notes"].append(f"{row.network}: features found in the cache; the seconds leave them out.")
-        started = time.perf_counter()
-        outcome = row.run(row, study, features.get(row.network))
-        seconds = time.perf_counter() - started
-        if row.network in features:
-            seconds += features[row.network].seconds
+        if row.network in taps and row.network not in features:  # one network's at a time
+            features = {row.network: [_extract(row.network, run, taps[row.network], cache) for run in runs]}
         if row is rows[0]:  # not earlier: until now the folder holds a whole earlier run, if any
-            begin_run(out, study.manifest, (row.name for row in ROWS))
-        write_predictions(out, row.name, study.manifest, outcome.predicted)
-        _save(out / "checkpoints" / row.name, outcome.learnt)
-        results["rows"].append(_describe_row(row, outcome, study, seconds))
-        results["notes"] += outcome.notes
-        if np.ptp(outcome.predicted) == 0 < np.ptp(study.manifest.labels("test")):
+            for run in runs:
+                begin_run(run.out, run.study.manifest, (row.name for row in ROWS))
+        given = features.get(row.network, [None] * len(runs))
+        started = time.perf_counter()
+        outcomes = row.run(row, [run.study for run in runs], given)
+        seconds = (time.perf_counter() - started) / len(runs)
+        for run, outcome, extracted in zip(runs, outcomes, given):
+            _record(row, run, outcome, seconds + (extracted.seconds if extracted else 0), complete=row is rows[-1])
+        if len(runs) > 1:
+            write_results(out, summarise([run.results for run in runs], config.as_dict()))
+    return runs[0].results if len(runs) == 1 else summarise([run.results for run in runs], config.as_dict())
+
+
+def _record(row: Row, run: Run, outcome: Outcome, seconds: float, *, complete: bool) -> None:
+    """Adds a row's outcome to its run, on disk and in its results."""
+    manifest, results = run.study.manifest, run.results
+    if outcome.predicted is not None:
+        write_predictions(run.out, row.name, manifest, outcome.predicted)
+        if np.ptp(outcome.predicted) == 0 < np.ptp(manifest.labels("test")):
             results["notes"].append(
                 f"{row.approach} predicts one and the same scan for every patch: it learnt nothing."
             )
-        results["complete"] = len(results["rows"]) == len(rows)
-        write_results(out, results)
-    return results
+    else:
+        results["notes"].append(f"{row.approach} has no accuracy: {outcome.failure}")
+    _save(run.out / "checkpoints" / row.name, outcome.learnt)
+    results["rows"].append(_describe_row(row, outcome, run.study, seconds))
+    results["notes"] += outcome.notes
+    results["complete"] = complete
+    write_results(run.out, results)
 
 
 def _save(folder: Path, learnt: Weights | Tree) -> None:
@@ -293,19 +122,45 @@ def _prepare(
     out: Path,
     cache: Path,
     progress: Silent,
-) -> Study:
-    """Scans, weights and folders, each looked at before the long work, and then the patches."""
+) -> list[Run]:
+    """Scans, weights and folders, each looked at before the long work, and then the patches of every seed."""
     for row in rows:
         BACKBONES[row.network].check_size(config.image_size)
+    engine = engine_of(config.engine)
+    History.check(config.tensorboard)
     manifest = None if config.manifest is None else read_manifest(config.manifest)
+    seeds = range(config.seed, config.seed + config.seeds)
+    runs = []
     with _open_scans(preset, config, out, progress) as source:
         if manifest is not None:
             check_of(source, manifest)
-        weights = _load_weights(taps, config, cache, progress)
-        cache.mkdir(parents=True, exist_ok=True)
-        patches = _read_patches(source, manifest, config, cache, progress)
-        audit = record_of(source, patches.manifest, cache)
-        return Study(config, _describe_data(source, patches.manifest, audit), *patches, weights, progress)
+        weights: dict[str, Weights] = {}
+        for seed in seeds:
+            own = replace(config, seed=seed)
+            weights = _load_weights(taps, own, weights, cache, progress)
+            cache.mkdir(parents=True, exist_ok=True)
+            patches = _read_patches(source, manifest, own, cache, progress)
+            data = _describe_data(source, patches.manifest, record_of(source, patches.manifest, cache))
+            folder = out if len(seeds) == 1 else out / f"seed-{seed}"
+            history = History(folder, config.tensorboard)
+            study = Study(own, data, *patches, weights, engine, progress, history.of)
+            runs.append(Run(folder, study, _begin_results(preset, study)))
+    return runs
+
+
+def _begin_results(preset: str, study: Study) -> dict[str, Any]:
+    """What `results.json` says before the first row."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "complete": False,
+        "preset": preset,
+        "config": study.config.as_dict(),
+        "environment": describe_environment(),
+        "data": study.data,
+        "weights": {network: loaded.lineage for network, loaded in study.weights.items()},
+        "notes": _notes(study),
+        "rows": [],
+    }
 
 
 def _read_patches(
@@ -343,10 +198,15 @@ def _taps(rows: list[Row], config: TableConfig) -> dict[str, set[str]]:
     return taps
 
 
-def _load_weights(taps: dict[str, set[str]], config: TableConfig, cache: Path, progress: Silent) -> dict[str, Weights]:
-    """The weights of each network, up to the last block that is read."""
+def _load_weights(
+    taps: dict[str, set[str]], config: TableConfig, earlier: dict[str, Weights], cache: Path, progress: Silent
+) -> dict[str, Weights]:
+    """The weights of each network, up to the last block that is read; of another seed's, all but random ones serve."""
     loaded = {}
     for network, blocks in taps.items():
+        if network in earlier and config.weights(network) != "random":
+            loaded[network] = earlier[network]
+            continue
         backbone = BACKBONES[network]
         progress.say(f"{network}: {config.weights(network)} weights")
         loaded[network] = load_weights(
@@ -376,42 +236,25 @@ def _mixed_lineages(weights: dict[str, Weights]) -> str | None:
     return " and ".join(f"{network}'s weights come from {origin}" for network, origin in known.items())
 
 
-def _extract(network: str, study: Study, taps: set[str], cache: Path) -> Features:
-    started = time.perf_counter()
+def _extract(network: str, run: Run, taps: set[str], cache: Path) -> Features:
+    study, started = run.study, time.perf_counter()
     train, test = (
         extract_taps(
             study.weights[network].backbone,
             study.weights[network].variables,
             images,
             sorted(taps),
+            precision=study.config.precision,
             cache=cache,
             progress=study.progress,
             description=f"{network} on {split} patches",
         )
         for split, images in (("training", study.train), ("test", study.test))
     )
-    return Features(train.arrays, test.arrays, time.perf_counter() - started, train.cached or test.cached)
-
-
-def _learnt(row: Row, study: Study, start: Weights, variables: Variables, blocks: TrainableBlocks) -> Weights:
-    """The whole network as it is after training, up to its bottleneck and with its head: it can be used elsewhere."""
-    backbone = start.backbone
-    whole = {
-        kind: {
-            **{block: part[block] for block in backbone.up_to(backbone.bottleneck) if block in part},
-            **variables.get(kind, {}),
-        }
-        for kind, part in start.variables.items()
-    }
-    run = {
-        "row": row.name,
-        "seed": study.config.seed,
-        "scans": Path(study.data["source"]).name,
-        "synthetic": study.data["synthetic"],
-        "manifest_sha256": study.data["manifest_sha256"],
-        "audit": study.data["audit"],
-    }
-    return fine_tuned(start, jax.tree.map(np.asarray, whole), blocks.names, "kimiajax table", run)
+    cached = train.cached or test.cached
+    if cached:
+        run.results["notes"].append(f"{network}: features found in the cache; the seconds leave them out.")
+    return Features(train.arrays, test.arrays, time.perf_counter() - started, cached)
 
 
 def _describe_data(source: Source, manifest: Manifest, audit: dict[str, Any] | None) -> dict[str, Any]:
@@ -435,25 +278,37 @@ def _describe_data(source: Source, manifest: Manifest, audit: dict[str, Any] | N
 
 
 def _describe_row(row: Row, outcome: Outcome, study: Study, seconds: float) -> dict[str, Any]:
-    """A row of `results.json`. Double precision, so that the scores are those of a plain count."""
-    with jax.enable_x64(True):
-        scores = kimia_scores(study.manifest.labels("test"), outcome.predicted, study.manifest.num_scans)
+    """A row of `results.json`. Scores are in double precision, so that they are those of a plain count."""
     source = study.config.weights(row.network) if row.network in study.weights else "none"
-    precision = float(scores.eta_w_precision)
     return {
         "name": row.name,
         "approach": row.approach,
         "scheme": row.scheme,
         "weights": source if source in ("random", "imagenet", "none") else Path(source).name,
+        **_scores(outcome.predicted, study.manifest),
+        "failure": outcome.failure,
+        "seconds": seconds,
+        "paper": asdict(paper.TABLE_1[row.name]),
+        "training": outcome.training,
+        "history": {phase: [asdict(epoch) for epoch in epochs] for phase, epochs in outcome.history.items()},
+    }
+
+
+def _scores(predicted: np.ndarray | None, manifest: Manifest) -> dict[str, Any]:
+    labels = manifest.labels("test")
+    if predicted is None:
+        nothing = dict.fromkeys(("eta_p", "eta_w", "eta_total", "eta_w_precision", "correct"))
+        return {**nothing, "tested": len(labels)}
+    with jax.enable_x64(True):
+        scores = kimia_scores(labels, predicted, manifest.num_scans)
+    precision = float(scores.eta_w_precision)
+    return {
         "eta_p": float(scores.eta_p),
         "eta_w": float(scores.eta_w),
         "eta_total": float(scores.eta_total),
         "eta_w_precision": None if math.isnan(precision) else precision,
         "correct": int(np.asarray(scores.correct).sum()),
         "tested": int(np.asarray(scores.tested).sum()),
-        "seconds": seconds,
-        "paper": asdict(paper.TABLE_1[row.name]),
-        "history": {phase: [asdict(epoch) for epoch in epochs] for phase, epochs in outcome.history.items()},
     }
 
 
@@ -483,7 +338,7 @@ def _notes(study: Study) -> list[str]:
     mixed = _mixed_lineages(study.weights)
     if mixed:
         notes.append(f"{mixed}, trained apart and on other inputs: these rows do not compare the networks alone.")
-    notes.append("Trained with no augmentation; the paper augments.")
+    notes += _training_notes(study)
     if config.patches_per_scan == "all":
         published = ", ".join(f"{count:,} ({who})" for who, count in paper.TRAINING_PATCHES_PUBLISHED.items())
         notes.append(f"All {data['train']:,} training patches; published counts of Kimia Path24 are {published}.")
@@ -493,4 +348,30 @@ def _notes(study: Study) -> list[str]:
         notes.append(
             f"Scans {', '.join(map(str, short))} have fewer than the {asked} training patches asked for, and give all."
         )
+    return notes
+
+
+def _training_notes(study: Study) -> list[str]:
+    """What a reader must know of how the fine-tuned rows were trained."""
+    config, notes = study.config, []
+    tuned = {
+        row.approach: study.weights[row.network].backbone
+        for row in ROWS
+        if row.name in config.rows and row.scheme == "fine-tuned"
+    }
+    if not tuned:
+        return notes
+    notes.append(
+        "Fine-tuned with no augmentation; the paper augments."
+        if config.augmentation == "none"
+        else f"Fine-tuned with augmentation as of {config.augmentation}: shear, zoom, mirroring."
+    )
+    for approach, backbone in tuned.items():
+        (chosen, *more), blocks = getattr(config, f"{backbone.name}_blocks"), config.blocks(backbone)
+        if chosen != "paper" or more:
+            notes.append(f"{approach} trains {', '.join(blocks.names) or 'no weight'}; the paper, its last blocks.")
+        if backbone.normalises:
+            notes.append(f"{approach}: frozen batch normalisation in mode {blocks.frozen_bn}.")
+    if config.precision != "float32":
+        notes.append(f"Convolutions and matrix products in {config.precision}.")
     return notes

@@ -3,12 +3,20 @@ import json
 import pytest
 
 from benchmarks import cut, resize
-from benchmarks.throughput import WORKLOADS, main, measure
+from benchmarks.throughput import WORKLOADS, Configuration, main, measure
+
+
+def test_a_step_is_timed_under_pmap_and_in_bfloat16_too():
+    c = Configuration("finetune_step", "vgg16", batch=2, size=32, rounds=2, precision="bfloat16", engine="pmap")
+    result = measure(c)
+    assert (result["precision"], result["engine"]) == ("bfloat16", "pmap")
+    assert result["images_per_second_iqr"][0] <= result["images_per_second"] <= result["images_per_second_iqr"][1]
+    assert result["program_bytes"]["temp"] > 0
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_every_phase_is_timed_and_every_sample_kept(workload):
-    result = measure(workload, "vgg16", batch=2, size=32, rounds=3)
+    result = measure(Configuration(workload, "vgg16", batch=2, size=32, rounds=3, augmentation="keras2017"))
     assert len(result["seconds"]["steady"]) == 3
     assert min(result["seconds"]["lower"], result["seconds"]["compile"], *result["seconds"]["steady"]) > 0
     assert result["images_per_second"] > 0

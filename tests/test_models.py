@@ -5,6 +5,7 @@ import pytest
 
 from kimiajax.errors import UserError
 from kimiajax.models.backbone import BACKBONES, Classifier
+from kimiajax.models.head import drop
 
 
 def size_of(tree):
@@ -18,7 +19,7 @@ def size_of(tree):
 def test_networks_have_the_published_number_of_parameters(name, with_top, without_top):
     backbone = BACKBONES[name]
     assert size_of(backbone.shapes(224)) == with_top
-    assert size_of(backbone.shapes(224, backbone.up_to(backbone.bottleneck))) == without_top
+    assert size_of(backbone.shapes(224, backbone.trunk)) == without_top
 
 
 @pytest.mark.parametrize(("name", "trainable"), [("vgg16", 7_079_424), ("inception_v3", 11_114_880)])
@@ -86,42 +87,37 @@ def test_too_small_an_image_is_refused(name, size):
         BACKBONES[name].shapes(size)
 
 
-def test_batch_statistics_move_only_in_blocks_that_train_and_padding_does_not_count(cnn, rng):
-    variables = cnn.init(rng, 32)
-    images = rng.random((4, 32, 32, 3), np.float32)
-    blocks = cnn.up_to("pooled")
-    _, _, moved = cnn.apply(variables, images, blocks, train=("block2",), momentum=0.9)
-    unmoved = [
-        block
-        for block in moved
-        if np.array_equal(moved[block]["bn"]["mean"], np.zeros_like(moved[block]["bn"]["mean"]))
-    ]
-    assert unmoved == ["block1", "block3", "block4"]
-
-    padded = np.concatenate([images[:3], 1e3 * images[3:]])
-    mask = jnp.arange(4) < 3
-    _, _, masked = cnn.apply(variables, padded, blocks, train=("block1",), mask=mask, momentum=0.9)
-    _, _, three = cnn.apply(variables, images[:3], blocks, train=("block1",), momentum=0.9)
-    np.testing.assert_allclose(masked["block1"]["bn"]["mean"], three["block1"]["bn"]["mean"], rtol=1e-5, atol=1e-7)
-
-
-def test_running_statistics_follow_the_momentum_asked_for(cnn, rng):
-    """new = momentum * old + (1 - momentum) * batch, from the old mean 0: means scale with 1 - momentum."""
-    variables, images = cnn.init(rng, 32), rng.random((4, 32, 32, 3), np.float32)
-    slow, fast = (
-        cnn.apply(variables, images, ("block1",), train=("block1",), momentum=m)[2]["block1"]["bn"]["mean"]
-        for m in (0.99, 0.9)
-    )
-    np.testing.assert_allclose(fast, 10 * slow, rtol=1e-3)
-
-
 def test_the_head_drops_in_training_only(rng):
     classifier = Classifier(BACKBONES["vgg16"], (), 5)
     params = {"params": {"head": classifier.init_head(jax.random.key(0), (1, 1, 512))}}
     x = rng.random((3, 1, 1, 512), np.float32)
     quiet, _ = classifier.apply(params, x)
     again, _ = classifier.apply(params, x)
-    noisy, _ = classifier.apply(params, x, dropout_key=jax.random.key(1))
+    keys = jax.random.split(jax.random.key(1), 3)
+    noisy, _ = classifier.apply(params, x, dropout_keys=keys)
     assert quiet.shape == (3, 5)
     np.testing.assert_array_equal(quiet, again)
     assert not np.allclose(quiet, noisy)
+
+
+def test_what_the_head_drops_of_an_input_depends_on_its_key_alone(rng):
+    rows, keys = jnp.asarray(rng.random((4, 64), np.float32)), jax.random.split(jax.random.key(1), 4)
+    whole, part = drop(rows, 0.5, keys), drop(rows[2:], 0.5, keys[2:])
+    np.testing.assert_array_equal(whole[2:], part)
+    kept = np.asarray(whole) != 0
+    assert 0.35 < kept.mean() < 0.65
+    np.testing.assert_allclose(np.asarray(whole)[kept], 2 * rows[kept], rtol=1e-6)
+
+
+def test_bfloat16_computes_in_it_and_gives_logits_in_float32(rng, cnn):
+    classifier = Classifier(cnn, cnn.trunk, 3)
+    variables = cnn.init(rng, 32)
+    variables["params"]["head"] = classifier.init_head(jax.random.key(0), (256,))
+    images = rng.random((2, 32, 32, 3), np.float32)
+    exact, _ = classifier.apply(variables, images)
+    rough, statistics = classifier.apply(variables, images, dtype=jnp.bfloat16)
+    assert (rough.dtype, statistics["block1"]["bn"]["mean"].dtype) == (jnp.float32, jnp.float32)
+    _, taps, _ = cnn.apply(variables, images, dtype=jnp.bfloat16)
+    assert taps["pooled"].dtype == jnp.bfloat16
+    error = np.abs(exact - rough).max() / np.abs(exact).max()
+    assert 1e-5 < error < 0.05, "8 bits: neither float32 nor nonsense"

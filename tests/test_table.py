@@ -3,8 +3,10 @@
 import csv
 import hashlib
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import h5py
 import jax
@@ -12,11 +14,16 @@ import numpy as np
 import pytest
 from test_metrics import counted_by_hand
 
+from kimiajax.approaches import stored_tap
 from kimiajax.checkpoints import load_tree
 from kimiajax.cli import main
+from kimiajax.config import QUICK, TableConfig
+from kimiajax.data.augment import AUGMENTATIONS
 from kimiajax.data.synthetic import write_synthetic_scans
+from kimiajax.finetune.engines import ENGINES
 from kimiajax.models.backbone import BACKBONES
 from kimiajax.models.weights import Weights, load_converted, load_weights
+from kimiajax.precision import Precision
 from weights_convert.__main__ import main as weights_convert
 
 SMALL = ["--image-size", "75", "--patches-per-scan", "4", "--epochs", "1", "--head-epochs", "2", "--batch-size", "8"]
@@ -161,7 +168,7 @@ def test_of_rows_only_networks_are_exported(run, tmp_path, capsys):
 def saved_as(framework, network, folder):
     """A checkpoint whose lineage speaks of a framework."""
     backbone = BACKBONES[network]
-    random = load_weights(backbone, "random", image_size=75, blocks=backbone.up_to(backbone.bottleneck))
+    random = load_weights(backbone, "random", image_size=75, blocks=backbone.trunk)
     Weights(random.variables, {**random.lineage, "framework": framework, "source": f"{framework}.file"}).save(folder)
     return str(folder)
 
@@ -204,14 +211,138 @@ def test_stored_outputs_of_the_frozen_blocks_train_as_the_whole_network_does(run
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_the_paper_preset_runs_cut_short(scans, tmp_path):
-    cut = ["--epochs", "1", "--head-epochs", "1", "--patches-per-scan", "2", "--image-size", "75", "--rows", "tl_vgg16"]
-    command = ["table", "paper", "--scans", str(scans), *cut, "--vgg16-weights", "random"]
+CUT = ["--epochs", "1", "--head-epochs", "1", "--patches-per-scan", "2", "--image-size", "75"]
+
+
+def test_the_paper_preset_runs_cut_short_and_augments(scans, tmp_path):
+    command = ["table", "paper", "--scans", str(scans), *CUT, "--rows", "tl_vgg16", "--vgg16-weights", "random"]
     assert main([*command, "--out", str(tmp_path / "paper")]) == 0
     results, rows = rows_of(tmp_path / "paper")
     assert list(rows) == ["tl_vgg16"]
-    assert (results["config"]["learning_rate"], results["config"]["momentum"]) == (1e-4, 0.9)
+    training = rows["tl_vgg16"]["training"]
+    assert (training["augmentation"], training["inputs"]) == ("keras2017", "patches")
+    optimization = training["optimization"]
+    assert (optimization["optimizer"], optimization["learning_rate"], optimization["momentum"]) == ("sgd", 1e-4, 0.9)
     assert results["config"]["batch_norm_momentum"] == 0.99
+    assert any("augmentation as of keras2017" in note for note in results["notes"])
+
+
+def test_the_history_is_on_disk_line_by_line(run):
+    out, _ = run
+    row = rows_of(out)[1]["tl_inception_v3"]
+    lines = [json.loads(line) for line in (out / "history" / "tl_inception_v3.jsonl").read_text().splitlines()]
+    told = [{"phase": phase, **epoch} for phase in ("head", "fine_tuning") for epoch in row["history"][phase]]
+    assert lines == told
+    assert {"epoch", "loss", "accuracy", "learning_rate", "images_per_second", "seconds"} < set(lines[0])
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-3] * 3)
+    assert row["training"]["inputs"] == "stored outputs of mixed8"
+    assert row["training"]["frozen_bn"] == "inference"
+
+
+def test_the_history_goes_to_tensorboard_where_that_is_asked_for(scans, tmp_path):
+    command = ["table", "quick", "--scans", str(scans), *SMALL, "--rows", "cnn", "--tensorboard"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    (events,) = (tmp_path / "tensorboard" / "cnn").iterdir()
+    assert b"training/loss" in events.read_bytes()
+
+
+def test_tensorboard_without_its_package_is_refused_with_the_remedy(scans, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    command = ["table", "quick", "--scans", str(scans), *SMALL, "--rows", "cnn", "--tensorboard"]
+    assert main([*command, "--out", str(tmp_path)]) == 2
+    assert 'pip install "kimiajax[track]"' in capsys.readouterr().err
+
+
+def test_a_row_whose_loss_is_not_finite_stops_and_has_no_accuracy_while_the_others_go_on(scans, tmp_path, capsys):
+    rows = ["--rows", "cnn", "fe_inception_v3", "--inception-v3-weights", "random"]
+    command = ["table", "quick", "--scans", str(scans), *SMALL, *rows, "--cnn-learning-rate", "1e38"]
+    assert main([*command, "--out", str(tmp_path)]) == 3
+    results, rows = rows_of(tmp_path)
+    assert results["complete"] is True
+    assert [rows["cnn"][score] for score in ("eta_p", "eta_w", "eta_total", "correct")] == [None] * 4
+    assert "not finite" in rows["cnn"]["failure"] or "the loss is" in rows["cnn"]["failure"]
+    assert rows["fe_inception_v3"]["eta_p"] > 0
+    assert any("CNN (ours) has no accuracy" in note for note in results["notes"])
+    assert not (tmp_path / "predictions" / "cnn.csv").exists()
+    kept = load_converted(tmp_path / "checkpoints" / "cnn").variables
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
+    assert " -   " in capsys.readouterr().out
+
+
+def test_two_devices_under_pmap_predict_what_one_does(scans, tmp_path):
+    """Through the command, with augmentation, dropout and mini-batch statistics."""
+    command = ["table", "paper", "--scans", str(scans), *SMALL, *RANDOM, "--rows", "cnn", "tl_vgg16"]
+    assert main([*command, "--out", str(tmp_path / "one"), "--cache", str(tmp_path / "cache")]) == 0
+    two = [*command, "--out", str(tmp_path / "two"), "--cache", str(tmp_path / "cache"), "--engine", "pmap"]
+    program = [sys.executable, "-m", "kimiajax", *two]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "NPROC": "4"}
+    done = subprocess.run(program, capture_output=True, text=True, timeout=500, env=environment)
+    assert done.returncode == 0, done.stderr
+    results, rows = rows_of(tmp_path / "two")
+    assert len(results["environment"]["devices"]) == 2
+    for row, expected in rows_of(tmp_path / "one")[1].items():
+        assert predictions(tmp_path / "two", row) == predictions(tmp_path / "one", row)
+        for phase, epochs in expected["history"].items():
+            losses = [epoch["loss"] for epoch in rows[row]["history"][phase]]
+            assert losses == pytest.approx([epoch["loss"] for epoch in epochs], rel=1e-4)
+
+
+def test_several_seeds_are_several_runs_and_their_mean(run, scans, tmp_path, capsys):
+    out, _ = run
+    rows = ["cnn", "tl_inception_v3"]
+    command = ["table", "quick", "--scans", str(scans), *SMALL, *RANDOM, "--rows", *rows, "--seeds", "2"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    assert "±" in capsys.readouterr().out
+    summary, means = rows_of(tmp_path)
+    singles = [rows_of(tmp_path / name)[1] for name in summary["runs"]]
+    assert summary["runs"] == ["seed-0", "seed-1"]
+    for row in rows:
+        assert predictions(tmp_path / "seed-0", row) == predictions(out, row), "as if it ran alone"
+        assert means[row]["eta_p"] == pytest.approx(np.mean([single[row]["eta_p"] for single in singles]))
+    manifests = [(tmp_path / name / "manifest.csv").read_text() for name in summary["runs"]]
+    assert manifests[0] == (out / "manifest.csv").read_text() != manifests[1]
+
+
+@pytest.mark.parametrize(("choice", "trained"), [("adabn_only", []), ("mixed10/branch1_conv1", ["mixed10"])])
+def test_what_trains_is_chosen_in_one_line(scans, tmp_path, choice, trained):
+    """Statistics alone, which then all move, or a part of a block, whose own do."""
+    command = ["table", "quick", "--scans", str(scans), *SMALL, *RANDOM, "--rows", "tl_inception_v3"]
+    assert main([*command, "--inception-v3-blocks", choice, "--out", str(tmp_path)]) == 0
+    backbone = BACKBONES["inception_v3"]
+    start = load_weights(backbone, "random", image_size=75, blocks=backbone.trunk).variables
+    after = load_converted(tmp_path / "checkpoints" / "tl_inception_v3").variables
+    moved = {
+        kind: [b for b in part if not jax.tree.all(jax.tree.map(np.array_equal, part[b], after[kind][b]))]
+        for kind, part in start.items()
+    }
+    assert moved["params"] == trained
+    assert moved["batch_stats"] == (list(start["batch_stats"]) if choice == "adabn_only" else trained)
+    notes = " ".join(rows_of(tmp_path)[0]["notes"])
+    assert f"TL-Inception-v3 trains {choice if trained else 'no weight'}" in notes
+    assert f"in mode {'inference' if trained else 'keras2017'}" in notes
+
+
+@pytest.mark.parametrize(
+    ("network", "choice", "stored"),
+    [
+        ("vgg16", {}, "block4"),
+        ("inception_v3", {}, "mixed8"),
+        ("inception_v3", {"inception_v3_blocks": ("mixed10", "head")}, "mixed9"),
+        ("inception_v3", {"inception_v3_blocks": ("inception_172",)}, "mixed5"),
+        ("inception_v3", {"inception_v3_blocks": ("head_only",)}, "pooled"),
+        ("vgg16", {"vgg16_blocks": ("nothing",)}, "block5"),
+        ("vgg16", {"vgg16_blocks": ("all",)}, None),
+        ("inception_v3", {"inception_v3_blocks": ("adabn_only",)}, None),
+        ("inception_v3", {"frozen_bn": "batch"}, None),
+        ("vgg16", {"frozen_bn": "batch"}, "block4"),
+        ("vgg16", {"augmentation": "keras2017"}, None),
+        ("vgg16", {"cache_frozen": False}, None),
+    ],
+)
+def test_frozen_blocks_run_once_a_patch_wherever_neither_draws_nor_the_mini_batch_decide_what_they_give(
+    network, choice, stored
+):
+    assert stored_tap(BACKBONES[network], replace(QUICK, **choice)) == stored
 
 
 def test_a_second_run_in_the_same_folder_leaves_nothing_of_the_first(scans, tmp_path):
@@ -225,13 +356,13 @@ def test_a_second_run_in_the_same_folder_leaves_nothing_of_the_first(scans, tmp_
     assert (tmp_path / "run" / "mine.txt").exists()
 
 
-def test_a_run_that_fails_leaves_an_earlier_one_whole(scans, tmp_path, capsys):
+def test_settings_that_are_refused_leave_an_earlier_run_whole(scans, tmp_path, capsys):
     command = ["table", "quick", "--scans", str(scans), *SMALL, "--out", str(tmp_path / "run"), "--rows", "cnn"]
     assert main(command) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert main([*command, "--cnn-learning-rate", "1e38"]) == 2
     assert main([*command, "--image-size", "20"]) == 2
-    assert "no accuracy is reported" in capsys.readouterr().err
+    assert main([*command, "--rows", "tl_vgg16", "--vgg16-weights", "random", "--vgg16-blocks", "mixed9"]) == 2
+    assert "unknown block 'mixed9' of vgg16" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
@@ -270,6 +401,9 @@ def bad(tmp_path, name, content):
         (lambda scans, tmp: ["--scans", scans, "--image-size", "20"], "20 is too small"),
         (lambda scans, tmp: ["--scans", scans, "--learning-rate", "nan"], "--learning-rate nan"),
         (lambda scans, tmp: ["--scans", scans, "--seed", str(2**32)], "must be under 2**32"),
+        (lambda scans, tmp: ["--scans", scans, "--seeds", "0"], "--seeds 0: must be 1 or more"),
+        (lambda scans, tmp: ["--scans", scans, "--label-smoothing", "1"], "--label-smoothing 1.0: must be in [0, 1)"),
+        (lambda scans, tmp: ["--scans", scans, "--warmup-epochs", "-1"], "--warmup-epochs -1.0: must be 0 or more"),
         (lambda scans, tmp: ["--scans", scans, "--vgg16-weights", scans], "holds weights of no network known here"),
         (lambda scans, tmp: ["--scans", scans, "--vgg16-weights", str(tmp)], "not a converted checkpoint"),
         (lambda scans, tmp: ["--scans", scans, "--cache", bad(tmp, "file", b"")], "File exists"),
@@ -309,6 +443,13 @@ def test_an_unexpected_error_says_that_it_is_a_bug(capsys, monkeypatch, scans, t
     monkeypatch.setattr("kimiajax.table.prepare_patches", lambda *_, **__: 1 / 0)
     assert main(["table", "quick", "--scans", str(scans), "--rows", "cnn", "--out", str(tmp_path)]) == 1
     assert "this is a bug, not your input: ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_the_settings_offer_every_augmentation_engine_and_precision_that_there_is():
+    offered = {
+        name: set(TableConfig.__annotations__[name].__args__) for name in ("augmentation", "engine", "precision")
+    }
+    assert offered == {"augmentation": set(AUGMENTATIONS), "engine": set(ENGINES), "precision": set(Precision.__args__)}
 
 
 def test_help_and_version_are_told(capsys):

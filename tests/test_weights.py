@@ -63,7 +63,7 @@ def test_a_converted_network_agrees_with_keras(saved, rng, network, top):
     """
     model, path = saved(network, top)
     backbone = BACKBONES[network]
-    blocks = backbone.blocks if top else [b for b in backbone.up_to(backbone.bottleneck) if b != "pooled"]
+    blocks = backbone.blocks if top else [b for b in backbone.trunk if b != "pooled"]
     loaded = load_weights(backbone, path, blocks=blocks, image_size=SIZES[network])
     images = rng.random((2, SIZES[network], SIZES[network], 3), np.float32)
     run = jax.jit(lambda v, x: backbone.apply(v, x, blocks)[0])

@@ -212,12 +212,12 @@ def _expected_shapes(
     flat = inputs("params", "fc1", "dense") or (backbone.hidden and inputs("params", "head", "hidden"))
     if backbone.name == "vgg16" and flat:  # its dense layers hold for one image size
         size = max(size, 32 * round(math.sqrt(flat / 512)))
-    blocks = backbone.blocks if "top" in present else backbone.up_to(backbone.bottleneck)
+    blocks = backbone.blocks if "top" in present else backbone.trunk
     shapes = backbone.shapes(size, blocks, num_classes=count("params", "predictions", "bias") or 1000)
     if "head" in present:
         hidden, classes = (count("params", "head", layer, "bias") for layer in ("hidden", "logits"))
         classifier = Classifier(replace(backbone, hidden=hidden or backbone.hidden), (), classes or 1)
-        bottleneck = backbone.tap_shapes(shapes, size, backbone.up_to(backbone.bottleneck))[backbone.bottleneck]
+        bottleneck = backbone.tap_shapes(shapes, size, backbone.trunk)[backbone.bottleneck]
         shapes["params"]["head"] = jax.eval_shape(lambda: classifier.init_head(jax.random.key(0), bottleneck))
     return {tuple(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
 

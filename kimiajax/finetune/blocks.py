@@ -1,44 +1,118 @@
-"""Which blocks train: whole block names to a label for every leaf, and the tree split along it."""
+"""Which blocks train: names to a label for every leaf, the tree split along it, and the study's choices by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kimiajax.errors import UserError
+from kimiajax.models.backbone import Backbone
+from kimiajax.models.norm import Mode
 
 Params = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TrainableBlocks:
-    """Names of the blocks whose parameters train; all other blocks are frozen.
+    """What trains; all the rest is frozen.
 
-    Frozen blocks normalise with their running statistics, in training too, and these never move. Trainable blocks
-    normalise with the mini-batch and move theirs.
+    Attributes:
+        names: whole blocks ("mixed9", "head"), or parts of one ("mixed6/branch2_conv1/bn").
+        frozen_bn: what the batch normalisation of frozen blocks does in training, as in `Normalisation`: "inference"
+            (it stays as it is), "batch" (mini-batch statistics, nothing stored) or "keras2017" (mini-batch statistics,
+            and the running ones move). That of trainable blocks does the last.
     """
 
     names: tuple[str, ...]
+    frozen_bn: Mode = "inference"
 
-    def check(self, available: Sequence[str]) -> None:
-        """Raises UserError, with the valid names, for a name that is no block."""
-        unknown = [name for name in self.names if name not in available]
-        if unknown:
-            raise UserError(f"unknown block {unknown[0]!r}; choose from {', '.join(available)}")
+    def check(self, params: Params) -> None:
+        """Raises UserError, with the valid names, for a name that is in no tree like this one."""
+        for name in self.names:
+            tree, passed = params, []
+            for part in name.split("/"):
+                if not isinstance(tree, Mapping) or part not in tree:
+                    where = f"part {part!r} of {'/'.join(passed)}" if passed else f"block {name!r}"
+                    valid = ", ".join(tree) if isinstance(tree, Mapping) else "nothing: it is an array"
+                    raise UserError(f"unknown {where}; choose from {valid}")
+                tree, passed = tree[part], [*passed, part]
+
+    def trains(self, path: Sequence[str]) -> bool:
+        """Whether the leaf at this path of names does."""
+        return any(tuple(path[: name.count("/") + 1]) == tuple(name.split("/")) for name in self.names)
+
+    def within(self, blocks: Sequence[str]) -> tuple[str, ...]:
+        """Those of some blocks in which anything trains."""
+        touched = {name.split("/")[0] for name in self.names}
+        return tuple(block for block in blocks if block in touched)
 
     def labels(self, params: Params) -> Params:
         """A tree like `params` (block name -> parameters) that says "train" or "freeze" at every leaf."""
-        return {
-            block: jax.tree.map(lambda _: "train", tree)
-            if block in self.names
-            else jax.tree.map(lambda _: "freeze", tree)
-            for block, tree in params.items()
-        }
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "train" if self.trains([key.key for key in path]) else "freeze", params
+        )
 
     def split(self, params: Params) -> tuple[Params, Params]:
-        """The trainable blocks and the frozen ones. `{**trainable, **frozen}` is the whole again."""
-        self.check(tuple(params))
-        trainable = {block: tree for block, tree in params.items() if block in self.names}
-        frozen = {block: tree for block, tree in params.items() if block not in self.names}
-        return trainable, frozen
+        """The trainable part of a tree and the frozen one; `merge` makes the whole again.
+
+        Raises:
+            UserError: a name that the tree has not.
+        """
+        self.check(params)
+        leaves = flatten_dict(params)
+        trainable = {path: leaf for path, leaf in leaves.items() if self.trains(path)}
+        frozen = {path: leaf for path, leaf in leaves.items() if path not in trainable}
+        return unflatten_dict(trainable), unflatten_dict(frozen)
+
+
+def merge(left: Params, right: Params) -> Params:
+    """The tree with the leaves of both."""
+    return unflatten_dict({**flatten_dict(left), **flatten_dict(right)})
+
+
+def _trunk(backbone: Backbone) -> tuple[str, ...]:
+    return tuple(block for block in backbone.trunk if block != "pooled")
+
+
+# What the study's variants train: name -> (what it is, the names of a network, what frozen batch normalisation does)
+PRESETS: dict[str, tuple[str, Callable[[Backbone], tuple[str, ...]], Mode]] = {
+    "paper": ("the paper's last blocks and the head", lambda b: (*b.fine_tuned, "head"), "inference"),
+    "head_only": ("the head", lambda b: ("head",), "inference"),
+    "nothing": ("nothing: what layers[:25] froze of Keras 2's VGG16", lambda b: (), "inference"),
+    "all": ("every block and the head", lambda b: (*_trunk(b), "head"), "inference"),
+    "all_but_last": (
+        "every block but the last, and the head: section IV-C of the paper, word for word",
+        lambda b: (*(block for block in _trunk(b) if block != b.fine_tuned[-1]), "head"),
+        "inference",
+    ),
+    "adabn_only": ("no weight; batch statistics adapt to the new data", lambda b: (), "keras2017"),
+}
+
+
+def blocks_of(backbone: Backbone, names: Sequence[str], frozen_bn: Mode | None = None) -> TrainableBlocks:
+    """What trains, by names of blocks or by the name of one of `PRESETS` or of the network's own cuts.
+
+    Args:
+        backbone: the network.
+        names: one such name, or blocks, parts of blocks, and "head".
+        frozen_bn: what frozen batch normalisation does; by default what the preset says, else "inference".
+
+    Raises:
+        UserError: a name that is neither, or that is another network's.
+    """
+    cuts = dict(backbone.cuts)
+    if len(names) == 1 and names[0] in PRESETS:
+        _, choose, mode = PRESETS[names[0]]
+        return TrainableBlocks(choose(backbone), frozen_bn or mode)
+    if len(names) == 1 and names[0] in cuts:
+        return TrainableBlocks(cuts[names[0]], frozen_bn or "inference")
+    known = (*_trunk(backbone), "head")
+    unknown = [name for name in names if name.split("/")[0] not in known]
+    if unknown:
+        raise UserError(
+            f"unknown block {unknown[0]!r} of {backbone.name}; choose from {', '.join(known)}, or one of the presets "
+            f"{', '.join((*PRESETS, *cuts))}"
+        )
+    return TrainableBlocks(tuple(names), frozen_bn or "inference")

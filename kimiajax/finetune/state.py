@@ -17,7 +17,7 @@ class TrainState:
     step: steps taken, int32.
     params: parameters by block, frozen ones included.
     batch_stats: running statistics by block.
-    opt_state: the optimizer's state, for the trainable blocks only.
+    opt_state: the optimizer's state, for what trains only.
     key: the key that every step's randomness is folded from.
     """
 
@@ -40,11 +40,11 @@ def new_state(
     Args:
         variables: `{"params": {block: ...}, "batch_stats": {block: ...}}`; copied, since steps donate the state.
         optimizer: as `for_blocks` gives it.
-        blocks: the blocks that train.
+        blocks: what trains.
         key: of all randomness in training.
 
     Raises:
-        UserError: a trainable block that is not in `variables`.
+        UserError: a name in `blocks` that is not in `variables`.
     """
     variables = jax.tree.map(jnp.array, variables)
     params = variables["params"]

@@ -1,24 +1,70 @@
-"""The pure steps: `(state, batch) -> (state, metrics)`, wrapped by jit in one place, `loop.py`."""
+"""The pure steps: `(state, batch) -> (state, metrics)`. `engines.py` is the one place that wraps them."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from kimiajax.data.augment import Augmentation, augment
 from kimiajax.data.pixels import gray_to_unit_rgb
-from kimiajax.finetune.blocks import Params, TrainableBlocks
-from kimiajax.finetune.state import TrainState
+from kimiajax.finetune.blocks import Params, TrainableBlocks, merge
+from kimiajax.finetune.optimizer import for_blocks
+from kimiajax.finetune.state import TrainState, new_state
 from kimiajax.models.backbone import Classifier
+from kimiajax.models.norm import Normalisation
+from kimiajax.precision import Precision, compute_dtype, products_in
 from kimiajax.shapes import Bool, Float, Int, Shaped
 
 
+@dataclass(frozen=True)
+class Training:
+    """What a step computes. It holds no arrays: two of them with equal fields are one program.
+
+    Attributes:
+        classifier: blocks of a backbone and a head.
+        optimizer: of what trains; frozen leaves never reach it.
+        blocks: what trains, and what frozen batch normalisation does.
+        augmentation: of gray patches, drawn anew in each step.
+        label_smoothing: the share of a label that is spread evenly over all classes, in [0, 1).
+        batch_norm_momentum: of running statistics that move; by default the network's own.
+        statistic_groups: into how many parts, each normalised by itself, mini-batch statistics see the batch. 1 is the
+            whole batch, synchronised over devices; the number of devices makes statistics local to each.
+        precision: of convolutions and matrix products.
+        learning_rate: step -> learning rate, for the history only.
+    """
+
+    classifier: Classifier
+    optimizer: optax.GradientTransformation
+    blocks: TrainableBlocks
+    augmentation: Augmentation | None = None
+    label_smoothing: float = 0.0
+    batch_norm_momentum: float | None = None
+    statistic_groups: int = 1
+    precision: Precision = "float32"
+    learning_rate: Callable[[int], Any] | None = None
+
+    def start(self, variables: dict[str, Any], key: jax.Array) -> TrainState:
+        """The state before the first step, as `new_state` makes it."""
+        return new_state(variables, for_blocks(self.optimizer, self.blocks), self.blocks, key)
+
+
 class Batch(NamedTuple):
-    """Inputs (gray patches as uint8, or activations as float32), the scan of each, and false where one is padding."""
+    """A batch, or a device's part of one.
+
+    Attributes:
+        inputs: gray patches as uint8 [b h w], or stored activations as float32.
+        labels: the scan of each.
+        mask: false where one is padding.
+        index: the place of each in the whole batch, whatever device it lies on: all that is random follows from it.
+    """
 
     inputs: Shaped[jax.Array, "b ..."]
     labels: Int[jax.Array, " b"]
     mask: Bool[jax.Array, " b"]
+    index: Int[jax.Array, " b"]
 
 
 class StepMetrics(NamedTuple):
@@ -35,54 +81,92 @@ def network_input(inputs: Shaped[jax.Array, "b ..."]) -> Float[jax.Array, "b ...
 
 
 def train_step(
-    classifier: Classifier,
-    optimizer: optax.GradientTransformation,
-    blocks: TrainableBlocks,
-    state: TrainState,
-    batch: Batch,
+    training: Training, state: TrainState, batch: Batch, *, axis: str | None = None
 ) -> tuple[TrainState, StepMetrics]:
-    """One step of mean cross-entropy over the batch's real entries."""
-    trainable, frozen = blocks.split(state.params)
-    gradients, metrics, batch_stats = gradients_of(classifier, blocks, state, batch)
+    """One step of mean cross-entropy over the batch's real entries.
+
+    Args:
+        training: what to compute.
+        state: before the step.
+        batch: all of it, or under pmap a device's part.
+        axis: the mapped axis that the batch is spread over, if any; the result is the same on all its devices.
+    """
+    trainable, frozen = training.blocks.split(state.params)
+    gradients, metrics, batch_stats = gradients_of(training, state, batch, axis=axis)
+    optimizer = for_blocks(training.optimizer, training.blocks)
     updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
-    params = {**optax.apply_updates(trainable, updates), **frozen}
+    params = merge(optax.apply_updates(trainable, updates), frozen)
     return TrainState(state.step + 1, params, {**state.batch_stats, **batch_stats}, opt_state, state.key), metrics
 
 
 def gradients_of(
-    classifier: Classifier, blocks: TrainableBlocks, state: TrainState, batch: Batch
+    training: Training, state: TrainState, batch: Batch, *, axis: str | None = None
 ) -> tuple[Params, StepMetrics, Params]:
     """The gradient of the mean cross-entropy, the step's metrics, and the running statistics after the step.
 
-    The gradient is taken of the trainable blocks alone, so nothing of a frozen block is kept for a backward pass.
+    The gradient is taken of what trains alone, so nothing of a frozen block before that is kept for a backward pass.
     """
-    trainable, frozen = blocks.split(state.params)
-    training = tuple(block for block in classifier.blocks if block in blocks.names)
+    trainable, frozen = training.blocks.split(state.params)
+    for_augmentation, for_dropout = _keys(state, batch.index)
+    if training.augmentation is None:
+        inputs = network_input(batch.inputs)
+    else:
+        inputs = gray_to_unit_rgb(augment(training.augmentation, batch.inputs, for_augmentation))
+    normalisation = Normalisation(
+        training.blocks.names,
+        training.blocks.frozen_bn,
+        training.batch_norm_momentum,
+        training.statistic_groups,
+        axis,
+    )
+    count = _over(axis, batch.mask.sum(dtype=jnp.float32))
 
     def loss_of(trainable: Params) -> tuple[jax.Array, tuple[StepMetrics, Params]]:
-        variables = {"params": {**trainable, **frozen}, "batch_stats": state.batch_stats}
-        logits, batch_stats = classifier.apply(
+        variables = {"params": merge(trainable, frozen), "batch_stats": state.batch_stats}
+        logits, batch_stats = training.classifier.apply(
             variables,
-            network_input(batch.inputs),
-            train=training,
+            inputs,
+            normalisation=normalisation,
             mask=batch.mask,
-            dropout_key=jax.random.fold_in(state.key, state.step),
+            dropout_keys=for_dropout,
+            dtype=compute_dtype(training.precision),
         )
-        metrics = _metrics(logits, batch)
-        return metrics.loss / metrics.count, (metrics, batch_stats)
+        metrics = _metrics(logits, batch, training.label_smoothing)
+        return metrics.loss / count, (metrics, batch_stats)
 
-    (_, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
-    return gradients, metrics, batch_stats
+    with products_in(training.precision):
+        (_, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+    # Each device has the gradient of its own share of the mean, so that the sum is the gradient of the mean.
+    return _over(axis, gradients), _over(axis, metrics), batch_stats
 
 
-def predict_step(classifier: Classifier, variables: Params, inputs: Shaped[jax.Array, "b ..."]) -> Int[jax.Array, " b"]:
+def predict_step(
+    classifier: Classifier, precision: Precision, variables: Params, inputs: Shaped[jax.Array, "b ..."]
+) -> Int[jax.Array, " b"]:
     """Predicted scans, in inference mode."""
-    logits, _ = classifier.apply(variables, network_input(inputs))
+    with products_in(precision):
+        logits, _ = classifier.apply(variables, network_input(inputs), dtype=compute_dtype(precision))
     return logits.argmax(axis=-1)
 
 
-def _metrics(logits: Float[jax.Array, "b k"], batch: Batch) -> StepMetrics:
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+def _keys(state: TrainState, index: Int[jax.Array, " b"]) -> tuple[jax.Array, jax.Array]:
+    """A key for each entry's augmentation, and one for its dropout."""
+    of_step = jax.random.fold_in(state.key, state.step)
+    keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(of_step, index)))(index)
+    return keys[:, 0], keys[:, 1]
+
+
+def _over(axis: str | None, tree: Any) -> Any:
+    """The sum over the devices of a mapped axis."""
+    return tree if axis is None else jax.lax.psum(tree, axis)
+
+
+def _metrics(logits: Float[jax.Array, "b k"], batch: Batch, smoothing: float) -> StepMetrics:
+    if smoothing:
+        targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, logits.shape[-1]), smoothing)
+        losses = optax.softmax_cross_entropy(logits, targets)
+    else:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     correct = (logits.argmax(axis=-1) == batch.labels) & batch.mask
     return StepMetrics(
         jnp.where(batch.mask, losses, 0).sum(), correct.sum(dtype=jnp.float32), batch.mask.sum(dtype=jnp.float32)

@@ -13,6 +13,7 @@ import numpy as np
 from kimiajax.errors import UserError
 from kimiajax.models import cnn, inception_v3, vgg16
 from kimiajax.models.head import Head
+from kimiajax.models.norm import INFERENCE, Normalisation
 from kimiajax.shapes import Float, Shaped
 
 Array = jax.Array | np.ndarray
@@ -25,7 +26,7 @@ class Backbone:
 
     Attributes:
         name: its key in `BACKBONES`.
-        module: the Linen module; called as `module(x, blocks, train, mask) -> (output, taps)`.
+        module: the Linen module; called as `module(x, blocks, how, mask) -> (output, taps)`.
         blocks: all block names, first to last.
         features: the block whose output is the paper's feature vector.
         bottleneck: the last block before the head.
@@ -33,6 +34,7 @@ class Backbone:
         hidden: width of the head's hidden layer; None for a head of one layer.
         dropout: of the head, in [0, 1).
         smallest: the least image size, in pixels.
+        cuts: choices of what trains that only this network has, as (name, names that `TrainableBlocks` takes).
         options: fields of the module that differ from their defaults, as (name, value); see `variant`.
     """
 
@@ -45,6 +47,7 @@ class Backbone:
     hidden: int | None
     dropout: float
     smallest: int
+    cuts: tuple[tuple[str, tuple[str, ...]], ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
 
     def variant(self, **options: Any) -> "Backbone":
@@ -89,9 +92,20 @@ class Backbone:
         return max(blocks, key=self.blocks.index)
 
     @property
-    def boundary(self) -> str:
-        """The last block before the fine-tuned ones: what it gives is computed once a patch."""
-        return self.blocks[self.blocks.index(self.fine_tuned[0]) - 1]
+    def trunk(self) -> tuple[str, ...]:
+        """The blocks before a head, up to the bottleneck."""
+        return self.up_to(self.bottleneck)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether any of its blocks holds batch normalisation."""
+        return any(kind == "batch_stats" for leaves in _leaves(self).values() for kind, *_ in leaves)
+
+    def before(self, block: str) -> str | None:
+        """The block before this one, None before the network's first."""
+        self.check_blocks([block])
+        index = self.blocks.index(block)
+        return self.blocks[index - 1] if index else None
 
     def shapes(self, size: int, blocks: Sequence[str] | None = None, *, num_classes: int = 1000) -> Variables:
         """The tree of parameters and running statistics, as shapes, for images of `size` x `size` pixels.
@@ -139,9 +153,9 @@ class Backbone:
         x: Float[Array, "b ..."],
         blocks: Sequence[str] | None = None,
         *,
-        train: Sequence[str] = (),
+        normalisation: Normalisation = INFERENCE,
         mask: Shaped[Array, " b"] | None = None,
-        momentum: float | None = None,
+        dtype: Any = None,
     ) -> tuple[Float[jax.Array, "b ..."], dict[str, jax.Array], Variables]:
         """Runs a sequence of blocks, by default all that `variables` has.
 
@@ -149,9 +163,10 @@ class Backbone:
             variables: `{"params": {block: ...}, "batch_stats": {block: ...}}`; more blocks than needed may be in it.
             x: the input of the first block; images as [b h w 3] in [0, 1] for the network's first.
             blocks: the blocks to run.
-            train: those of them that normalise by the mini-batch and move their running statistics.
-            mask: false for padded images, which the mini-batch statistics leave out.
-            momentum: of the running statistics; by default the network's own.
+            normalisation: what batch normalisation does; by default it normalises by the running statistics.
+            mask: false for padded images, which a mini-batch's statistics leave out.
+            dtype: of activations, and of kernels as they are used; by default the variables' own. Batch normalisation
+                computes in float32 or better, and running statistics keep their type.
 
         Returns:
             The last block's output, every block's output by name, and the running statistics after this call.
@@ -159,11 +174,11 @@ class Backbone:
         if blocks is None:
             blocks = self.held_by(variables)
         self.check_blocks(blocks)
-        self.check_blocks(train)
         self._check_leaves(variables, blocks)
-        module = self._build(1000 if "predictions" not in blocks else _classes(variables), momentum)
-        x = jnp.asarray(x)
-        (output, taps), moved = module.apply(variables, x, tuple(blocks), tuple(train), mask, mutable=["batch_stats"])
+        module = self._build(1000 if "predictions" not in blocks else _classes(variables))
+        x, params = jnp.asarray(x, dtype), variables["params"]
+        arrays = {**variables, "params": params if dtype is None else cast_kernels(params, dtype)}
+        (output, taps), moved = module.apply(arrays, x, tuple(blocks), normalisation, mask, mutable=["batch_stats"])
         return output, taps, moved.get("batch_stats", variables.get("batch_stats", {}))
 
     def tap_shapes(self, variables: Variables, size: int, blocks: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -172,10 +187,9 @@ class Backbone:
         taps = jax.eval_shape(lambda variables, x: self.apply(variables, x, blocks)[1], variables, image)
         return {block: output.shape[1:] for block, output in taps.items()}
 
-    def _build(self, num_classes: int, momentum: float | None = None) -> nn.Module:
-        fields = self.module.__dataclass_fields__
-        options = {"num_classes": num_classes, "momentum": momentum, **dict(self.options)}
-        return self.module(**{key: value for key, value in options.items() if key in fields and value is not None})
+    def _build(self, num_classes: int) -> nn.Module:
+        options = {"num_classes": num_classes, **dict(self.options)}
+        return self.module(**{key: value for key, value in options.items() if key in self.module.__dataclass_fields__})
 
     def _check_leaves(self, variables: Variables, blocks: Sequence[str]) -> None:
         """Refuses parameters of another variant: Flax would pass over a leaf that it does not know."""
@@ -187,6 +201,15 @@ class Backbone:
                     f"{block} of {self.name}: {len(wrong)} arrays are missing or not its own ({wrong[0]}, ...); use "
                     "the `backbone` of the weights that `load_weights` gives"
                 )
+
+
+def cast_kernels(params: Variables, dtype: Any) -> Variables:
+    """Parameters as a computation in `dtype` uses them: all in it, but for those of batch normalisation ("bn")."""
+
+    def cast(path: tuple, leaf: Array) -> Array:
+        return leaf if any(key.key == "bn" for key in path) else jnp.asarray(leaf, dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 @cache
@@ -218,13 +241,11 @@ class Classifier:
         backbone: the network.
         blocks: the blocks to run; none for a head on bottleneck features.
         num_classes: of the head.
-        momentum: of the running batch statistics of blocks that train; by default the network's own.
     """
 
     backbone: Backbone
     blocks: tuple[str, ...]
     num_classes: int
-    momentum: float | None = None
 
     @cached_property
     def head(self) -> Head:
@@ -239,27 +260,27 @@ class Classifier:
         variables: Variables,
         x: Float[Array, "b ..."],
         *,
-        train: Sequence[str] = (),
+        normalisation: Normalisation = INFERENCE,
         mask: Shaped[Array, " b"] | None = None,
-        dropout_key: jax.Array | None = None,
+        dropout_keys: Shaped[jax.Array, " b"] | None = None,
+        dtype: Any = None,
     ) -> tuple[Float[jax.Array, "b k"], Variables]:
-        """Logits, and the running statistics after this call.
+        """Logits in float32 or better, and the running statistics after this call.
 
         Args:
             variables: `{"params": {block: ..., "head": ...}, "batch_stats": {block: ...}}`.
             x: the input of the first of `blocks`, or of the head.
-            train: blocks that normalise by the mini-batch.
-            mask: false for padded inputs.
-            dropout_key: given in training only; without it the head drops nothing.
+            normalisation, mask, dtype: as in `Backbone.apply`.
+            dropout_keys: one for each input, given in training only; without them the head drops nothing.
         """
-        statistics = variables.get("batch_stats", {})
+        statistics, head = variables.get("batch_stats", {}), variables["params"]["head"]
+        x = jnp.asarray(x, dtype)
         if self.blocks:
-            x, _, statistics = self.backbone.apply(
-                variables, x, self.blocks, train=train, mask=mask, momentum=self.momentum
-            )
-        rngs = None if dropout_key is None else {"dropout": dropout_key}
-        params = {"params": variables["params"]["head"]}
-        return self.head.apply(params, jnp.asarray(x), train=dropout_key is not None, rngs=rngs), statistics
+            options = {"normalisation": normalisation, "mask": mask, "dtype": dtype}
+            x, _, statistics = self.backbone.apply(variables, x, self.blocks, **options)
+        params = head if dtype is None else cast_kernels(head, dtype)
+        logits = self.head.apply({"params": params}, x, dropout_keys)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), statistics
 
 
 BACKBONES = {
@@ -286,6 +307,7 @@ BACKBONES = {
             hidden=1024,
             dropout=0.0,
             smallest=75,
+            cuts=(("inception_172", inception_v3.FROM_LAYER_172),),
         ),
         Backbone(
             "cnn",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from kimiajax.models.norm import INFERENCE, BatchNorm, Normalisation
 from kimiajax.shapes import Float, Shaped
 
 CONVOLUTIONS = {  # block: (features, kernel, stride); strides in place of pooling are 5 x faster on a CPU
@@ -14,10 +15,11 @@ CONVOLUTIONS = {  # block: (features, kernel, stride); strides in place of pooli
     "block4": (256, 3, 2),
 }
 BLOCKS = (*CONVOLUTIONS, "pooled")
+EPSILON = 1e-5
 
 
 class ConvBlock(nn.Module):
-    """Convolution, batch normalisation, ReLU. Padded images (mask false) do not count in the batch statistics."""
+    """Convolution, batch normalisation, ReLU."""
 
     features: int
     kernel: int
@@ -26,13 +28,11 @@ class ConvBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[jax.Array, "b h w c"], train: bool, mask: Shaped[jax.Array, " b"] | None
+        self, x: Float[jax.Array, "b h w c"], how: Normalisation, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b _ _ d"]:
         size, stride = (self.kernel, self.kernel), (self.stride, self.stride)
         x = nn.Conv(self.features, size, stride, use_bias=False, name="conv")(x)
-        normalise = nn.BatchNorm(use_running_average=not train, momentum=self.momentum, name="bn")
-        counted = mask[:, None, None, None] if train and mask is not None else None
-        return nn.relu(normalise(x, mask=counted))
+        return nn.relu(BatchNorm(EPSILON, self.momentum, name="bn")(x, how, mask))
 
 
 class CNN(nn.Module):
@@ -49,7 +49,7 @@ class CNN(nn.Module):
         self,
         x: Float[jax.Array, "b ..."],
         blocks: Sequence[str] = BLOCKS,
-        train: Sequence[str] = (),
+        how: Normalisation = INFERENCE,
         mask: Shaped[jax.Array, " b"] | None = None,
     ) -> tuple[Float[jax.Array, "b ..."], dict[str, Float[jax.Array, "b ..."]]]:
         taps = {}
@@ -57,6 +57,6 @@ class CNN(nn.Module):
             if name == "pooled":
                 x = x.mean(axis=(1, 2))
             else:
-                x = ConvBlock(*CONVOLUTIONS[name], self.momentum, name=name)(x, name in train, mask)
+                x = ConvBlock(*CONVOLUTIONS[name], self.momentum, name=name)(x, how, mask)
             taps[name] = x
         return x, taps

@@ -2,8 +2,9 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from kimiajax.shapes import Float
+from kimiajax.shapes import Float, Shaped
 
 
 class Head(nn.Module):
@@ -18,9 +19,19 @@ class Head(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, x: Float[jax.Array, "b ..."], *, train: bool = False) -> Float[jax.Array, "b k"]:
+    def __call__(
+        self, x: Float[jax.Array, "b ..."], dropout_keys: Shaped[jax.Array, " b"] | None = None
+    ) -> Float[jax.Array, "b k"]:
         x = x.reshape(len(x), -1)
         if self.hidden:
             x = nn.relu(nn.Dense(self.hidden, kernel_init=nn.initializers.glorot_uniform(), name="hidden")(x))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        if dropout_keys is not None and self.dropout:
+            x = drop(x, self.dropout, dropout_keys)
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.glorot_uniform(), name="logits")(x)
+
+
+def drop(x: Float[jax.Array, "b d"], rate: float, keys: Shaped[jax.Array, " b"]) -> Float[jax.Array, "b d"]:
+    """Zeroes each entry with probability `rate` and scales the others up. Each row has a key of its own, so that what
+    is dropped does not depend on the devices that rows lie on."""
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(kept, x / (1 - rate), 0)

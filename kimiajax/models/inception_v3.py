@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kimiajax.models.norm import INFERENCE, BatchNorm, Normalisation
 from kimiajax.shapes import Float, Shaped
 
 EPSILON = 1e-3  # as in the checkpoint
@@ -98,6 +99,24 @@ MIXED = {  # shapes at 299 x 299
 }
 BLOCKS = (*MIXED, "pooled", "predictions")
 
+# What Keras' layers[172:] are, the cut that its documentation named until 2017: it goes through the middle of mixed6,
+# where of one unit it leaves the convolution frozen and takes the batch normalisation.
+FROM_LAYER_172 = (
+    "mixed6/branch1_conv1",
+    "mixed6/branch2_conv1/bn",
+    "mixed6/branch2_conv2",
+    "mixed6/branch2_conv3",
+    "mixed6/branch3_conv3",
+    "mixed6/branch3_conv4",
+    "mixed6/branch3_conv5",
+    "mixed6/branch4_conv2",
+    "mixed7",
+    "mixed8",
+    "mixed9",
+    "mixed10",
+    "head",
+)
+
 
 def _named(branches: tuple) -> list[list[tuple[str, object]]]:
     """The layers of a block with their names: branch and position, a fork's two sides by a letter."""
@@ -119,7 +138,7 @@ def convolutions() -> list[tuple[str, str]]:
 
 
 class ConvUnit(nn.Module):
-    """Convolution, batch normalisation, ReLU. Padded images (mask false) do not count in the batch statistics."""
+    """Convolution, batch normalisation, ReLU."""
 
     spec: Conv
     momentum: float
@@ -127,15 +146,11 @@ class ConvUnit(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[jax.Array, "b h w c"], train: bool, mask: Shaped[jax.Array, " b"] | None
+        self, x: Float[jax.Array, "b h w c"], how: Normalisation, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b _ _ d"]:
         c = self.spec
         x = nn.Conv(c.features, (c.height, c.width), (c.stride, c.stride), c.padding, use_bias=False, name="conv")(x)
-        normalise = nn.BatchNorm(
-            use_running_average=not train, momentum=self.momentum, epsilon=EPSILON, use_scale=self.scale, name="bn"
-        )
-        counted = mask[:, None, None, None] if train and mask is not None else None
-        return nn.relu(normalise(x, mask=counted))
+        return nn.relu(BatchNorm(EPSILON, self.momentum, self.scale, name="bn")(x, how, mask))
 
 
 class Mixed(nn.Module):
@@ -146,7 +161,7 @@ class Mixed(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[jax.Array, "b h w c"], train: bool, mask: Shaped[jax.Array, " b"] | None
+        self, x: Float[jax.Array, "b h w c"], how: Normalisation, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b _ _ d"]:
         def run(name: str, layer: object, y: jax.Array) -> jax.Array:
             if layer is MAX:
@@ -155,7 +170,7 @@ class Mixed(nn.Module):
                 return nn.avg_pool(y, (3, 3), padding="SAME", count_include_pad=self.count_padding)
             if isinstance(layer, Fork):
                 return jnp.concatenate([run(name + "a", layer.left, y), run(name + "b", layer.right, y)], axis=-1)
-            return ConvUnit(layer, self.momentum, self.scale, name=name)(y, train, mask)
+            return ConvUnit(layer, self.momentum, self.scale, name=name)(y, how, mask)
 
         outputs = []
         for branch in _named(self.branches):
@@ -170,9 +185,9 @@ class InceptionV3(nn.Module):
     """Runs the named blocks, by default all of them, on the input of the first.
 
     The taps are the blocks' outputs as in the tables above, pooled [b 2048], predictions [b classes]; the last are
-    logits, of which Keras' network gives the softmax. Any size from 75 x 75 serves. Blocks named in `train` normalise
-    with the statistics of the mini-batch and move their running statistics; all others use the running ones.
-    `scale` and `count_padding` make it torchvision's network.
+    logits, of which Keras' network gives the softmax. Any size from 75 x 75 serves. `how` tells each batch
+    normalisation what to do, and padded images (mask false) count in no statistics of a mini-batch. `scale` and
+    `count_padding` make it torchvision's network.
     """
 
     num_classes: int = 1000
@@ -185,14 +200,14 @@ class InceptionV3(nn.Module):
         self,
         x: Float[jax.Array, "b ..."],
         blocks: Sequence[str] = BLOCKS,
-        train: Sequence[str] = (),
+        how: Normalisation = INFERENCE,
         mask: Shaped[jax.Array, " b"] | None = None,
     ) -> tuple[Float[jax.Array, "b ..."], dict[str, Float[jax.Array, "b ..."]]]:
         taps = {}
         for name in blocks:
             if name in MIXED:
                 mixed = Mixed(MIXED[name], self.momentum, self.scale, self.count_padding, name=name)
-                x = mixed(x, name in train, mask)
+                x = mixed(x, how, mask)
             elif name == "pooled":
                 x = x.mean(axis=(1, 2))
             else:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from kimiajax.models.norm import INFERENCE, Normalisation
 from kimiajax.shapes import Float, Shaped
 
 CONVOLUTIONS = {  # block: (features, convolutions)
@@ -53,10 +54,10 @@ class VGG16(nn.Module):
         self,
         x: Float[jax.Array, "b ..."],
         blocks: Sequence[str] = BLOCKS,
-        train: Sequence[str] = (),
+        how: Normalisation = INFERENCE,
         mask: Shaped[jax.Array, " b"] | None = None,
     ) -> tuple[Float[jax.Array, "b ..."], dict[str, Float[jax.Array, "b ..."]]]:
-        del train, mask  # nothing here behaves differently in training
+        del how, mask  # nothing here normalises
         layers = {name: ConvBlock(*spec, name=name) for name, spec in CONVOLUTIONS.items()}
         layers |= {name: DenseBlock(features, name=name) for name, features in DENSE.items()}
         layers["predictions"] = nn.Dense(self.num_classes, name="predictions")

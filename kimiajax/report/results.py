@@ -1,4 +1,4 @@
-"""The files of a run: `results.json`, `manifest.csv` and its header, `predictions/ROW.csv`."""
+"""The files of a run: `results.json`, `manifest.csv` and its header, `predictions/ROW.csv`, `checkpoints/ROW`."""
 
 import csv
 import io
@@ -22,7 +22,9 @@ def begin_run(out: Path, manifest: Manifest, rows: Iterable[str]) -> None:
     (out / "results.json").unlink(missing_ok=True)
     for row in rows:
         (out / "predictions" / f"{row}.csv").unlink(missing_ok=True)
-        shutil.rmtree(out / "checkpoints" / row, ignore_errors=True)
+        (out / "history" / f"{row}.jsonl").unlink(missing_ok=True)
+        for folder in ("checkpoints", "tensorboard"):
+            shutil.rmtree(out / folder / row, ignore_errors=True)
     manifest.write(out / "manifest.csv")
 
 

@@ -24,8 +24,8 @@ def render_table(results: dict[str, Any]) -> str:
             row["scheme"],
             row["approach"],
             row["weights"],
-            *(_percent(row[score]) for score in SCORES),
-            f"{row['correct']}/{row['tested']}",
+            *(_score(row, score) for score in SCORES),
+            "-" if row["correct"] is None else f"{row['correct']}/{row['tested']}",
             *(_percent(row["paper"][score]) for score in SCORES),
             f"{row['seconds']:.1f}",
         )
@@ -48,6 +48,14 @@ def _headline(results: dict[str, Any]) -> str:
         f"of {data['patch_size']} x {data['patch_size']} pixels, seen at {results['config']['image_size']} x "
         f"{results['config']['image_size']}. Figures in per cent; guessing gives {_percent(1 / data['scans'])}."
     )
+
+
+def _score(row: dict[str, Any], score: str) -> str:
+    """A score in per cent, with its standard deviation over seeds where there are several; a dash where none is."""
+    if row[score] is None:
+        return "-"
+    spread = row.get(f"{score}_sd")
+    return _percent(row[score]) + ("" if spread is None else f" ± {_percent(spread)}")
 
 
 def _percent(fraction: float) -> str:

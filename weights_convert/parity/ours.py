@@ -10,9 +10,9 @@ from kimiajax.data.pixels import gray_to_unit_rgb, native_input, resize
 from kimiajax.data.scans import Scans
 from kimiajax.errors import UserError
 from kimiajax.finetune.blocks import TrainableBlocks
-from kimiajax.finetune.optimizer import fine_tuning_sgd, for_blocks
-from kimiajax.finetune.state import TrainState, new_state
-from kimiajax.finetune.steps import Batch, gradients_of, train_step
+from kimiajax.finetune.optimizer import Optimization
+from kimiajax.finetune.state import TrainState
+from kimiajax.finetune.steps import Batch, Training, gradients_of, train_step
 from kimiajax.metrics import kimia_scores
 from kimiajax.models.backbone import Backbone, Classifier, Variables
 from kimiajax.models.weights import Weights
@@ -46,7 +46,7 @@ def run_single(job: Job, weights: Weights, head: Variables) -> Outputs:
 def bottleneck(job: Job, weights: Weights) -> np.ndarray:
     """What a head gets, for all images."""
     backbone = weights.backbone
-    run = jax.jit(lambda variables, x: backbone.apply(variables, x, backbone.up_to(backbone.bottleneck))[0])
+    run = jax.jit(lambda variables, x: backbone.apply(variables, x, backbone.trunk)[0])
     return np.asarray(run(weights.variables, _images(job, weights)["input"]))
 
 
@@ -114,23 +114,28 @@ def _that_run(
 
 def _train(job: Job, backbone: Backbone, variables: Variables, head: Variables, images: np.ndarray) -> Outputs:
     backbone = replace(backbone, dropout=0.0)  # two frameworks cannot draw the same units
-    span = backbone.up_to(backbone.bottleneck)
-    classifier = Classifier(backbone, span, job.num_scans, job.batch_norm_momentum)
-    start = {kind: {block: part[block] for block in span if block in part} for kind, part in variables.items()}
+    classifier = Classifier(backbone, backbone.trunk, job.num_scans)
+    start = {
+        kind: {block: part[block] for block in backbone.trunk if block in part} for kind, part in variables.items()
+    }
     start["params"]["head"] = head
     blocks = TrainableBlocks((*backbone.fine_tuned, "head"))
-    optimizer = for_blocks(fine_tuning_sgd(job.learning_rate, job.momentum), blocks)
+    optimizer, _ = Optimization("sgd", job.learning_rate, job.momentum).over(1, job.steps)
+    training = Training(classifier, optimizer, blocks, batch_norm_momentum=job.batch_norm_momentum)
     labels = np.array(job.labels[: len(images)], np.int32)
-    batch = Batch(jnp.asarray(images[: job.judged]), jnp.asarray(labels[: job.judged]), jnp.ones(job.judged, bool))
+    judged = slice(job.judged)
+    batch = Batch(
+        jnp.asarray(images[judged]), jnp.asarray(labels[judged]), jnp.ones(job.judged, bool), jnp.arange(job.judged)
+    )
     predict = jax.jit(lambda variables, x: classifier.apply(variables, x)[0])
 
-    state = new_state(start, optimizer, blocks, jax.random.key(job.seed))
+    state = training.start(start, jax.random.key(job.seed))
     outputs = {"logits": np.asarray(predict(state.variables, images))}
 
     @jax.jit
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Variables, jax.Array]:
-        gradients, metrics, _ = gradients_of(classifier, blocks, state, batch)
-        return train_step(classifier, optimizer, blocks, state, batch)[0], gradients, metrics.loss / metrics.count
+        gradients, metrics, _ = gradients_of(training, state, batch)
+        return train_step(training, state, batch)[0], gradients, metrics.loss / metrics.count
 
     for number in range(1, job.steps + 1):
         state, gradients, loss = step(state, batch)

@@ -96,7 +96,7 @@ def prepare(network: str, config: ParityConfig, folder: Path, progress: Silent) 
         resize=config.resize,
         input=config.input,
         judged=2,
-        boundary=backbone.boundary,
+        boundary=backbone.before(backbone.fine_tuned[0]),
         steps=config.steps,
         learning_rate=LEARNING_RATE,
         momentum=0.9,

@@ -1,0 +1,327 @@
+"""Table 1's rows as data, and the three approaches behind them: from scratch, features and an SVM, fine-tuning."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from kimiajax.checkpoints import Tree
+from kimiajax.config import TableConfig
+from kimiajax.data.augment import AUGMENTATIONS
+from kimiajax.data.manifest import Manifest
+from kimiajax.finetune.blocks import TrainableBlocks, blocks_of
+from kimiajax.finetune.engines import Engine
+from kimiajax.finetune.heads import fit_heads
+from kimiajax.finetune.loop import Epoch, NonFiniteError, Record, fit, predict
+from kimiajax.finetune.optimizer import Optimization
+from kimiajax.finetune.steps import Training
+from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
+from kimiajax.models.weights import Weights, fine_tuned, load_weights
+from kimiajax.progress import Silent
+from kimiajax.svm import fit_linear_svm
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the rows of one seed share: settings, weights, and the patches, at the networks' size.
+
+    Attributes:
+        record: row, phase -> what takes the epochs of that phase as they end.
+    """
+
+    config: TableConfig
+    data: dict[str, Any]
+    manifest: Manifest
+    train: np.ndarray
+    test: np.ndarray
+    weights: dict[str, Weights]
+    engine: Engine
+    progress: Silent
+    record: Callable[[str, str], Record]
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """The scan of each training patch."""
+        return self.manifest.labels("train")
+
+    def fit(self, training: Training, variables: Variables, inputs: np.ndarray, **options: Any) -> tuple:
+        """`fit` with the study's labels, batch size, seed and engine."""
+        size, seed = self.config.batch_size, self.config.seed
+        options |= {"batch_size": size, "seed": seed, "engine": self.engine, "progress": self.progress}
+        return fit(training, variables, inputs, self.labels, **options)
+
+    def predict(self, row: "Row", classifier: Classifier, variables: Variables, inputs: np.ndarray) -> np.ndarray:
+        """`predict` with the study's batch size, precision and engine."""
+        return predict(
+            classifier,
+            variables,
+            inputs,
+            batch_size=self.config.batch_size,
+            precision=self.config.precision,
+            engine=self.engine,
+            progress=self.progress,
+            description=f"{row.name}: test patches",
+        )
+
+
+@dataclass(frozen=True)
+class Features:
+    """A network's outputs on both splits, by block, and the seconds that they took in this run."""
+
+    train: dict[str, np.ndarray]
+    test: dict[str, np.ndarray]
+    seconds: float
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an approach gives.
+
+    Attributes:
+        predicted: the scan of each test patch; None where training stopped before its end.
+        learnt: a network's weights with a lineage, or the SVM's arrays.
+        history: the epochs of each phase.
+        notes: what a reader must know.
+        failure: why training stopped; what was learnt is then as of the last good epoch.
+        training: what trained and how, as JSON takes it.
+    """
+
+    predicted: np.ndarray | None
+    learnt: Weights | Tree
+    history: dict[str, list[Epoch]]
+    notes: tuple[str, ...] = ()
+    failure: str | None = None
+    training: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of Table 1.
+
+    Attributes:
+        name: as in `--rows`, and the key of the paper's figures.
+        approach: how the table prints it.
+        scheme: where its weights come from and what is done with them.
+        network: a key of `BACKBONES`.
+        run: the approach itself, for the studies of several seeds at once.
+        taps: the blocks whose outputs it reads, if it reads any.
+    """
+
+    name: str
+    approach: str
+    scheme: str
+    network: str
+    run: Callable[["Row", Sequence[Study], Sequence[Features | None]], list[Outcome]]
+    taps: Callable[[Backbone, TableConfig], set[str]] | None = None
+
+
+def train_from_scratch(row: Row, studies: Sequence[Study], features: Sequence[None]) -> list[Outcome]:
+    """Every block and the head of a network from random parameters, by Adam."""
+    config, backbone, engine = studies[0].config, BACKBONES[row.network], studies[0].engine
+    classifier = Classifier(backbone, backbone.trunk, studies[0].manifest.num_scans)
+    blocks = blocks_of(backbone, ("all",))
+    optimization = Optimization("adam", config.cnn_learning_rate)
+    training = _training(config, engine, classifier, blocks, optimization, config.epochs, len(studies[0].train))
+    note = (
+        f"{row.approach}: this project's own network, four strided convolutions with batch normalisation, trained by "
+        f"Adam at {config.cnn_learning_rate:g} for {config.epochs} epochs on the same training patches. Beside it "
+        "stands CNN1, which the paper quotes from another study; its printed factors multiply to 42.07, not 41.80."
+    )
+    outcomes = []
+    for study in studies:
+        seed, size = study.config.seed, config.image_size
+        start = load_weights(backbone, "random", blocks=classifier.blocks, image_size=size, seed=seed)
+        shapes = backbone.tap_shapes(start.variables, size, classifier.blocks)
+        variables = _with_head(start.variables, classifier.init_head(jax.random.key(seed), shapes[backbone.bottleneck]))
+        options = {"epochs": config.epochs, "description": row.name, "record": study.record(row.name, "training")}
+        failure = None
+        try:
+            variables, history = study.fit(training, variables, study.train, **options)
+        except NonFiniteError as error:
+            variables, history, failure = error.variables, error.history, str(error)
+        predicted = None if failure else study.predict(row, classifier, variables, study.test)
+        learnt = _learnt(row, study, start, variables, blocks)
+        about = _about(blocks, "none", None, optimization)
+        outcomes.append(Outcome(predicted, learnt, {"training": history}, (note,), failure, about))
+    return outcomes
+
+
+def classify_features(row: Row, studies: Sequence[Study], features: Sequence[Features]) -> list[Outcome]:
+    """A linear SVM on the network's features."""
+    tap, outcomes = BACKBONES[row.network].features, []
+    for study, given in zip(studies, features):
+        train, test = np.asarray(given.train[tap]), np.asarray(given.test[tap])
+        study.progress.say(f"{row.name}: linear SVM on {train.shape[1]:,} features of {len(train):,} patches")
+        svm = fit_linear_svm(train, study.labels, study.config.svm_c)
+        outcomes.append(Outcome(svm.predict(test), asdict(svm), {}))
+    return outcomes
+
+
+def fine_tune(row: Row, studies: Sequence[Study], features: Sequence[Features]) -> list[Outcome]:
+    """A new head on bottleneck features, all seeds' at once, then that head and the chosen blocks together."""
+    config, engine = studies[0].config, studies[0].engine
+    backbone = studies[0].weights[row.network].backbone
+    blocks, num_scans = config.blocks(backbone), studies[0].manifest.num_scans
+    stored = stored_tap(backbone, config)
+    span = backbone.trunk if stored is None else backbone.span(stored, backbone.bottleneck)[1:]
+    classifier, optimization = Classifier(backbone, span, num_scans), config.fine_tuning()
+    moves = bool(blocks.names) or (blocks.frozen_bn == "keras2017" and backbone.normalises)
+    epochs = config.epochs if moves else 0
+    count = len(studies[0].train)
+    training = _training(config, engine, classifier, blocks, optimization, epochs, count, augment=True)
+    about = _about(blocks, config.augmentation, stored, optimization)
+    notes = () if moves else (f"{row.approach}: nothing trains but its head, on bottleneck features.",)
+
+    outcomes = []
+    for study, given, head in zip(studies, features, _heads(row, studies, features, backbone)):
+        weights = study.weights[row.network]
+        if isinstance(head, NonFiniteError):
+            learnt = _learnt(row, study, weights, _with_head({}, head.variables["params"]["head"]), blocks)
+            outcomes.append(Outcome(None, learnt, {"head": head.history}, notes, str(head), about))
+            continue
+        tuned, head_history = head
+        variables = {
+            kind: {block: part[block] for block in span if block in part} for kind, part in weights.variables.items()
+        }
+        variables = _with_head(variables, tuned["params"]["head"])
+        train, test = (study.train, study.test) if stored is None else (given.train[stored], given.test[stored])
+        failure = None
+        description = f"{row.name}: {', '.join(blocks.names) or 'batch statistics'}"
+        try:
+            variables, history = study.fit(
+                training,
+                variables,
+                train,
+                epochs=epochs,
+                description=description,
+                record=study.record(row.name, "fine_tuning"),
+            )
+        except NonFiniteError as error:
+            variables, history, failure = error.variables, error.history, str(error)
+        predicted = None if failure else study.predict(row, classifier, variables, test)
+        histories = {"head": head_history, "fine_tuning": history}
+        learnt = _learnt(row, study, weights, variables, blocks)
+        outcomes.append(Outcome(predicted, learnt, histories, notes, failure, about))
+    return outcomes
+
+
+def _heads(row: Row, studies: Sequence[Study], features: Sequence[Features], backbone: Backbone) -> list:
+    """The head of each seed on its bottleneck features, by `fit_heads`."""
+    config, engine = studies[0].config, studies[0].engine
+    inputs = [np.asarray(given.train[backbone.bottleneck]) for given in features]
+    on_bottleneck = Classifier(backbone, (), studies[0].manifest.num_scans)
+    optimization, blocks = Optimization("rmsprop", config.head_learning_rate), TrainableBlocks(("head",))
+    training = _training(config, engine, on_bottleneck, blocks, optimization, config.head_epochs, len(inputs[0]))
+    seeds = [study.config.seed for study in studies]
+    shape = inputs[0].shape[1:]
+    return fit_heads(
+        training,
+        [_with_head({}, on_bottleneck.init_head(jax.random.key(seed), shape)) for seed in seeds],
+        inputs,
+        [study.labels for study in studies],
+        epochs=config.head_epochs,
+        batch_size=config.batch_size,
+        seeds=seeds,
+        progress=studies[0].progress,
+        description=f"{row.name}: head",
+        records=[study.record(row.name, "head") for study in studies],
+    )
+
+
+def stored_tap(backbone: Backbone, config: TableConfig) -> str | None:
+    """The block whose outputs, computed once a patch, fine-tuning begins with; None where it needs the patches.
+
+    It does where they are augmented, where frozen batch normalisation looks at the mini-batch, where the network's
+    first block trains, and where `--no-cache-frozen` says so.
+    """
+    blocks = config.blocks(backbone)
+    looks = blocks.frozen_bn != "inference" and backbone.normalises
+    if not config.cache_frozen or looks or config.augmentation != "none":
+        return None
+    trained = blocks.within(backbone.trunk)
+    return backbone.before(trained[0]) if trained else backbone.bottleneck
+
+
+def _training(
+    config: TableConfig,
+    engine: Engine,
+    classifier: Classifier,
+    blocks: TrainableBlocks,
+    optimization: Optimization,
+    epochs: int,
+    count: int,
+    *,
+    augment: bool = False,
+) -> Training:
+    steps_per_epoch = -(-count // min(config.batch_size, count))
+    optimizer, learning_rate = optimization.over(epochs, steps_per_epoch)
+    return Training(
+        classifier,
+        optimizer,
+        blocks,
+        augmentation=AUGMENTATIONS[config.augmentation] if augment else None,
+        label_smoothing=optimization.label_smoothing,
+        batch_norm_momentum=config.batch_norm_momentum if augment else None,
+        statistic_groups=len(engine.devices) if config.bn_statistics == "local" and classifier.blocks else 1,
+        precision=config.precision,
+        learning_rate=learning_rate,
+    )
+
+
+def _about(
+    blocks: TrainableBlocks, augmentation: str, stored: str | None, optimization: Optimization
+) -> dict[str, Any]:
+    """What trained and how, as JSON takes it."""
+    return {
+        "blocks": list(blocks.names),
+        "frozen_bn": blocks.frozen_bn,
+        "augmentation": augmentation,
+        "inputs": "patches" if stored is None else f"stored outputs of {stored}",
+        "optimization": asdict(optimization),
+    }
+
+
+def _with_head(variables: Variables, head: Variables) -> Variables:
+    return {**variables, "params": {**variables.get("params", {}), "head": head}}
+
+
+def _learnt(row: Row, study: Study, start: Weights, variables: Variables, blocks: TrainableBlocks) -> Weights:
+    """The whole network as it is after training, up to its bottleneck and with its head: it can be used elsewhere."""
+    trunk = start.backbone.trunk
+    whole = {
+        kind: {**{block: part[block] for block in trunk if block in part}, **variables.get(kind, {})}
+        for kind, part in start.variables.items()
+    }
+    run = {
+        "row": row.name,
+        "seed": study.config.seed,
+        "scans": Path(study.data["source"]).name,
+        "synthetic": study.data["synthetic"],
+        "manifest_sha256": study.data["manifest_sha256"],
+        "audit": study.data["audit"],
+        "frozen_bn": blocks.frozen_bn,
+    }
+    trained = tuple(dict.fromkeys((*blocks.names, "head")))
+    return fine_tuned(start, jax.tree.map(np.asarray, whole), trained, "kimiajax table", run)
+
+
+def _svm_taps(backbone: Backbone, config: TableConfig) -> set[str]:
+    return {backbone.features}
+
+
+def _fine_tuning_taps(backbone: Backbone, config: TableConfig) -> set[str]:
+    return {backbone.bottleneck} | {stored_tap(backbone, config)} - {None}
+
+
+ROWS = (
+    Row("cnn", "CNN (ours)", "scratch", "cnn", train_from_scratch),
+    Row("fe_vgg16", "FE-VGG16", "features", "vgg16", classify_features, _svm_taps),
+    Row("tl_vgg16", "TL-VGG16", "fine-tuned", "vgg16", fine_tune, _fine_tuning_taps),
+    Row("fe_inception_v3", "FE-Inception-v3", "features", "inception_v3", classify_features, _svm_taps),
+    Row("tl_inception_v3", "TL-Inception-v3", "fine-tuned", "inception_v3", fine_tune, _fine_tuning_taps),
+)

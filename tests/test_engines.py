@@ -1,0 +1,71 @@
+"""Both engines on eight devices, each with other data, against one device."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from eight_devices import CASES, FAULTS
+
+from kimiajax.errors import UserError
+from kimiajax.finetune.engines import ENGINES, JitEngine, engine_of
+from kimiajax.finetune.loop import batches
+
+
+@pytest.fixture(scope="module")
+def found():
+    program = [sys.executable, Path(__file__).parent / "eight_devices.py"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("case", CASES)
+def test_eight_devices_train_as_one_does(found, case, engine):
+    """Two steps with momentum, augmentation and dropout, batches that do not divide; float64's own rounding."""
+    assert found["devices"] == 8
+    assert found[f"{case}, {engine}, float64"] < 1e-12
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_in_float32_they_do_so_to_its_rounding(found, engine):
+    assert 0 < found[f"keras2017, {engine}, float32"] < 1e-6
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_planted_fault_shows(found, fault):
+    assert found[f"fault: {fault}"] > 1e-4
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_eight_devices_predict_as_one_does(found, engine):
+    assert found["classes predicted"] > 1
+    assert found[f"predictions, {engine}"] == 0
+
+
+def test_an_unknown_engine_is_refused_with_the_valid_names():
+    with pytest.raises(UserError, match="no engine 'xla'; choose from jit, pmap"):
+        engine_of("xla")
+
+
+@pytest.mark.parametrize(
+    ("devices", "groups", "batch_size", "rows"), [(1, 1, 20, 20), (8, 1, 20, 24), (8, 1, 24, 24), (2, 3, 20, 24)]
+)
+def test_rows_divide_among_devices_and_groups(devices, groups, batch_size, rows):
+    assert JitEngine(tuple(jax.devices()[:1] * devices)).rows(batch_size, groups) == rows
+
+
+def test_batches_hold_every_entry_once_and_padding_apart():
+    inputs = np.arange(33) * 10
+    order = np.random.default_rng(0).permutation(33)
+    given = list(batches(inputs, np.arange(33), order, 20, 24))
+    assert [len(batch.inputs) for batch in given] == [24, 24]
+    real = [batch.inputs[batch.mask] for batch in given]
+    assert [len(entries) for entries in real] == [20, 13]
+    np.testing.assert_array_equal(np.concatenate(real), 10 * order)
+    assert all((batch.index == np.arange(24)).all() for batch in given)
+    assert all((batch.inputs == 10 * batch.labels).all() for batch in given)

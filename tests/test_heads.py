@@ -1,0 +1,102 @@
+"""Heads of several seeds at once against one at a time."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from kimiajax.finetune import heads
+from kimiajax.finetune.blocks import TrainableBlocks
+from kimiajax.finetune.heads import fit_heads
+from kimiajax.finetune.loop import NonFiniteError, fit
+from kimiajax.finetune.optimizer import Optimization
+from kimiajax.finetune.steps import Training
+from kimiajax.models.backbone import BACKBONES, Classifier
+
+SEEDS, COUNT, SIZE, CLASSES = (3, 4, 9), 21, 16, 3
+HEAD = Classifier(BACKBONES["vgg16"], (), CLASSES)  # which drops half of its hidden units
+
+
+def setting(rng):
+    """For each seed a start, its own features, and labels."""
+    labels = [np.arange(COUNT, dtype=np.int32) % CLASSES] * len(SEEDS)
+    inputs = [rng.standard_normal((COUNT, SIZE)).astype(np.float32) for _ in SEEDS]
+    starts = [{"params": {"head": HEAD.init_head(jax.random.key(seed), (SIZE,))}} for seed in SEEDS]
+    return starts, inputs, labels
+
+
+def training_by(optimizer):
+    return Training(HEAD, optimizer, TrainableBlocks(("head",)))
+
+
+OPTIONS = {"epochs": 3, "batch_size": 8}  # 8, 8 and 5 rows
+
+
+def apart(results, alone):
+    return max(
+        float(np.abs(left - right).max())
+        for (trained, _), (expected, _) in zip(results, alone)
+        for left, right in zip(jax.tree.leaves(trained), jax.tree.leaves(expected))
+    )
+
+
+@pytest.fixture
+def both(rng):
+    """A function that trains all at once, and what each alone gives."""
+    starts, inputs, labels = setting(rng)
+    training = training_by(Optimization("rmsprop", 1e-3).over(3, 3).optimizer)
+    alone = [fit(training, *given, seed=seed, **OPTIONS) for *given, seed in zip(starts, inputs, labels, SEEDS)]
+    return lambda: fit_heads(training, starts, inputs, labels, seeds=SEEDS, **OPTIONS), alone
+
+
+def test_heads_trained_at_once_are_those_trained_alone(both):
+    """With dropout, each in its own order; two programs, so to float32's rounding."""
+    together, alone = both
+    results = together()
+    assert apart(results, alone) < 1e-5
+    assert apart(results[1:], alone[:-1]) > 1e-2, "each seed has its own"
+    for (_, history), (_, expected) in zip(results, alone):
+        assert [e.epoch for e in history] == [1, 2, 3]
+        assert [e.loss for e in history] == pytest.approx([e.loss for e in expected], rel=1e-4)
+        assert [e.accuracy for e in history] == pytest.approx([e.accuracy for e in expected])
+
+
+def permuted(seed, epoch, count):
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+FAULTS = {
+    "one order for all": ("order_of", lambda seed, epoch, count: permuted(SEEDS[0], epoch, count)),
+    "the same order each epoch": ("order_of", lambda seed, epoch, count: permuted(seed, 1, count)),
+    "padding trained on": ("_rows", lambda order, size: np.resize(order, (3, size)).astype(np.int32)[::-1]),
+    "one key for all": ("_stacked", lambda states: STACKED([states[0]] * len(states))),
+}
+STACKED = heads._stacked
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_planted_fault_shows(both, monkeypatch, fault):
+    together, alone = both
+    monkeypatch.setattr(heads, *FAULTS[fault])
+    assert apart(together(), alone) > 1e-4
+
+
+def test_heads_that_do_not_fit_on_the_device_together_take_turns(both, monkeypatch):
+    together, alone = both
+    monkeypatch.setattr(heads, "AT_ONCE", 2 * COUNT * SIZE * 4)
+    assert apart(together(), alone) < 1e-5
+
+
+def test_one_that_is_not_finite_stops_and_the_others_go_on(rng):
+    starts, inputs, labels = setting(rng)
+    inputs[1][5] = np.nan
+    told = [[] for _ in SEEDS]
+    training = training_by(optax.sgd(1e-2))
+    records = [epochs.append for epochs in told]
+    results = fit_heads(training, starts, inputs, labels, seeds=SEEDS, records=records, **OPTIONS)
+    assert isinstance(results[1], NonFiniteError)
+    assert "the loss is nan in epoch 1" in str(results[1])
+    for left, right in zip(jax.tree.leaves(results[1].variables), jax.tree.leaves(starts[1])):
+        np.testing.assert_array_equal(left, right)
+    assert [len(epochs) for epochs in told] == [3, 0, 3]
+    assert all(np.isfinite(leaf).all() for k in (0, 2) for leaf in jax.tree.leaves(results[k][0]))
