@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 USAGE = """\
 usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -h` lists the presets
+       kimiajax blocks NETWORK [--blocks PRESET]   its blocks: parameters, FLOPs, and what trains
        kimiajax data audit --scans PATH     whether the data can be trusted: leaks, damage, counts
        kimiajax data explain --scans PATH   how many training patches each reading of the rules leaves
        kimiajax data export --scans PATH --out DIR   the patches as a folder of images with its manifest
@@ -26,13 +27,15 @@ usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -
 USER_ERROR, BUG, INTERRUPTED = 2, 1, 130
 PARITY_FAILED, PARITY_NOT_RUN = 3, 4
 AUDIT_FAILED = 3
+ROW_FAILED = 3
 TERMINATED = 143
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns the exit status: 0, 2 for bad input, 1 for a bug, 130 for Ctrl-C.
 
-    `parity` returns 3 where the networks differ, and 4 under `--require` where the reference is not installed.
+    `parity` returns 3 where the networks differ, and 4 under `--require` where the reference is not installed; `table`
+    returns 3 where a row's training stopped, and `data audit` where a check failed.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
@@ -84,7 +87,9 @@ def _run(command: str, arguments: list[str]) -> int:
         case "--version":
             print(f"kimiajax {__version__}")
         case "table":
-            _table(arguments)
+            return _table(arguments)
+        case "blocks":
+            _blocks(arguments)
         case "data":
             return _data(arguments)
         case "parity":
@@ -94,13 +99,13 @@ def _run(command: str, arguments: list[str]) -> int:
     return 0
 
 
-def _table(arguments: list[str]) -> None:
+def _table(arguments: list[str]) -> int:
     from kimiajax.config import PRESETS, TableConfig
 
     presets = "\n".join(f"  {name:6} {description}" for name, (description, _) in PRESETS.items())
     if arguments[:1] in (["-h"], ["--help"]):
         print(f"usage: kimiajax table PRESET [--flags]\n\n{presets}\n\n`kimiajax table PRESET -h` lists the flags.")
-        return
+        return 0
     preset = arguments[0] if arguments else ""
     if preset not in PRESETS:
         raise UserError(f"table {preset or 'PRESET'}: no such preset; choose from {', '.join(PRESETS)}")
@@ -120,6 +125,39 @@ def _table(arguments: list[str]) -> None:
     sys.stdout.reconfigure(errors="replace")  # the table's rules, where the terminal knows ASCII only
     print(render_table(results))
     print(f"\nwritten to {config.folder(preset)}")
+    return ROW_FAILED if any(row["failure"] for row in results["rows"]) else 0
+
+
+def _blocks(arguments: list[str]) -> None:
+    from kimiajax.config import BlocksConfig
+    from kimiajax.finetune.blocks import PRESETS, blocks_of
+    from kimiajax.models.backbone import BACKBONES
+
+    network = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    if not network and arguments[:1] not in (["-h"], ["--help"]):
+        raise UserError(f"blocks NETWORK: name one of {', '.join(BACKBONES)}")
+    if network and network not in BACKBONES:
+        raise UserError(f"blocks {network}: no such network; choose from {', '.join(BACKBONES)}")
+
+    import tyro
+
+    presets = [(name, what) for name, (what, _, _) in PRESETS.items()]
+    presets += [(name, f"of {b.name}: Keras' layers[172:]") for b in BACKBONES.values() for name, _ in b.cuts]
+    description = "\n\n".join(["A network's blocks and what trains.", *(f"{name}: {what}" for name, what in presets)])
+    flags = arguments[1:] if network else arguments
+    config = tyro.cli(BlocksConfig, prog="kimiajax blocks NETWORK", description=description, args=flags)
+
+    from kimiajax.finetune.listing import list_blocks
+    from kimiajax.report.blocks import render_blocks
+
+    config.validate()
+    backbone = BACKBONES[network]
+    blocks = blocks_of(backbone, config.blocks, config.frozen_bn)
+    entries = list_blocks(backbone, blocks, config.image_size, config.classes)
+    chosen = f"{network} at {config.image_size} x {config.image_size}, {' '.join(config.blocks)}"
+    mode = f"; frozen batch normalisation: {blocks.frozen_bn}" if backbone.normalises else ""
+    sys.stdout.reconfigure(errors="replace")
+    print(render_blocks(entries, f"{chosen}{mode}."))
 
 
 def _data(arguments: list[str]) -> int:
