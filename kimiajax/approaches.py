@@ -173,7 +173,11 @@ def fine_tune(row: Row, studies: Sequence[Study], features: Sequence[Features]) 
     moves = bool(blocks.names) or (blocks.frozen_bn == "keras2017" and backbone.normalises)
     epochs = config.epochs if moves else 0
     count = len(studies[0].train)
-    training = _training(config, engine, classifier, blocks, optimization, epochs, count, augment=True)
+    own = {
+        "augmentation": AUGMENTATIONS[config.augmentation],
+        "batch_norm_momentum": config.batch_norm_momentum,
+    }
+    training = _training(config, engine, classifier, blocks, optimization, epochs, count, **own)
     about = _about(blocks, config.augmentation, stored, optimization)
     notes = () if moves else (f"{row.approach}: nothing trains but its head, on bottleneck features.",)
 
@@ -255,21 +259,20 @@ def _training(
     optimization: Optimization,
     epochs: int,
     count: int,
-    *,
-    augment: bool = False,
+    **own: Any,
 ) -> Training:
+    """What the settings say of any training, on so many patches, and what one phase has of its own."""
     steps_per_epoch = -(-count // min(config.batch_size, count))
     optimizer, learning_rate = optimization.over(epochs, steps_per_epoch)
     return Training(
         classifier,
         optimizer,
         blocks,
-        augmentation=AUGMENTATIONS[config.augmentation] if augment else None,
         label_smoothing=optimization.label_smoothing,
-        batch_norm_momentum=config.batch_norm_momentum if augment else None,
         statistic_groups=len(engine.devices) if config.bn_statistics == "local" and classifier.blocks else 1,
         precision=config.precision,
         learning_rate=learning_rate,
+        **own,
     )
 
 

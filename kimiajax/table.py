@@ -30,7 +30,7 @@ from kimiajax.models.backbone import BACKBONES
 from kimiajax.models.weights import Weights, default_cache, load_weights, origin_of
 from kimiajax.progress import Download, Silent
 from kimiajax.report.history import History
-from kimiajax.report.results import SCHEMA_VERSION, begin_run, write_predictions, write_results
+from kimiajax.report.results import SCHEMA_VERSION, clear_run, write_predictions, write_results
 from kimiajax.report.seeds import summarise
 
 SYNTHETIC = {"num_scans": paper.NUM_SCANS, "patch_size": 112, "grid": (6, 7), "test_patches": (3, 8)}
@@ -76,8 +76,9 @@ def _run(preset: str, config: TableConfig, rows: list[Row], out: Path, cache: Pa
         if row.network in taps and row.network not in features:  # one network's at a time
             features = {row.network: [_extract(row.network, run, taps[row.network], cache) for run in runs]}
         if row is rows[0]:  # not earlier: until now the folder holds a whole earlier run, if any
+            clear_run(out, [row.name for row in ROWS])
             for run in runs:
-                begin_run(run.out, run.study.manifest, (row.name for row in ROWS))
+                run.study.manifest.write(run.out / "manifest.csv")
         given = features.get(row.network, [None] * len(runs))
         started = time.perf_counter()
         outcomes = row.run(row, [run.study for run in runs], given)
@@ -352,8 +353,10 @@ def _notes(study: Study) -> list[str]:
 
 
 def _training_notes(study: Study) -> list[str]:
-    """What a reader must know of how the fine-tuned rows were trained."""
+    """What a reader must know of how networks were run and the fine-tuned rows trained."""
     config, notes = study.config, []
+    if config.precision != "float32":
+        notes.append(f"Convolutions and matrix products in {config.precision}.")
     tuned = {
         row.approach: study.weights[row.network].backbone
         for row in ROWS
@@ -372,6 +375,4 @@ def _training_notes(study: Study) -> list[str]:
             notes.append(f"{approach} trains {', '.join(blocks.names) or 'no weight'}; the paper, its last blocks.")
         if backbone.normalises:
             notes.append(f"{approach}: frozen batch normalisation in mode {blocks.frozen_bn}.")
-    if config.precision != "float32":
-        notes.append(f"Convolutions and matrix products in {config.precision}.")
     return notes

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import randomise
 
+from kimiajax.cli import main
 from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.models.backbone import BACKBONES, Classifier
 from kimiajax.models.weights import fine_tuned, load_weights
@@ -17,15 +18,23 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
-def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
+def test_the_python_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     write_synthetic_scans(
         tmp_path / "runs/demo/scans.h5", num_scans=3, patch_size=80, grid=(4, 4), test_patches=(2, 3), seed=5
     )
-    (example,) = (block for block in EXAMPLES if "kimiajax" in block)
-    exec(compile(example, "README.md", "exec"), {})
+    names: dict = {}
+    first, second = (block for block in EXAMPLES if "kimiajax" in block)
+    exec(compile(first, "README.md", "exec"), names)
     assert 0 <= float(capsys.readouterr().out) <= 1
+    exec(compile(second, "README.md", "exec"), names)
+    assert np.isfinite(names["history"][-1].loss)
+
+
+def test_the_list_of_blocks_is_what_the_command_prints(capsys):
+    assert main(["blocks", "inception_v3"]) == 0
+    assert capsys.readouterr().out.strip() in README
 
 
 def test_the_keras_example_loads_a_fine_tuned_network(tmp_path, monkeypatch, rng):
@@ -51,14 +60,14 @@ def test_no_placeholder_is_left():
 def test_flags_of_the_readme_exist(capsys):
     from dataclasses import fields
 
-    from kimiajax.config import AuditConfig, ExplainConfig, ExportConfig, ParityConfig, TableConfig, flag
+    from kimiajax.config import AuditConfig, BlocksConfig, ExplainConfig, ExportConfig, ParityConfig, TableConfig, flag
     from weights_convert.__main__ import main as weights_convert
 
-    configs = (TableConfig, ParityConfig, AuditConfig, ExplainConfig, ExportConfig)
+    configs = (TableConfig, BlocksConfig, ParityConfig, AuditConfig, ExplainConfig, ExportConfig)
     known = {flag(field.name) for config in configs for field in fields(config)}
     with pytest.raises(SystemExit):
         weights_convert(["torch", "--help"])
     known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    shown = set(re.findall(r"(?<=[ `])--[a-z0-9-]+", README))
+    shown = set(re.findall(r"(?<=[ `])--[a-z0-9-]+", README)) - {"--precisions", "--engines"}  # of the benchmark
     assert {"--rows", "--require", "--fold-scale"} <= shown
     assert shown <= known

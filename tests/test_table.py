@@ -301,6 +301,10 @@ def test_several_seeds_are_several_runs_and_their_mean(run, scans, tmp_path, cap
         assert means[row]["eta_p"] == pytest.approx(np.mean([single[row]["eta_p"] for single in singles]))
     manifests = [(tmp_path / name / "manifest.csv").read_text() for name in summary["runs"]]
     assert manifests[0] == (out / "manifest.csv").read_text() != manifests[1]
+    (tmp_path / "seed-1" / "mine.txt").write_text("kept")
+    assert main([*command[:-2], "--rows", "cnn", "--epochs", "0", "--out", str(tmp_path)]) == 0
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("seed-*/**/*") if path.is_file()}
+    assert left == {"seed-1/mine.txt"}, "nothing of the earlier run stands beside the new one"
 
 
 @pytest.mark.parametrize(("choice", "trained"), [("adabn_only", []), ("mixed10/branch1_conv1", ["mixed10"])])

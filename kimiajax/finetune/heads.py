@@ -75,7 +75,8 @@ def _fit_together(
     count = len(labels[0])
     batch_size = min(batch_size, count)
     states = _stacked([training.start(start, jax.random.key(seed)) for start, seed in zip(starts, seeds)])
-    features, scans = jnp.stack([jnp.asarray(each) for each in inputs]), jnp.asarray(np.stack(labels))
+    features = jnp.asarray(inputs[0][None] if len(inputs) == 1 else np.stack(inputs))
+    scans = jnp.asarray(np.stack(labels))
     histories: list[list[Epoch]] = [[] for _ in seeds]
     stopped: dict[int, NonFiniteError] = {}
     for epoch in progress.track(range(1, epochs + 1), description, epochs, "epochs"):

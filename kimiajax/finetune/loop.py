@@ -29,7 +29,7 @@ class Epoch:
         accuracy: likewise, in [0, 1].
         learning_rate: of the epoch's last step; None where `Training` does not tell.
         images_per_second: patches trained on, over `seconds`.
-        seconds: of the epoch; of all heads together, where several are trained at once.
+        seconds: of the epoch, the first holding the compilation; of all heads together, where several are trained.
     """
 
     epoch: int

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,17 @@ from kimiajax.shapes import Int
 SCHEMA_VERSION = 1
 
 
-def begin_run(out: Path, manifest: Manifest, rows: Iterable[str]) -> None:
-    """Makes a folder ready for a run's results: removes an earlier run's files of these rows there, and no others."""
-    (out / "results.json").unlink(missing_ok=True)
-    for row in rows:
-        (out / "predictions" / f"{row}.csv").unlink(missing_ok=True)
-        (out / "history" / f"{row}.jsonl").unlink(missing_ok=True)
-        for folder in ("checkpoints", "tensorboard"):
-            shutil.rmtree(out / folder / row, ignore_errors=True)
-    manifest.write(out / "manifest.csv")
+def clear_run(out: Path, rows: Sequence[str]) -> None:
+    """Removes an earlier run's files of these rows, of one seed or of several, and no others."""
+    seeds = [path for path in out.glob("seed-*") if path.is_dir() and path.name.removeprefix("seed-").isdecimal()]
+    for folder in (out, *seeds):
+        for name in ("results.json", "manifest.csv", "manifest.json"):
+            (folder / name).unlink(missing_ok=True)
+        for row in rows:
+            (folder / "predictions" / f"{row}.csv").unlink(missing_ok=True)
+            (folder / "history" / f"{row}.jsonl").unlink(missing_ok=True)
+            for kind in ("checkpoints", "tensorboard"):
+                shutil.rmtree(folder / kind / row, ignore_errors=True)
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
