@@ -37,8 +37,9 @@ setup-torch: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/kimiajax table demo
 
+# Two processes, since most of the time goes into compiling, on one core. A file's tests share what they set up.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Minutes each, and the second after `make setup-torch`.
 test-parity: $(STAMP)

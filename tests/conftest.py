@@ -1,8 +1,19 @@
-"""Every test runs on the CPU, with array shapes checked, and with a cache folder of its own."""
+"""Every test runs on the CPU, with array shapes checked, and with a cache folder of its own.
 
+Compiling takes most of the time, so a program is compiled once for all tests of a run, in whatever process they are.
+"""
+
+import atexit
 import os
+import shutil
+import tempfile
+
+PROGRAMS = tempfile.mkdtemp(prefix="kimiajax-tests-")
+atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["KERAS_BACKEND"] = "jax"
 
 from jaxtyping import install_import_hook

@@ -203,7 +203,7 @@ def test_stored_outputs_of_the_frozen_blocks_train_as_the_whole_network_does(run
     """Same loss to float32's last digits, through two programs."""
     out, _ = run
     command = ["table", "quick", "--scans", str(scans), *SMALL, *RANDOM, "--out", str(tmp_path / "whole")]
-    rows = ["--rows", "tl_vgg16", "tl_inception_v3"]
+    rows = ["--rows", "tl_inception_v3"]
     assert main([*command, "--no-cache-frozen", *rows]) == 0
     stored, whole = rows_of(out)[1], rows_of(tmp_path / "whole")[1]
     for row in rows[1:]:
@@ -307,11 +307,10 @@ def test_several_seeds_are_several_runs_and_their_mean(run, scans, tmp_path, cap
     assert left == {"seed-1/mine.txt"}, "nothing of the earlier run stands beside the new one"
 
 
-@pytest.mark.parametrize(("choice", "trained"), [("adabn_only", []), ("mixed10/branch1_conv1", ["mixed10"])])
-def test_what_trains_is_chosen_in_one_line(scans, tmp_path, choice, trained):
-    """Statistics alone, which then all move, or a part of a block, whose own do."""
+def test_what_trains_is_chosen_in_one_line(scans, tmp_path):
+    """Here no weight, while all statistics adapt: the frozen blocks must see every mini-batch."""
     command = ["table", "quick", "--scans", str(scans), *SMALL, *RANDOM, "--rows", "tl_inception_v3"]
-    assert main([*command, "--inception-v3-blocks", choice, "--out", str(tmp_path)]) == 0
+    assert main([*command, "--inception-v3-blocks", "adabn_only", "--out", str(tmp_path)]) == 0
     backbone = BACKBONES["inception_v3"]
     start = load_weights(backbone, "random", image_size=75, blocks=backbone.trunk).variables
     after = load_converted(tmp_path / "checkpoints" / "tl_inception_v3").variables
@@ -319,11 +318,10 @@ def test_what_trains_is_chosen_in_one_line(scans, tmp_path, choice, trained):
         kind: [b for b in part if not jax.tree.all(jax.tree.map(np.array_equal, part[b], after[kind][b]))]
         for kind, part in start.items()
     }
-    assert moved["params"] == trained
-    assert moved["batch_stats"] == (list(start["batch_stats"]) if choice == "adabn_only" else trained)
+    assert moved == {"params": [], "batch_stats": list(start["batch_stats"])}
     notes = " ".join(rows_of(tmp_path)[0]["notes"])
-    assert f"TL-Inception-v3 trains {choice if trained else 'no weight'}" in notes
-    assert f"in mode {'inference' if trained else 'keras2017'}" in notes
+    assert "TL-Inception-v3 trains no weight" in notes
+    assert "in mode keras2017" in notes
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ def summarise(runs: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[st
     notes = list(dict.fromkeys(note for run in runs for note in run["notes"]))
     spread = (
         f"Means over seeds {', '.join(map(str, seeds))}, which decide all that is drawn for training. What stands "
-        "after each is the standard deviation over seeds. It holds nothing of what other test patches would change: all "
-        "seeds are tested on the same."
+        "after each is the standard deviation over seeds. It holds nothing of what other test patches would change, "
+        "since all seeds are tested on the same."
     )
     rows = []
     for same in zip(*(run["rows"] for run in runs)):
