@@ -9,11 +9,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "AUGMENTATIONS": "kimiajax.data.augment",
     "BACKBONES": "kimiajax.models.backbone",
     "Backbone": "kimiajax.models.backbone",
     "Classifier": "kimiajax.models.backbone",
     "Engine": "kimiajax.finetune.engines",
     "Manifest": "kimiajax.data.manifest",
+    "NonFiniteError": "kimiajax.finetune.loop",
     "Optimization": "kimiajax.finetune.optimizer",
     "PRESETS": "kimiajax.config",
     "PatchSource": "kimiajax.data.source",

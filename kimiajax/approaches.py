@@ -1,7 +1,8 @@
 """Table 1's rows as data, and the three approaches behind them: from scratch, features and an SVM, fine-tuning."""
 
 import functools
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,17 @@ class Study:
         """The scan of each training patch."""
         return self.manifest.labels("train")
 
-    def fit(self, training: Training, variables: Variables, inputs: np.ndarray, **options: Any) -> tuple:
-        """`fit` with the study's labels, batch size, seed and engine."""
+    def fit(
+        self, training: Training, variables: Variables, inputs: np.ndarray, *, description: str, **options: Any
+    ) -> tuple[Variables, list[Epoch], str | None]:
+        """`fit` with the study's labels, batch size, seed and engine; and why it stopped, where it did."""
         size, seed = self.config.batch_size, self.config.seed
         options |= {"batch_size": size, "seed": seed, "engine": self.engine, "progress": self.progress}
-        return fit(training, variables, inputs, self.labels, **options)
+        options["description"] = f"{description}, seed {seed}"
+        try:
+            return *fit(training, variables, inputs, self.labels, **options), None
+        except NonFiniteError as error:
+            return error.variables, error.history, str(error)
 
     def predict(self, row: "Row", classifier: Classifier, variables: Variables, inputs: np.ndarray) -> np.ndarray:
         """`predict` with the study's batch size, precision and engine."""
@@ -89,6 +96,7 @@ class Outcome:
         notes: what a reader must know.
         failure: why training stopped; what was learnt is then as of the last good epoch.
         training: what trained and how, as JSON takes it.
+        shared_seconds: of what was done for all seeds at once, before the first of them.
     """
 
     predicted: np.ndarray | None
@@ -97,6 +105,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     failure: str | None = None
     training: dict[str, Any] | None = None
+    shared_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class Row:
         approach: how the table prints it.
         scheme: where its weights come from and what is done with them.
         network: a key of `BACKBONES`.
-        run: the approach itself, for the studies of several seeds at once.
+        run: the approach itself: the outcome of each seed's study, as soon as it is there.
         taps: the blocks whose outputs it reads, if it reads any.
     """
 
@@ -116,11 +125,11 @@ class Row:
     approach: str
     scheme: str
     network: str
-    run: Callable[["Row", Sequence[Study], Sequence[Features | None]], list[Outcome]]
+    run: Callable[["Row", Sequence[Study], Sequence[Features | None]], Iterator[Outcome]]
     taps: Callable[[Backbone, TableConfig], set[str]] | None = None
 
 
-def train_from_scratch(row: Row, studies: Sequence[Study], features: Sequence[None]) -> list[Outcome]:
+def train_from_scratch(row: Row, studies: Sequence[Study], features: Sequence[None]) -> Iterator[Outcome]:
     """Every block and the head of a network from random parameters, by Adam."""
     config, backbone, engine = studies[0].config, BACKBONES[row.network], studies[0].engine
     classifier = Classifier(backbone, backbone.trunk, studies[0].manifest.num_scans)
@@ -132,61 +141,52 @@ def train_from_scratch(row: Row, studies: Sequence[Study], features: Sequence[No
         f"Adam at {config.cnn_learning_rate:g} for {config.epochs} epochs on the same training patches. Beside it "
         "stands CNN1, which the paper quotes from another study; its printed factors multiply to 42.07, not 41.80."
     )
-    outcomes = []
     for study in studies:
         seed, size = study.config.seed, config.image_size
         start = load_weights(backbone, "random", blocks=classifier.blocks, image_size=size, seed=seed)
         shapes = backbone.tap_shapes(start.variables, size, classifier.blocks)
         variables = _with_head(start.variables, classifier.init_head(jax.random.key(seed), shapes[backbone.bottleneck]))
         options = {"epochs": config.epochs, "description": row.name, "record": study.record(row.name, "training")}
-        failure = None
-        try:
-            variables, history = study.fit(training, variables, study.train, **options)
-        except NonFiniteError as error:
-            variables, history, failure = error.variables, error.history, str(error)
+        variables, history, failure = study.fit(training, variables, study.train, **options)
         predicted = None if failure else study.predict(row, classifier, variables, study.test)
-        learnt = _learnt(row, study, start, variables, blocks)
-        about = _about(blocks, "none", None, optimization)
-        outcomes.append(Outcome(predicted, learnt, {"training": history}, (note,), failure, about))
-    return outcomes
+        learnt = _learnt(row, study, start, variables, blocks.names if history else (), failure)
+        about = _about(backbone, blocks, "none", None, optimization)
+        yield Outcome(predicted, learnt, {"training": history}, (note,), failure, about)
 
 
-def classify_features(row: Row, studies: Sequence[Study], features: Sequence[Features]) -> list[Outcome]:
+def classify_features(row: Row, studies: Sequence[Study], features: Sequence[Features]) -> Iterator[Outcome]:
     """A linear SVM on the network's features."""
-    tap, outcomes = BACKBONES[row.network].features, []
+    tap = BACKBONES[row.network].features
     for study, given in zip(studies, features):
         train, test = np.asarray(given.train[tap]), np.asarray(given.test[tap])
         study.progress.say(f"{row.name}: linear SVM on {train.shape[1]:,} features of {len(train):,} patches")
         svm = fit_linear_svm(train, study.labels, study.config.svm_c)
-        outcomes.append(Outcome(svm.predict(test), asdict(svm), {}))
-    return outcomes
+        yield Outcome(svm.predict(test), asdict(svm), {})
 
 
-def fine_tune(row: Row, studies: Sequence[Study], features: Sequence[Features]) -> list[Outcome]:
+def fine_tune(row: Row, studies: Sequence[Study], features: Sequence[Features]) -> Iterator[Outcome]:
     """A new head on bottleneck features, all seeds' at once, then that head and the chosen blocks together."""
     config, engine = studies[0].config, studies[0].engine
     backbone = studies[0].weights[row.network].backbone
-    blocks, num_scans = config.blocks(backbone), studies[0].manifest.num_scans
+    blocks, moves = config.blocks(backbone), anything_moves(backbone, config)
     stored = stored_tap(backbone, config)
     span = backbone.trunk if stored is None else backbone.span(stored, backbone.bottleneck)[1:]
-    classifier, optimization = Classifier(backbone, span, num_scans), config.fine_tuning()
-    moves = bool(blocks.names) or (blocks.frozen_bn == "keras2017" and backbone.normalises)
-    epochs = config.epochs if moves else 0
-    count = len(studies[0].train)
-    own = {
-        "augmentation": AUGMENTATIONS[config.augmentation],
-        "batch_norm_momentum": config.batch_norm_momentum,
-    }
-    training = _training(config, engine, classifier, blocks, optimization, epochs, count, **own)
-    about = _about(blocks, config.augmentation, stored, optimization)
-    notes = () if moves else (f"{row.approach}: nothing trains but its head, on bottleneck features.",)
+    classifier = Classifier(backbone, span, studies[0].manifest.num_scans)
+    optimization, epochs = config.fine_tuning(), config.epochs if moves else 0
+    own = {"augmentation": AUGMENTATIONS[config.augmentation], "batch_norm_momentum": config.batch_norm_momentum}
+    training = _training(config, engine, classifier, blocks, optimization, epochs, len(studies[0].train), **own)
+    about = _about(backbone, blocks, config.augmentation, stored, optimization) if moves else None
+    notes = () if moves else (f"{row.approach}: no more trains than a head on bottleneck features.",)
 
-    outcomes = []
-    for study, given, head in zip(studies, features, _heads(row, studies, features, backbone)):
+    started = time.perf_counter()
+    heads = _heads(row, studies, features, backbone)
+    shared = time.perf_counter() - started
+    for study, given, head in zip(studies, features, heads):
         weights = study.weights[row.network]
         if isinstance(head, NonFiniteError):
-            learnt = _learnt(row, study, weights, _with_head({}, head.variables["params"]["head"]), blocks)
-            outcomes.append(Outcome(None, learnt, {"head": head.history}, notes, str(head), about))
+            variables = _with_head({}, head.variables["params"]["head"])
+            learnt = _learnt(row, study, weights, variables, ("head",) if head.history else (), str(head))
+            yield Outcome(None, learnt, {"head": head.history}, notes, str(head), about, shared)
             continue
         tuned, head_history = head
         variables = {
@@ -194,24 +194,27 @@ def fine_tune(row: Row, studies: Sequence[Study], features: Sequence[Features]) 
         }
         variables = _with_head(variables, tuned["params"]["head"])
         train, test = (study.train, study.test) if stored is None else (given.train[stored], given.test[stored])
-        failure = None
-        description = f"{row.name}: {', '.join(blocks.names) or 'batch statistics'}"
-        try:
-            variables, history = study.fit(
-                training,
-                variables,
-                train,
-                epochs=epochs,
-                description=description,
-                record=study.record(row.name, "fine_tuning"),
-            )
-        except NonFiniteError as error:
-            variables, history, failure = error.variables, error.history, str(error)
+        variables, history, failure = study.fit(
+            training,
+            variables,
+            train,
+            epochs=epochs,
+            description=f"{row.name}: {', '.join(blocks.names) or 'batch statistics'}",
+            record=study.record(row.name, "fine_tuning"),
+        )
         predicted = None if failure else study.predict(row, classifier, variables, test)
+        trained = (*(blocks.names if history else ()), *(("head",) if head_history else ()))
+        if history and blocks.frozen_bn == "keras2017" and backbone.normalises:
+            trained = (*trained, "batch statistics")
+        learnt = _learnt(row, study, weights, variables, trained, failure)
         histories = {"head": head_history, "fine_tuning": history}
-        learnt = _learnt(row, study, weights, variables, blocks)
-        outcomes.append(Outcome(predicted, learnt, histories, notes, failure, about))
-    return outcomes
+        yield Outcome(predicted, learnt, histories, notes, failure, about, shared)
+
+
+def anything_moves(backbone: Backbone, config: TableConfig) -> bool:
+    """Whether fine-tuning moves anything, weights or statistics."""
+    blocks = config.blocks(backbone)
+    return bool(blocks.names) or (blocks.frozen_bn == "keras2017" and backbone.normalises)
 
 
 def _heads(row: Row, studies: Sequence[Study], features: Sequence[Features], backbone: Backbone) -> list:
@@ -244,6 +247,8 @@ def stored_tap(backbone: Backbone, config: TableConfig) -> str | None:
     first block trains, and where `--no-cache-frozen` says so.
     """
     blocks = config.blocks(backbone)
+    if not anything_moves(backbone, config):
+        return backbone.bottleneck
     looks = blocks.frozen_bn != "inference" and backbone.normalises
     if not config.cache_frozen or looks or config.augmentation != "none":
         return None
@@ -277,12 +282,12 @@ def _training(
 
 
 def _about(
-    blocks: TrainableBlocks, augmentation: str, stored: str | None, optimization: Optimization
+    backbone: Backbone, blocks: TrainableBlocks, augmentation: str, stored: str | None, optimization: Optimization
 ) -> dict[str, Any]:
     """What trained and how, as JSON takes it."""
     return {
         "blocks": list(blocks.names),
-        "frozen_bn": blocks.frozen_bn,
+        "frozen_bn": blocks.frozen_bn if blocks.frozen_normalises(backbone) else None,
         "augmentation": augmentation,
         "inputs": "patches" if stored is None else f"stored outputs of {stored}",
         "optimization": asdict(optimization),
@@ -293,7 +298,9 @@ def _with_head(variables: Variables, head: Variables) -> Variables:
     return {**variables, "params": {**variables.get("params", {}), "head": head}}
 
 
-def _learnt(row: Row, study: Study, start: Weights, variables: Variables, blocks: TrainableBlocks) -> Weights:
+def _learnt(
+    row: Row, study: Study, start: Weights, variables: Variables, trained: Sequence[str], failure: str | None
+) -> Weights:
     """The whole network as it is after training, up to its bottleneck and with its head: it can be used elsewhere."""
     trunk = start.backbone.trunk
     whole = {
@@ -307,10 +314,10 @@ def _learnt(row: Row, study: Study, start: Weights, variables: Variables, blocks
         "synthetic": study.data["synthetic"],
         "manifest_sha256": study.data["manifest_sha256"],
         "audit": study.data["audit"],
-        "frozen_bn": blocks.frozen_bn,
+        "failure": failure,
     }
-    trained = tuple(dict.fromkeys((*blocks.names, "head")))
-    return fine_tuned(start, jax.tree.map(np.asarray, whole), trained, "kimiajax table", run)
+    names = tuple(dict.fromkeys(trained))
+    return fine_tuned(start, jax.tree.map(np.asarray, whole), names, "kimiajax table", run)
 
 
 def _svm_taps(backbone: Backbone, config: TableConfig) -> set[str]:

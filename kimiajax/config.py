@@ -114,7 +114,7 @@ class TableConfig(PatchConfig):
     optimizer: Literal["sgd", "rmsprop", "adam", "adamw"] = "sgd"
     """Of fine-tuning."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Of fine-tuning's learning rate; the last two fall to 0."""
+    """Of fine-tuning's learning rate; the last two fall towards 0."""
     warmup_epochs: float = 0.0
     """Over which fine-tuning's learning rate rises from 0."""
     weight_decay: float = 0.0
@@ -168,6 +168,8 @@ class TableConfig(PatchConfig):
         for name in ("momentum", "batch_norm_momentum", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} {getattr(self, name)}: must be in [0, 1)")
+        if self.warmup_epochs > self.epochs:
+            raise UserError(f"--warmup-epochs {self.warmup_epochs}: must not be more than --epochs {self.epochs}")
         for name in ("warmup_epochs", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{flag(name)} {getattr(self, name)}: must be 0 or more, and finite")

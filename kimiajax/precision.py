@@ -5,6 +5,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from kimiajax.errors import UserError
+
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 # name -> (type of activations and of kernels as they are used, None for the parameters' own; jax's name)
@@ -17,9 +19,12 @@ _PRECISIONS: dict[str, tuple[Any, str]] = {
 
 def compute_dtype(precision: Precision) -> Any:
     """The type of activations and of kernels as they are used; None for that of the parameters."""
+    if precision not in _PRECISIONS:
+        raise UserError(f"no precision {precision!r}; choose from {', '.join(_PRECISIONS)}")
     return _PRECISIONS[precision][0]
 
 
 def products_in(precision: Precision) -> Any:
     """A context in which what is traced computes its products so: jax by itself takes TF32 on a GPU."""
+    compute_dtype(precision)
     return jax.default_matmul_precision(_PRECISIONS[precision][1])

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from kimiajax import paper
-from kimiajax.approaches import ROWS, Features, Outcome, Row, Study
+from kimiajax.approaches import ROWS, Features, Outcome, Row, Study, anything_moves
 from kimiajax.checkpoints import Tree, save_tree
 from kimiajax.config import TableConfig
 from kimiajax.data.audit import record_of
@@ -24,10 +24,11 @@ from kimiajax.environment import describe_environment
 from kimiajax.errors import UserError
 from kimiajax.features import extract_taps
 from kimiajax.files import only_run
+from kimiajax.finetune.blocks import blocks_of
 from kimiajax.finetune.engines import engine_of
 from kimiajax.metrics import kimia_scores
 from kimiajax.models.backbone import BACKBONES
-from kimiajax.models.weights import Weights, default_cache, load_weights, origin_of
+from kimiajax.models.weights import Weights, default_cache, load_weights, origin_of, root_of
 from kimiajax.progress import Download, Silent
 from kimiajax.report.history import History
 from kimiajax.report.results import SCHEMA_VERSION, clear_run, write_predictions, write_results
@@ -42,6 +43,7 @@ class Run:
 
     out: Path
     study: Study
+    history: History
     results: dict[str, Any]
 
 
@@ -62,6 +64,8 @@ def run_table(preset: str, config: TableConfig, progress: Silent | None = None) 
     """
     progress = progress or Silent()
     config.validate(tuple(row.name for row in ROWS))
+    for network in ("vgg16", "inception_v3"):
+        config.blocks(BACKBONES[network])  # names that there are, whether this run reads them or not
     rows = [row for row in ROWS if row.name in config.rows]
     out, cache = config.folder(preset), config.cache or default_cache()
     with only_run(out):
@@ -80,11 +84,13 @@ def _run(preset: str, config: TableConfig, rows: list[Row], out: Path, cache: Pa
             for run in runs:
                 run.study.manifest.write(run.out / "manifest.csv")
         given = features.get(row.network, [None] * len(runs))
-        started = time.perf_counter()
         outcomes = row.run(row, [run.study for run in runs], given)
-        seconds = (time.perf_counter() - started) / len(runs)
-        for run, outcome, extracted in zip(runs, outcomes, given):
-            _record(row, run, outcome, seconds + (extracted.seconds if extracted else 0), complete=row is rows[-1])
+        started = time.perf_counter()
+        for run, extracted, outcome in zip(runs, given, outcomes):
+            seconds = time.perf_counter() - started - (outcome.shared_seconds if run is runs[0] else 0)
+            seconds += outcome.shared_seconds / len(runs) + (extracted.seconds if extracted else 0)
+            _record(row, run, outcome, seconds, complete=row is rows[-1])
+            started = time.perf_counter()
         if len(runs) > 1:
             write_results(out, summarise([run.results for run in runs], config.as_dict()))
     return runs[0].results if len(runs) == 1 else summarise([run.results for run in runs], config.as_dict())
@@ -101,6 +107,7 @@ def _record(row: Row, run: Run, outcome: Outcome, seconds: float, *, complete: b
             )
     else:
         results["notes"].append(f"{row.approach} has no accuracy: {outcome.failure}")
+    run.history.close()
     _save(run.out / "checkpoints" / row.name, outcome.learnt)
     results["rows"].append(_describe_row(row, outcome, run.study, seconds))
     results["notes"] += outcome.notes
@@ -137,7 +144,7 @@ def _prepare(
             check_of(source, manifest)
         weights: dict[str, Weights] = {}
         for seed in seeds:
-            own = replace(config, seed=seed)
+            own = replace(config, seed=seed, seeds=1)
             weights = _load_weights(taps, own, weights, cache, progress)
             cache.mkdir(parents=True, exist_ok=True)
             patches = _read_patches(source, manifest, own, cache, progress)
@@ -145,7 +152,7 @@ def _prepare(
             folder = out if len(seeds) == 1 else out / f"seed-{seed}"
             history = History(folder, config.tensorboard)
             study = Study(own, data, *patches, weights, engine, progress, history.of)
-            runs.append(Run(folder, study, _begin_results(preset, study)))
+            runs.append(Run(folder, study, history, _begin_results(preset, study)))
     return runs
 
 
@@ -330,12 +337,15 @@ def _notes(study: Study) -> list[str]:
         notes.append(f"Not audited: `kimiajax data audit --scans {data['source']}` tells whether to trust these data.")
     elif audit is not None and audit["failed"]:
         notes.append(f"The audit of these data FAILED ({', '.join(audit['failed'])}): no figure here can be relied on.")
-    random = [network for network, loaded in study.weights.items() if loaded.lineage["source"] == "random"]
+    random = [network for network, loaded in study.weights.items() if root_of(loaded.lineage)["source"] == "random"]
     if random:
         notes.append(f"{' and '.join(random)}: random weights, so their rows say nothing about pre-training.")
     tuned = [network for network, loaded in study.weights.items() if "trained_blocks" in loaded.lineage]
     if tuned:
         notes.append(f"{' and '.join(tuned)}: weights that an earlier run fine-tuned, so not pre-trained ones alone.")
+    broken = [network for network in tuned if study.weights[network].lineage.get("run", {}).get("failure")]
+    if broken:
+        notes.append(f"{' and '.join(broken)}: weights of a training that stopped for want of finite numbers.")
     mixed = _mixed_lineages(study.weights)
     if mixed:
         notes.append(f"{mixed}, trained apart and on other inputs: these rows do not compare the networks alone.")
@@ -362,17 +372,26 @@ def _training_notes(study: Study) -> list[str]:
         for row in ROWS
         if row.name in config.rows and row.scheme == "fine-tuned"
     }
-    if not tuned:
-        return notes
-    notes.append(
-        "Fine-tuned with no augmentation; the paper augments."
-        if config.augmentation == "none"
-        else f"Fine-tuned with augmentation as of {config.augmentation}: shear, zoom, mirroring."
-    )
+    tuned = {approach: backbone for approach, backbone in tuned.items() if anything_moves(backbone, config)}
+    if tuned:
+        how = config.fine_tuning()
+        augmented = "no augmentation" if config.augmentation == "none" else f"augmentation as of {config.augmentation}"
+        extras = [
+            f"{name.replace('_', ' ')} {value:g}"
+            for name, value in asdict(how).items()
+            if name in ("weight_decay", "warmup_epochs", "label_smoothing") and value
+        ]
+        notes.append(
+            f"Fine-tuned for {config.epochs} epochs by {how.optimizer} at {how.learning_rate:g}, {how.schedule}"
+            f"{''.join(', ' + extra for extra in extras)}, with {augmented}; the paper: 200 epochs by SGD at 0.0001, "
+            "augmented."
+        )
+    if config.bn_statistics == "local" and len(study.engine.devices) > 1:
+        notes.append(f"Mini-batch statistics are local to each of {len(study.engine.devices)} devices.")
     for approach, backbone in tuned.items():
-        (chosen, *more), blocks = getattr(config, f"{backbone.name}_blocks"), config.blocks(backbone)
-        if chosen != "paper" or more:
+        blocks = config.blocks(backbone)
+        if blocks.names != blocks_of(backbone, ("paper",)).names:
             notes.append(f"{approach} trains {', '.join(blocks.names) or 'no weight'}; the paper, its last blocks.")
-        if backbone.normalises:
+        if blocks.frozen_normalises(backbone):
             notes.append(f"{approach}: frozen batch normalisation in mode {blocks.frozen_bn}.")
     return notes

@@ -1,4 +1,6 @@
 import functools
+import subprocess
+import sys
 from dataclasses import replace
 
 import jax
@@ -8,6 +10,7 @@ import optax
 import pytest
 from conftest import randomise
 
+from kimiajax.data.augment import KERAS_2017
 from kimiajax.errors import UserError
 from kimiajax.finetune.blocks import TrainableBlocks, blocks_of, merge
 from kimiajax.finetune.engines import JitEngine
@@ -292,7 +295,7 @@ def test_presets_train_what_they_say(network, names, trained):
 
 def test_a_preset_of_another_network_is_refused():
     with pytest.raises(
-        UserError, match=r"unknown block 'inception_172' of vgg16; choose from block1, .*, head, or one"
+        UserError, match=r"unknown block 'inception_172' of vgg16; choose from block1, .*, head, or one preset"
     ):
         blocks_of(BACKBONES["vgg16"], ("inception_172",))
 
@@ -347,3 +350,47 @@ def test_weight_decay_pulls_at_the_weights(optimizer, moved):
     weight = jnp.full(1, 2.0)
     updates, _ = transform.update(jnp.zeros(1), transform.init(weight), weight)
     assert float(updates[0]) == pytest.approx(moved)
+
+
+def test_wrong_values_are_refused_where_they_are_given(rng):
+    training, start = head_training(optax.sgd(1e-2))
+    with pytest.raises(UserError, match="a batch of 0"):
+        fit(training, start, *separable(rng), epochs=1, batch_size=0, seed=0)
+    with pytest.raises(UserError, match="only gray patches, uint8"):
+        fit(replace(training, augmentation=KERAS_2017), start, *separable(rng), epochs=1, batch_size=8, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("network", "names", "frozen"),
+    [("vgg16", ("paper",), False), ("inception_v3", ("paper",), True), ("inception_v3", ("all",), False)],
+)
+def test_whether_any_frozen_batch_normalisation_is_there(network, names, frozen):
+    backbone = BACKBONES[network]
+    assert blocks_of(backbone, names).frozen_normalises(backbone) == frozen
+
+
+def test_wrong_names_in_python_are_refused_with_the_valid_ones():
+    """In a process of its own: here the type checker would be first."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            """
+import kimiajax as kj
+from kimiajax.precision import compute_dtype
+for make in (lambda: kj.TrainableBlocks("head"), lambda: kj.TrainableBlocks((), "typo"), lambda: compute_dtype("half")):
+    try:
+        make()
+    except kj.UserError as error:
+        print(error)
+""",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.splitlines() == [
+        "names of blocks are a sequence: write ('head',)",
+        "frozen batch normalisation: no behaviour 'typo'; choose from inference, batch, keras2017",
+        "no precision 'half'; choose from float32, tf32, bfloat16",
+    ], done.stderr

@@ -5,10 +5,11 @@ import numpy as np
 import optax
 import pytest
 
+from kimiajax.errors import UserError
 from kimiajax.finetune import heads
 from kimiajax.finetune.blocks import TrainableBlocks
 from kimiajax.finetune.heads import fit_heads
-from kimiajax.finetune.loop import NonFiniteError, fit
+from kimiajax.finetune.loop import NonFiniteError, check_labels, fit
 from kimiajax.finetune.optimizer import Optimization
 from kimiajax.finetune.steps import Training
 from kimiajax.models.backbone import BACKBONES, Classifier
@@ -95,8 +96,21 @@ def test_one_that_is_not_finite_stops_and_the_others_go_on(rng):
     records = [epochs.append for epochs in told]
     results = fit_heads(training, starts, inputs, labels, seeds=SEEDS, records=records, **OPTIONS)
     assert isinstance(results[1], NonFiniteError)
-    assert "the loss is nan in epoch 1" in str(results[1])
+    assert f"seed {SEEDS[1]}: the loss is nan in epoch 1" in str(results[1])
     for left, right in zip(jax.tree.leaves(results[1].variables), jax.tree.leaves(starts[1])):
         np.testing.assert_array_equal(left, right)
     assert [len(epochs) for epochs in told] == [3, 0, 3]
     assert all(np.isfinite(leaf).all() for k in (0, 2) for leaf in jax.tree.leaves(results[k][0]))
+
+
+def test_features_of_two_shapes_and_labels_of_no_class_are_refused(rng):
+    starts, inputs, labels = setting(rng)
+    training = training_by(optax.sgd(1e-2))
+    with pytest.raises(UserError, match="features of 2 shapes"):
+        fit_heads(training, starts, [inputs[0][:, :5], *inputs[1:]], labels, seeds=SEEDS, **OPTIONS)
+    with pytest.raises(UserError, match="3 starts, 3 features, 3 labels for 2 seeds"):
+        fit_heads(training, starts, inputs, labels, seeds=SEEDS[:2], **OPTIONS)
+    with pytest.raises(UserError, match="labels go from 1 to 3; with 3 classes"):
+        fit_heads(training, starts, inputs, [each + 1 for each in labels], seeds=SEEDS, **OPTIONS)
+    with pytest.raises(UserError, match="21 labels for 20 inputs"):
+        check_labels(labels[0], 20, CLASSES)

@@ -19,6 +19,7 @@ from kimiajax.models.flops import flops_of
         (["inception_v3", "--blocks", "inception_172"], "16215936 backbone parameters train"),
         (["vgg16", "--blocks", "nothing"], "0 backbone parameters train"),
         (["inception_v3", "--blocks", "adabn_only"], "frozen batch normalisation: keras2017"),
+        (["inception_v3", "--blocks", "adabn_only"], "Running statistics of frozen blocks adapt."),
         (["inception_v3", "--blocks", "mixed10", "head", "--frozen-bn", "batch"], "6073536 backbone parameters train"),
     ],
 )
@@ -45,6 +46,7 @@ def test_each_block_says_whether_it_trains(capsys):
         (["vgg16", "--blocks", "block5/conv1/kernel/x"], "choose from nothing: it is an array"),
         (["inception_v3", "--image-size", "20"], "20 is too small"),
         (["vgg16", "--classes", "0"], "--classes 0"),
+        (["vgg16", "--blocks"], "no block of vgg16 is named"),
     ],
 )
 def test_bad_input_is_one_line_and_a_status(capsys, arguments, message):

@@ -93,6 +93,37 @@ def test_groups_are_normalised_apart_and_one_of_padding_only_does_no_harm(rng, v
     np.testing.assert_allclose(stats["mean"], kept + (1 - MOMENTUM) * x[:3].mean((0, 1, 2)), rtol=1e-4)
 
 
+class Deep(norm.nn.Module):
+    """As many layers as Inception-v3 has in a row."""
+
+    @norm.nn.compact
+    def __call__(self, x, how, mask):
+        for layer in range(48):
+            x = norm.nn.relu(BatchNorm(EPSILON, 0.99, name=f"layer{layer}")(x, how, mask))
+        return x
+
+
+def test_a_group_of_padding_only_does_no_harm_in_a_deep_network_either(rng):
+    """Divided by sqrt(epsilon) in each layer it would pass float32, and its gradient of 0 times infinity be NaN."""
+    x, how = jnp.asarray(rng.standard_normal((4, 2, 2, 3)), jnp.float32), Normalisation((), "batch", groups=2)
+    mask = jnp.arange(4) < 2
+    variables = Deep().init(jax.random.key(0), x, how, mask)
+
+    def loss(params):
+        y, _ = Deep().apply({**variables, "params": params}, x, how, mask, mutable=["batch_stats"])
+        return jnp.where(mask[:, None, None, None], y, 0).sum()
+
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.grad(loss)(variables["params"])))
+
+
+def test_a_small_variance_beside_a_large_mean_is_not_lost_once_the_running_mean_is_near(rng, variables):
+    x = (30 + 0.03 * rng.standard_normal((16, 16, 16, 3))).astype(np.float32)
+    variables["batch_stats"][PATH]["mean"] = np.full(3, 29, np.float32)
+    _, stats = apply(variables, x, Normalisation((PATH,), momentum=0.0))
+    np.testing.assert_allclose(stats["var"], x.astype(np.float64).var((0, 1, 2)), rtol=1e-3)
+    np.testing.assert_allclose(stats["mean"], x.astype(np.float64).mean((0, 1, 2)), rtol=1e-6)
+
+
 def test_no_gradient_flows_through_running_statistics_but_through_those_of_a_batch_it_does(rng, variables):
     x = rng.standard_normal((4, 5, 5, 3)).astype(np.float32)
 

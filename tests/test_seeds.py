@@ -30,6 +30,8 @@ def test_the_summary_is_the_mean_and_the_standard_deviation_over_seeds():
     assert row["seconds"] == 6
     shown = render_table(summary)
     assert "35.00 ± 15.00" in shown
+    assert "paper total" in shown, "nothing is cut off"
+    assert "41.80" in shown
     assert "holds nothing of what other test patches would change" in " ".join(shown.split())
 
 
@@ -41,9 +43,21 @@ def test_a_row_that_one_seed_has_not_has_no_mean_and_says_why():
     assert "nan" not in render_table({**summary, "notes": []})
 
 
-def test_notes_of_any_seed_are_kept_once_and_the_runs_stay_as_they_are():
+def test_notes_say_whose_they_are_and_the_runs_stay_as_they_are():
     runs = [run_of(0, 0.2), run_of(1, 0.3), run_of(2, 0.3, note="two")]
     before = copy.deepcopy(runs)
     summary = summarise(runs, CONFIG)
-    assert summary["notes"][1:] == ["one", "two"]
+    assert summary["notes"][1:] == ["Seed 0: one", "Seed 1: one", "Seed 2: two"]
     assert runs == before
+    assert summarise([run_of(0, 0.2), run_of(1, 0.3)], CONFIG)["notes"][1:] == ["one"]
+
+
+def test_what_the_runs_do_not_share_is_not_told_of_all():
+    runs = [run_of(0, 0.2), run_of(1, 0.3)]
+    for seed, run in enumerate(runs):
+        run["data"] = {**run["data"], "manifest_sha256": str(seed)}
+        run["weights"] = {"vgg16": {"source": "random", "seed": seed}, "inception_v3": {"source": "imagenet"}}
+    summary = summarise(runs, CONFIG)
+    assert summary["weights"] == {"inception_v3": {"source": "imagenet"}}
+    assert "manifest_sha256" not in summary["data"]
+    assert summary["data"]["scans"] == 2

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -107,7 +108,7 @@ def test_the_results_say_what_they_rest_on(run, scans):
     assert data["manifest_sha256"] == hashlib.sha256((out / "manifest.csv").read_bytes()).hexdigest()
     assert results["weights"]["vgg16"]["source"] == "random"
     assert len(results["weights"]["inception_v3"]["digest"]) == 64
-    assert any("no augmentation" in note for note in results["notes"])
+    assert any("for 1 epochs by sgd at 0.001, constant, with no augmentation; the paper" in n for n in results["notes"])
     assert rows["cnn"]["paper"]["eta_total"] == 0.4180
     assert len(rows["tl_vgg16"]["history"]["head"]) == 2
     assert all(row["seconds"] > 0 for row in rows.values())
@@ -150,6 +151,7 @@ def test_a_fine_tuned_network_serves_as_weights(run, scans, tmp_path):
     assert lineage["run"]["row"] == "tl_inception_v3"
     assert lineage["trained_blocks"] == ["mixed9", "mixed10", "head"]
     assert lineage["parent"]["source"] == "random"
+    assert any("inception_v3: random weights" in note for note in results["notes"]), "where all of it began"
 
 
 def test_of_rows_only_networks_are_exported(run, tmp_path, capsys):
@@ -239,11 +241,27 @@ def test_the_history_is_on_disk_line_by_line(run):
     assert row["training"]["frozen_bn"] == "inference"
 
 
-def test_the_history_goes_to_tensorboard_where_that_is_asked_for(scans, tmp_path):
-    command = ["table", "quick", "--scans", str(scans), *SMALL, "--rows", "cnn", "--tensorboard"]
+def events_of(path):
+    """(tag, step) of every scalar in an event file: records of a length, a checksum, the event, a checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    content, found = path.read_bytes(), []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        event = Event.FromString(content[12 : 12 + length])
+        found += [(value.tag, event.step) for value in event.summary.value]
+        content = content[16 + length :]
+    return found
+
+
+def test_every_epoch_goes_to_tensorboard_where_that_is_asked_for(scans, tmp_path):
+    command = ["table", "quick", "--scans", str(scans), *SMALL, "--rows", "cnn", "--tensorboard", "--epochs", "3"]
     assert main([*command, "--out", str(tmp_path)]) == 0
     (events,) = (tmp_path / "tensorboard" / "cnn").iterdir()
-    assert b"training/loss" in events.read_bytes()
+    assert [step for tag, step in events_of(events) if tag == "training/loss"] == [1, 2, 3]
+    assert {tag for tag, _ in events_of(events)} == {
+        f"training/{name}" for name in ("loss", "accuracy", "learning_rate", "images_per_second")
+    }
 
 
 def test_tensorboard_without_its_package_is_refused_with_the_remedy(scans, tmp_path, capsys, monkeypatch):
@@ -267,6 +285,17 @@ def test_a_row_whose_loss_is_not_finite_stops_and_has_no_accuracy_while_the_othe
     kept = load_converted(tmp_path / "checkpoints" / "cnn").variables
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
     assert " -   " in capsys.readouterr().out
+
+
+def test_the_lineage_of_a_row_that_stopped_says_so_and_names_only_what_did_train(scans, tmp_path, capsys):
+    command = ["table", "quick", "--scans", str(scans), *SMALL, *RANDOM, "--rows", "tl_vgg16"]
+    assert main([*command, "--head-learning-rate", "1e38", "--seeds", "2", "--out", str(tmp_path)]) == 3
+    for seed in (0, 1):
+        lineage = load_converted(tmp_path / f"seed-{seed}" / "checkpoints" / "tl_vgg16").lineage
+        assert lineage["trained_blocks"] == []
+        assert f"tl_vgg16: head, seed {seed}: " in lineage["run"]["failure"]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Seed 1: TL-VGG16 has no accuracy: tl_vgg16: head, seed 1: the loss is" in shown
 
 
 def test_two_devices_under_pmap_predict_what_one_does(scans, tmp_path):
@@ -363,8 +392,14 @@ def test_settings_that_are_refused_leave_an_earlier_run_whole(scans, tmp_path, c
     assert main(command) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert main([*command, "--image-size", "20"]) == 2
-    assert main([*command, "--rows", "tl_vgg16", "--vgg16-weights", "random", "--vgg16-blocks", "mixed9"]) == 2
-    assert "unknown block 'mixed9' of vgg16" in capsys.readouterr().err
+    tuned = [*command, "--rows", "tl_vgg16", "--vgg16-weights", "random", "--vgg16-blocks"]
+    for blocks, message in (
+        (["mixed9"], "unknown block 'mixed9' of vgg16"),
+        (["block5/nope", "head"], "unknown part 'nope' of block5; choose from conv1"),
+        ([], "no block of vgg16 is named"),
+    ):
+        assert main([*tuned, *blocks]) == 2
+        assert message in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
@@ -403,9 +438,11 @@ def bad(tmp_path, name, content):
         (lambda scans, tmp: ["--scans", scans, "--image-size", "20"], "20 is too small"),
         (lambda scans, tmp: ["--scans", scans, "--learning-rate", "nan"], "--learning-rate nan"),
         (lambda scans, tmp: ["--scans", scans, "--seed", str(2**32)], "must be under 2**32"),
+        (lambda scans, tmp: ["--scans", scans, "--inception-v3-blocks", "mixed12"], "unknown block 'mixed12'"),
         (lambda scans, tmp: ["--scans", scans, "--seeds", "0"], "--seeds 0: must be 1 or more"),
         (lambda scans, tmp: ["--scans", scans, "--label-smoothing", "1"], "--label-smoothing 1.0: must be in [0, 1)"),
         (lambda scans, tmp: ["--scans", scans, "--warmup-epochs", "-1"], "--warmup-epochs -1.0: must be 0 or more"),
+        (lambda scans, tmp: ["--scans", scans, "--warmup-epochs", "11"], "must not be more than --epochs 10"),
         (lambda scans, tmp: ["--scans", scans, "--vgg16-weights", scans], "holds weights of no network known here"),
         (lambda scans, tmp: ["--scans", scans, "--vgg16-weights", str(tmp)], "not a converted checkpoint"),
         (lambda scans, tmp: ["--scans", scans, "--cache", bad(tmp, "file", b"")], "File exists"),

@@ -128,7 +128,7 @@ def _test_places(scan: np.ndarray, size: int, count: int, rng: np.random.Generat
 
 
 def write_synthetic_scans(
-    path: Path,
+    path: Path | str,
     *,
     num_scans: int,
     patch_size: int,
@@ -156,7 +156,7 @@ def write_synthetic_scans(
         scan = draw_tissue(Tissue.draw(rng), height, width, rng)
         return scan, _test_places(scan, patch_size, int(rng.integers(test_patches[0], test_patches[1] + 1)), rng)
 
-    with new_file(path) as aside, h5py.File(aside, "w") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with new_file(Path(path)) as aside, h5py.File(aside, "w") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
         file.attrs["synthetic"] = True
         file.attrs["seed"] = seed
         drawn = track(pool.map(draw, range(num_scans)), "drawing synthetic scans", num_scans, "scans")

@@ -8,10 +8,11 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kimiajax.errors import UserError
-from kimiajax.models.backbone import Backbone
+from kimiajax.models.backbone import Backbone, Classifier
 from kimiajax.models.norm import Mode
 
 Params = dict[str, Any]
+MODES = Mode.__args__
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class TrainableBlocks:
     """What trains; all the rest is frozen.
 
     Attributes:
-        names: whole blocks ("mixed9", "head"), or parts of one ("mixed6/branch2_conv1/bn").
+        names: whole blocks ("mixed9", "head"), or parts of one ("mixed6/branch2_conv1/bn"). Batch normalisation trains
+            where it is named as a whole; of a single array of it, its bias say, that array moves and it stays frozen.
         frozen_bn: what the batch normalisation of frozen blocks does in training, as in `Normalisation`: "inference"
             (it stays as it is), "batch" (mini-batch statistics, nothing stored) or "keras2017" (mini-batch statistics,
             and the running ones move). That of trainable blocks does the last.
@@ -27,6 +29,13 @@ class TrainableBlocks:
 
     names: tuple[str, ...]
     frozen_bn: Mode = "inference"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.names, str):
+            raise UserError(f"names of blocks are a sequence: write ({self.names!r},)")
+        if self.frozen_bn not in MODES:
+            valid = ", ".join(MODES)
+            raise UserError(f"frozen batch normalisation: no behaviour {self.frozen_bn!r}; choose from {valid}")
 
     def check(self, params: Params) -> None:
         """Raises UserError, with the valid names, for a name that is in no tree like this one."""
@@ -47,6 +56,11 @@ class TrainableBlocks:
         """Those of some blocks in which anything trains."""
         touched = {name.split("/")[0] for name in self.names}
         return tuple(block for block in blocks if block in touched)
+
+    def frozen_normalises(self, backbone: Backbone) -> bool:
+        """Whether a backbone has batch normalisation, up to its bottleneck, that does not train."""
+        statistics = backbone.shapes(backbone.smallest, backbone.trunk).get("batch_stats", {})
+        return any(not self.trains(path) for path in flatten_dict(statistics))
 
     def labels(self, params: Params) -> Params:
         """A tree like `params` (block name -> parameters) that says "train" or "freeze" at every leaf."""
@@ -102,6 +116,8 @@ def blocks_of(backbone: Backbone, names: Sequence[str], frozen_bn: Mode | None =
     Raises:
         UserError: a name that is neither, or that is another network's.
     """
+    if not names:
+        raise UserError(f"no block of {backbone.name} is named; name some, or a preset: `nothing` trains none")
     cuts = dict(backbone.cuts)
     if len(names) == 1 and names[0] in PRESETS:
         _, choose, mode = PRESETS[names[0]]
@@ -112,7 +128,12 @@ def blocks_of(backbone: Backbone, names: Sequence[str], frozen_bn: Mode | None =
     unknown = [name for name in names if name.split("/")[0] not in known]
     if unknown:
         raise UserError(
-            f"unknown block {unknown[0]!r} of {backbone.name}; choose from {', '.join(known)}, or one of the presets "
-            f"{', '.join((*PRESETS, *cuts))}"
+            f"unknown block {unknown[0]!r} of {backbone.name}; choose from {', '.join(known)}, or one preset "
+            f"alone: {', '.join((*PRESETS, *cuts))}"
         )
-    return TrainableBlocks(tuple(names), frozen_bn or "inference")
+    blocks = TrainableBlocks(tuple(names), frozen_bn or "inference")
+    if any("/" in name for name in names):
+        params = backbone.shapes(backbone.smallest, backbone.trunk)["params"]
+        head = jax.eval_shape(lambda: Classifier(backbone, (), 2).init_head(jax.random.key(0), (1,)))
+        blocks.check({**params, "head": head})
+    return blocks

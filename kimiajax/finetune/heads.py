@@ -9,7 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kimiajax.finetune.loop import Epoch, NonFiniteError, Record, epoch_of, order_of, problem_of, problem_of_state
+from kimiajax.errors import UserError
+from kimiajax.finetune.loop import (
+    Epoch,
+    NonFiniteError,
+    Record,
+    check_labels,
+    epoch_of,
+    order_of,
+    problem_of,
+    problem_of_state,
+)
 from kimiajax.finetune.state import TrainState
 from kimiajax.finetune.steps import Batch, StepMetrics, Training, train_step
 from kimiajax.progress import Silent
@@ -37,7 +47,7 @@ def fit_heads(
 
     Args:
         training: of a classifier without blocks.
-        starts: for each seed the variables of its head.
+        starts: for each seed the variables of its head, `{"params": {"head": ...}}`.
         inputs: for each seed its features, all of one shape.
         labels: for each seed the scans of its features.
         epochs, batch_size, progress, description: as of `fit`.
@@ -48,15 +58,22 @@ def fit_heads(
         For each seed the trained variables and the history, or the error that stopped it; the others go on.
 
     Raises:
-        UserError: an unknown block.
+        UserError: an unknown block, features of different shapes, or labels that are not one class for each.
     """
+    counts = len(starts), len(inputs), len(labels)
+    if set(counts) != {len(seeds)}:
+        raise UserError("{} starts, {} features, {} labels for {} seeds".format(*counts, len(seeds)))
+    shapes = {each.shape for each in inputs}
+    if len(shapes) != 1:
+        raise UserError(f"features of {len(shapes)} shapes: heads train at once on features of one")
+    for each in labels:
+        check_labels(each, len(inputs[0]), training.classifier.num_classes)
     progress, results, records = progress or Silent(), [], records or [lambda epoch: None] * len(seeds)
     together = max(1, AT_ONCE // max(1, inputs[0].nbytes))
     for first in range(0, len(seeds), together):
         part = slice(first, first + together)
-        which = description if len(seeds) == 1 else f"{description}, seeds {', '.join(map(str, seeds[part]))}"
         given = starts[part], inputs[part], labels[part], seeds[part], records[part]
-        results += _fit_together(training, *given, epochs, batch_size, progress, which)
+        results += _fit_together(training, *given, epochs, batch_size, progress, description)
     return results
 
 
@@ -79,7 +96,10 @@ def _fit_together(
     scans = jnp.asarray(np.stack(labels))
     histories: list[list[Epoch]] = [[] for _ in seeds]
     stopped: dict[int, NonFiniteError] = {}
-    for epoch in progress.track(range(1, epochs + 1), description, epochs, "epochs"):
+    which = description if len(seeds) == 1 else f"{description}, seeds {', '.join(map(str, seeds))}"
+    for epoch in progress.track(range(1, epochs + 1), which, epochs, "epochs"):
+        if len(stopped) == len(seeds):
+            break
         before, started = states, time.perf_counter()
         orders = [order_of(seed, epoch, count) for seed in seeds]
         rows = np.stack([_rows(order, batch_size) for order in orders])
@@ -91,7 +111,9 @@ def _fit_together(
                 continue
             problem = problem_of(losses[k], epoch, batch_size, orders[k]) or problem_of_state(_one(states, k), epoch)
             if problem:
-                stopped[k] = NonFiniteError(f"{description}: {problem}", _one(before, k).variables, histories[k])
+                stopped[k] = NonFiniteError(
+                    f"{description}, seed {seeds[k]}: {problem}", _one(before, k).variables, histories[k]
+                )
                 continue
             sums = losses[k], correct[k], counts[k]
             histories[k].append(epoch_of(training, epoch, len(losses[k]), *sums, seconds, heads=len(seeds)))

@@ -20,6 +20,7 @@ class BlockEntry:
     parameters: how many numbers training can move.
     trained: how many of them train.
     statistics: how many running statistics of batch normalisation it holds.
+    adapts: whether any of them move although their layer is frozen.
     flops: of a forward pass of one image.
     """
 
@@ -28,6 +29,7 @@ class BlockEntry:
     parameters: int
     trained: int
     statistics: int
+    adapts: bool
     flops: int
 
 
@@ -59,5 +61,7 @@ def _entry(
 ) -> BlockEntry:
     sizes = {path: math.prod(leaf.shape) for path, leaf in flatten_dict(params.get(name, {})).items()}
     trained = sum(size for path, size in sizes.items() if blocks.trains((name, *path)))
-    kept = sum(math.prod(leaf.shape) for leaf in flatten_dict(statistics.get(name, {})).values())
-    return BlockEntry(name, output, sum(sizes.values()), trained, kept, flops)
+    running = flatten_dict(statistics.get(name, {}))
+    kept = sum(math.prod(leaf.shape) for leaf in running.values())
+    adapts = blocks.frozen_bn == "keras2017" and any(not blocks.trains((name, *path)) for path in running)
+    return BlockEntry(name, output, sum(sizes.values()), trained, kept, adapts, flops)

@@ -83,8 +83,8 @@ def fit(
         epochs: passes over the inputs, each in a new order; 0 leaves the variables as they are.
         batch_size: the last batch of an epoch is padded to it, and any batch to a multiple of the devices; the padding
             counts nowhere.
-        seed: of the order, of augmentation and of dropout. The result does not depend on the number of devices, but
-            for rounding.
+        seed: of the order, of augmentation and of dropout. On any number of devices the result is the same, but for
+            rounding, and where mini-batch statistics are local to each.
         engine: by default jit over all devices of this process.
         progress: shows epochs.
         description: what to call it there.
@@ -94,10 +94,13 @@ def fit(
         The trained variables, and a record of each epoch.
 
     Raises:
-        UserError: an unknown block.
+        UserError: an unknown block, or labels that are not one class for each input.
         NonFiniteError: a loss or parameters that are not finite any more.
     """
     progress, engine = progress or Silent(), engine or JitEngine()
+    check_labels(labels, len(inputs), training.classifier.num_classes)
+    if batch_size < 1:
+        raise UserError(f"a batch of {batch_size}: must hold 1 or more")
     state = engine.place(training.start(variables, jax.random.key(seed)))
     step, batch_size = engine.step(training), min(batch_size, len(labels))
     rows = engine.rows(batch_size, training.statistic_groups)
@@ -147,6 +150,16 @@ def predict(
     )
     predicted = [step(variables, batch.inputs)[batch.mask] for batch in tracked]
     return np.concatenate(predicted).astype(np.int32)
+
+
+def check_labels(labels: np.ndarray, count: int, num_classes: int) -> None:
+    """Raises UserError for labels that are not one class for each input."""
+    if len(labels) != count:
+        raise UserError(f"{len(labels)} labels for {count} inputs")
+    if count and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise UserError(
+            f"labels go from {labels.min()} to {labels.max()}; with {num_classes} classes, 0 to {num_classes - 1}"
+        )
 
 
 def order_of(seed: int, epoch: int, count: int) -> Int[np.ndarray, " n"]:

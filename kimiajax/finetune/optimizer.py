@@ -25,8 +25,8 @@ class Optimization:
         momentum: of SGD; the others have none, or their own.
         weight_decay: 0 for none; adds its multiple of a weight to the weight's gradient, but with "adamw", which
             subtracts the learning rate's multiple of that from the weight.
-        schedule: "constant"; "cosine" or "linear", which fall to 0 with the last step.
-        warmup_epochs: over which the learning rate rises from 0, before that.
+        schedule: "constant"; "cosine" or "linear", which fall, so that a step after the last would have 0.
+        warmup_epochs: over which the learning rate rises from 0, before that; no more than the epochs.
         label_smoothing: the share of a label that is spread evenly over all classes, in [0, 1).
     """
 

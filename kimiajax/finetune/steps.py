@@ -10,6 +10,7 @@ import optax
 
 from kimiajax.data.augment import Augmentation, augment
 from kimiajax.data.pixels import gray_to_unit_rgb
+from kimiajax.errors import UserError
 from kimiajax.finetune.blocks import Params, TrainableBlocks, merge
 from kimiajax.finetune.optimizer import for_blocks
 from kimiajax.finetune.state import TrainState, new_state
@@ -110,6 +111,8 @@ def gradients_of(
     for_augmentation, for_dropout = _keys(state, batch.index)
     if training.augmentation is None:
         inputs = network_input(batch.inputs)
+    elif batch.inputs.dtype != jnp.uint8:
+        raise UserError(f"only gray patches, uint8 [n h w], can be augmented; these inputs are {batch.inputs.dtype}")
     else:
         inputs = gray_to_unit_rgb(augment(training.augmentation, batch.inputs, for_augmentation))
     normalisation = Normalisation(
@@ -162,6 +165,7 @@ def _over(axis: str | None, tree: Any) -> Any:
 
 
 def _metrics(logits: Float[jax.Array, "b k"], batch: Batch, smoothing: float) -> StepMetrics:
+    logits = jnp.where(batch.mask[:, None], logits, 0)
     if smoothing:
         targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, logits.shape[-1]), smoothing)
         losses = optax.softmax_cross_entropy(logits, targets)

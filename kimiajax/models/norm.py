@@ -48,8 +48,9 @@ INFERENCE = Normalisation()
 class BatchNorm(nn.Module):
     """Per channel: (x - mean) / sqrt(variance + epsilon), scaled if asked to, plus a bias: [b ... c] -> [b ... c].
 
-    Statistics are taken and applied in float32 or better, and the result has the input's type. Running variances are
-    those of the mini-batch as they are, without Bessel's correction, as in Keras.
+    Statistics are taken and applied in float32 or better, and the result has the input's type. A mini-batch's variance
+    is taken about the running mean, in one pass, and moves the running one as it is, without Bessel's correction: as
+    in Keras until January 2018 (keras-team/keras#9028) and in Keras 3.
     """
 
     epsilon: float
@@ -73,12 +74,17 @@ class BatchNorm(nn.Module):
         else:
             groups, axis = _parts(how, len(x))
             y = y.reshape(groups, -1, *x.shape[1:])
-            mean, var, weight = _statistics(y, None if mask is None else mask.reshape(groups, -1), axis)
+            about = jax.lax.stop_gradient(running_mean.value)
+            mean, var, weight = _statistics(y - about, None if mask is None else mask.reshape(groups, -1), axis)
+            mean = mean + about
             if mode == "keras2017" and not self.is_initializing():
                 momentum = self.momentum if how.momentum is None else how.momentum
                 for running, batch in ((running_mean, mean), (running_var, var)):
                     batch = _weighted(batch, weight, how.axis)
                     running.value = momentum * running.value + (1 - momentum) * batch
+            # Padding by itself is normalised like anything unseen, lest it grow from layer to layer to infinity.
+            empty = weight == 0
+            mean, var = jnp.where(empty, running_mean.value, mean), jnp.where(empty, running_var.value, var)
             mean, var = (jnp.expand_dims(each, tuple(range(1, x.ndim))) for each in (mean, var))
         factor = jax.lax.rsqrt(var + self.epsilon)
         y = (y - mean) * (factor if gain is None else factor * gain) + bias

@@ -194,6 +194,11 @@ def fine_tuned(
     return Weights(variables, lineage)
 
 
+def root_of(lineage: dict[str, Any]) -> dict[str, Any]:
+    """The lineage that all training began with."""
+    return root_of(lineage["parent"]) if lineage.get("parent") else lineage
+
+
 def origin_of(lineage: dict[str, Any]) -> str | None:
     """Where weights were trained: "keras", "torch", and what was fine-tuned since; None for random ones."""
     tuned = bool(lineage.get("trained_blocks"))

@@ -19,7 +19,8 @@ def render_blocks(entries: Sequence[Any], headline: str) -> str:
         table.add_column(name, justify="right")
     table.add_column("trains")
     for entry in entries:
-        trains = {entry.parameters: "yes", 0: "-"}.get(entry.trained, f"{entry.trained} of them")
+        none = "statistics" if entry.adapts else "-"
+        trains = {entry.parameters: "yes", 0: none}.get(entry.trained, f"{entry.trained} of them")
         shape = " x ".join(map(str, entry.output))
         table.add_row(entry.name, shape, str(entry.parameters), str(entry.statistics), str(entry.flops), trains)
     text = io.StringIO()
@@ -29,4 +30,6 @@ def render_blocks(entries: Sequence[Any], headline: str) -> str:
     *backbone, _ = entries
     trained, all_of_them = (sum(getattr(e, name) for e in backbone) for name in ("trained", "parameters"))
     console.print(f"{trained} backbone parameters train, of {all_of_them}; the head is not counted")
+    if any(entry.adapts for entry in entries):
+        console.print("Running statistics of frozen blocks adapt.")
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -18,6 +18,7 @@ class History:
 
     def __init__(self, out: Path, tensorboard: bool = False):
         self._out, self._tensorboard = out, tensorboard
+        self._events: dict[tuple[str, str], Any] = {}
 
     @staticmethod
     def check(tensorboard: bool) -> None:
@@ -39,10 +40,21 @@ class History:
 
         return record
 
+    def close(self) -> None:
+        """Ends all event files so far."""
+        for events in self._events.values():
+            events.close()
+        self._events.clear()
+
     def _write_events(self, row: str, phase: str, fields: dict[str, Any]) -> None:
         from tensorboardX import SummaryWriter
 
-        with SummaryWriter(str(self._out / "tensorboard" / row), filename_suffix=f".{phase}") as events:
-            for name in SCALARS:
-                if fields[name] is not None:
-                    events.add_scalar(f"{phase}/{name}", fields[name], fields["epoch"])
+        # One file a phase: two that begin in the same second would have the same name.
+        if (row, phase) not in self._events:
+            folder = str(self._out / "tensorboard" / row)
+            self._events[row, phase] = SummaryWriter(folder, filename_suffix=f".{phase}")
+        events = self._events[row, phase]
+        for name in SCALARS:
+            if fields[name] is not None:
+                events.add_scalar(f"{phase}/{name}", fields[name], fields["epoch"])
+        events.flush()

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-SCORES = ("eta_p", "eta_w", "eta_total")
+from kimiajax.report.tables import SCORES
 
 
 def summarise(runs: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
@@ -15,12 +15,13 @@ def summarise(runs: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[st
         config: the settings, of all of them.
 
     Returns:
-        The first run's head, the notes that any of them has, and for each row the mean of every score, its standard
+        What the runs have in common, the notes of all of them, and for each row the mean of every score, its standard
         deviation over seeds (of the sample: divided by n - 1) as `eta_p_sd` and so on, and each seed's score as
         `eta_p_by_seed`. A row of which any seed has no score has no mean.
     """
     first, seeds = runs[0], [run["config"]["seed"] for run in runs]
-    notes = list(dict.fromkeys(note for run in runs for note in run["notes"]))
+    shared = [note for note in first["notes"] if all(note in run["notes"] for run in runs)]
+    own = [f"Seed {seed}: {note}" for seed, run in zip(seeds, runs) for note in run["notes"] if note not in shared]
     spread = (
         f"Means over seeds {', '.join(map(str, seeds))}, which decide all that is drawn for training. What stands "
         "after each is the standard deviation over seeds. It holds nothing of what other test patches would change, "
@@ -39,13 +40,18 @@ def summarise(runs: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[st
             row[f"{score}_sd"] = statistics.stdev(values) if whole and len(values) > 1 else None
             row[f"{score}_by_seed"] = values
         rows.append(row)
-    kept = ("schema_version", "preset", "environment", "data", "weights")
     return {
-        **{key: first[key] for key in kept},
+        **{key: first[key] for key in ("schema_version", "preset", "environment")},
+        **{key: _common([run[key] for run in runs]) for key in ("data", "weights")},
         "complete": all(run["complete"] for run in runs),
         "config": config,
         "seeds": seeds,
         "runs": [f"seed-{seed}" for seed in seeds],
-        "notes": [spread, *notes],
+        "notes": [spread, *shared, *own],
         "rows": rows,
     }
+
+
+def _common(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The entries that are the same in all; what differs stands in each run's own."""
+    return {key: value for key, value in records[0].items() if all(record.get(key) == value for record in records)}

@@ -14,18 +14,20 @@ SCORES = ("eta_p", "eta_w", "eta_total")
 def render_table(results: dict[str, Any]) -> str:
     """The rows beside the paper's figures, in per cent, with what a reader must know above and below."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("scheme", no_wrap=True)
-    table.add_column("approach", no_wrap=True)
+    seeds = "seeds" in results  # whose spreads take the place of two columns
+    for name in ["approach"] if seeds else ["scheme", "approach"]:
+        table.add_column(name, no_wrap=True)
     table.add_column("weights", overflow="fold", min_width=8)
-    for name in (*SCORES, "correct", *(score.replace("eta_", "paper ") for score in SCORES), "s"):
+    counts = [] if seeds else ["correct"]
+    for name in (*SCORES, *counts, *(score.replace("eta_", "paper ") for score in SCORES), "s"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in results["rows"]:
         table.add_row(
-            row["scheme"],
+            *([] if seeds else [row["scheme"]]),
             row["approach"],
             row["weights"],
             *(_score(row, score) for score in SCORES),
-            "-" if row["correct"] is None else f"{row['correct']}/{row['tested']}",
+            *([] if seeds else ["-" if row["correct"] is None else f"{row['correct']}/{row['tested']}"]),
             *(_percent(row["paper"][score]) for score in SCORES),
             f"{row['seconds']:.1f}",
         )
