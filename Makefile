@@ -43,7 +43,7 @@ test: $(STAMP)
 
 # Minutes each, and the second after `make setup-torch`.
 test-parity: $(STAMP)
-	$(BIN)/python -m pytest -m "parity and not torch"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "parity and not torch"
 
 test-torch: $(STAMP)
 	$(BIN)/python -m pytest -m torch

@@ -27,6 +27,7 @@ import jax
 import numpy as np
 import pytest
 
+from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.models.backbone import BACKBONES, Backbone
 
 
@@ -38,6 +39,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scans") / "scans.h5"
+    write_synthetic_scans(path, num_scans=4, patch_size=80, grid=(4, 4), test_patches=(2, 3), seed=5)
+    return path
 
 
 def write_scans(
