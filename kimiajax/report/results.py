@@ -14,7 +14,7 @@ from kimiajax.data.manifest import Manifest
 from kimiajax.files import write_text
 from kimiajax.shapes import Int
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: a row that stopped has no scores; "training" and "failure" of each row; summaries of seeds
 
 
 def clear_run(out: Path, rows: Sequence[str]) -> None:
