@@ -204,7 +204,7 @@ def fine_tune(row: Row, studies: Sequence[Study], features: Sequence[Features]) 
         )
         predicted = None if failure else study.predict(row, classifier, variables, test)
         trained = (*(blocks.names if history else ()), *(("head",) if head_history else ()))
-        if history and blocks.frozen_bn == "keras2017" and backbone.normalises:
+        if history and _adapts(backbone, blocks):
             trained = (*trained, "batch statistics")
         learnt = _learnt(row, study, weights, variables, trained, failure)
         histories = {"head": head_history, "fine_tuning": history}
@@ -214,7 +214,12 @@ def fine_tune(row: Row, studies: Sequence[Study], features: Sequence[Features]) 
 def anything_moves(backbone: Backbone, config: TableConfig) -> bool:
     """Whether fine-tuning moves anything, weights or statistics."""
     blocks = config.blocks(backbone)
-    return bool(blocks.names) or (blocks.frozen_bn == "keras2017" and backbone.normalises)
+    return bool(blocks.names) or _adapts(backbone, blocks)
+
+
+def _adapts(backbone: Backbone, blocks: TrainableBlocks) -> bool:
+    """Whether running statistics move although their layers are frozen."""
+    return blocks.frozen_bn == "keras2017" and bool(backbone.statistics)
 
 
 def _heads(row: Row, studies: Sequence[Study], features: Sequence[Features], backbone: Backbone) -> list:
@@ -249,7 +254,7 @@ def stored_tap(backbone: Backbone, config: TableConfig) -> str | None:
     blocks = config.blocks(backbone)
     if not anything_moves(backbone, config):
         return backbone.bottleneck
-    looks = blocks.frozen_bn != "inference" and backbone.normalises
+    looks = blocks.frozen_bn != "inference" and backbone.statistics
     if not config.cache_frozen or looks or config.augmentation != "none":
         return None
     trained = blocks.within(backbone.trunk)

@@ -155,7 +155,7 @@ def _blocks(arguments: list[str]) -> None:
     blocks = blocks_of(backbone, config.blocks, config.frozen_bn)
     entries = list_blocks(backbone, blocks, config.image_size, config.classes)
     chosen = f"{network} at {config.image_size} x {config.image_size}, {' '.join(config.blocks)}"
-    mode = f"; frozen batch normalisation: {blocks.frozen_bn}" if backbone.normalises else ""
+    mode = f"; frozen batch normalisation: {blocks.frozen_bn}" if backbone.statistics else ""
     sys.stdout.reconfigure(errors="replace")
     print(render_blocks(entries, f"{chosen}{mode}."))
 

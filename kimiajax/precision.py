@@ -19,12 +19,15 @@ _PRECISIONS: dict[str, tuple[Any, str]] = {
 
 def compute_dtype(precision: Precision) -> Any:
     """The type of activations and of kernels as they are used; None for that of the parameters."""
-    if precision not in _PRECISIONS:
-        raise UserError(f"no precision {precision!r}; choose from {', '.join(_PRECISIONS)}")
-    return _PRECISIONS[precision][0]
+    return _of(precision)[0]
 
 
 def products_in(precision: Precision) -> Any:
     """A context in which what is traced computes its products so: jax by itself takes TF32 on a GPU."""
-    compute_dtype(precision)
-    return jax.default_matmul_precision(_PRECISIONS[precision][1])
+    return jax.default_matmul_precision(_of(precision)[1])
+
+
+def _of(precision: str) -> tuple[Any, str]:
+    if precision not in _PRECISIONS:
+        raise UserError(f"no precision {precision!r}; choose from {', '.join(_PRECISIONS)}")
+    return _PRECISIONS[precision]

@@ -19,7 +19,7 @@ from kimiajax.data.source import Gridded, Source, Track, no_track
 from kimiajax.data.survey import SMALLEST_PATCH, VERSION, Inspect, Survey, survey_scan
 from kimiajax.errors import UserError
 
-DAMAGED = (OSError, ValueError, KeyError, EOFError, NotImplementedError, BadZipFile, zlib.error)  # ways to read a .npz
+DAMAGED = (OSError, ValueError, KeyError, EOFError, NotImplementedError, BadZipFile, zlib.error)  # what a .npz raises
 WHITENED_TOLERANCE = 0.01  # a training patch may share this fraction of its area with a whitened place
 
 Places = list[tuple[int, int]]

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kimiajax.errors import UserError
 from kimiajax.models.backbone import Backbone, Classifier
-from kimiajax.models.norm import Mode
+from kimiajax.models.norm import Mode, covers
 
 Params = dict[str, Any]
 MODES = Mode.__args__
@@ -50,7 +50,7 @@ class TrainableBlocks:
 
     def trains(self, path: Sequence[str]) -> bool:
         """Whether the leaf at this path of names does."""
-        return any(tuple(path[: name.count("/") + 1]) == tuple(name.split("/")) for name in self.names)
+        return covers(self.names, path)
 
     def within(self, blocks: Sequence[str]) -> tuple[str, ...]:
         """Those of some blocks in which anything trains."""
@@ -59,8 +59,7 @@ class TrainableBlocks:
 
     def frozen_normalises(self, backbone: Backbone) -> bool:
         """Whether a backbone has batch normalisation, up to its bottleneck, that does not train."""
-        statistics = backbone.shapes(backbone.smallest, backbone.trunk).get("batch_stats", {})
-        return any(not self.trains(path) for path in flatten_dict(statistics))
+        return any(not self.trains(path) for path in backbone.statistics)
 
     def labels(self, params: Params) -> Params:
         """A tree like `params` (block name -> parameters) that says "train" or "freeze" at every leaf."""

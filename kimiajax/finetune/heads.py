@@ -14,11 +14,13 @@ from kimiajax.finetune.loop import (
     Epoch,
     NonFiniteError,
     Record,
+    all_finite,
     check_labels,
     epoch_of,
     order_of,
     problem_of,
     problem_of_state,
+    steps_of,
 )
 from kimiajax.finetune.state import TrainState
 from kimiajax.finetune.steps import Batch, StepMetrics, Training, train_step
@@ -105,11 +107,12 @@ def _fit_together(
         rows = np.stack([_rows(order, batch_size) for order in orders])
         states, metrics = _epoch(training, states, features, scans, rows, np.int32(count))
         losses, correct, counts = jax.device_get(metrics)
+        finite = np.asarray(jax.vmap(all_finite)(states.variables))
         seconds = time.perf_counter() - started
         for k in range(len(seeds)):
             if k in stopped:
                 continue
-            problem = problem_of(losses[k], epoch, batch_size, orders[k]) or problem_of_state(_one(states, k), epoch)
+            problem = problem_of(losses[k], epoch, batch_size, orders[k]) or problem_of_state(bool(finite[k]), epoch)
             if problem:
                 stopped[k] = NonFiniteError(
                     f"{description}, seed {seeds[k]}: {problem}", _one(before, k).variables, histories[k]
@@ -147,9 +150,7 @@ def _epoch(
 
 def _rows(order: np.ndarray, batch_size: int) -> Int[np.ndarray, "s b"]:
     """The rows of each step, the last filled up, as `batches` does it."""
-    steps = -(-len(order) // batch_size)
-    last = np.resize(order[(steps - 1) * batch_size :], batch_size)
-    return np.concatenate([order[: (steps - 1) * batch_size], last]).reshape(steps, batch_size).astype(np.int32)
+    return np.stack([filled for filled, _ in steps_of(order, batch_size, batch_size)]).astype(np.int32)
 
 
 def _stacked(states: Sequence[TrainState]) -> TrainState:

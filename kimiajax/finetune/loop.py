@@ -11,7 +11,6 @@ import numpy as np
 
 from kimiajax.errors import UserError
 from kimiajax.finetune.engines import Engine, JitEngine
-from kimiajax.finetune.state import TrainState
 from kimiajax.finetune.steps import Batch, StepMetrics, Training
 from kimiajax.models.backbone import Classifier
 from kimiajax.precision import Precision
@@ -116,7 +115,9 @@ def fit(
             jax.block_until_ready(every[-AHEAD:][0])
         losses, correct, counts = (np.array(values) for values in zip(*jax.device_get(every)))
         seconds = time.perf_counter() - started
-        problem = problem_of(losses, epoch, batch_size, order) or problem_of_state(state, epoch)
+        problem = problem_of(losses, epoch, batch_size, order) or problem_of_state(
+            bool(all_finite(state.variables)), epoch
+        )
         if problem:
             raise NonFiniteError(f"{description}: {problem}", good, history)
         history.append(epoch_of(training, epoch, len(every), losses, correct, counts, seconds))
@@ -180,9 +181,9 @@ def problem_of(losses: np.ndarray, epoch: int, batch_size: int, order: np.ndarra
     )
 
 
-def problem_of_state(state: TrainState, epoch: int) -> str | None:
+def problem_of_state(finite: bool, epoch: int) -> str | None:
     """Whether an epoch's last step broke the parameters, which no loss shows any more."""
-    if _finite(state.variables):
+    if finite:
         return None
     return (
         f"the parameters are not finite after the last step of epoch {epoch}; no accuracy is reported; lower the "
@@ -196,7 +197,8 @@ def _copy(tree: Any) -> Any:
 
 
 @jax.jit
-def _finite(tree: Any) -> jax.Array:
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number in a tree is finite."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
@@ -217,15 +219,20 @@ def epoch_of(
     return Epoch(epoch, mean_loss, accuracy, rate, heads * count / seconds, seconds)
 
 
-def batches(inputs: np.ndarray, labels: np.ndarray, order: np.ndarray, batch_size: int, rows: int) -> Iterator[Batch]:
-    """The entries in this order, `batch_size` a batch, each filled up to `rows` by entries that are masked."""
+def steps_of(order: np.ndarray, batch_size: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each step `rows` entries of the order, and which of them are real: `batch_size`, the last time fewer."""
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        filled = np.resize(chosen, rows)
+        yield np.resize(chosen, rows), np.arange(rows) < len(chosen)
+
+
+def batches(inputs: np.ndarray, labels: np.ndarray, order: np.ndarray, batch_size: int, rows: int) -> Iterator[Batch]:
+    """The entries in this order, `batch_size` a batch, each filled up to `rows` by entries that are masked."""
+    for filled, mask in steps_of(order, batch_size, rows):
         in_file_order, back = np.unique(filled, return_inverse=True)  # a mapped file is read front to back
         yield Batch(
             inputs[in_file_order][back],
             labels[filled],
-            np.arange(rows) < len(chosen),
+            mask,
             np.arange(rows, dtype=np.int32),
         )

@@ -97,9 +97,11 @@ class Backbone:
         return self.up_to(self.bottleneck)
 
     @property
-    def normalises(self) -> bool:
-        """Whether any of its blocks holds batch normalisation."""
-        return any(kind == "batch_stats" for leaves in _leaves(self).values() for kind, *_ in leaves)
+    def statistics(self) -> set[tuple[str, ...]]:
+        """The paths of its running statistics of batch normalisation, each beginning with a block."""
+        return {
+            (block, *path) for block, leaves in _leaves(self).items() for kind, *path in leaves if kind == "batch_stats"
+        }
 
     def before(self, block: str) -> str | None:
         """The block before this one, None before the network's first."""

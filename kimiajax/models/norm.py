@@ -2,6 +2,7 @@
 the stored ones (Ioffe and Szegedy, arXiv:1502.03167)."""
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,11 @@ import jax.numpy as jnp
 from kimiajax.shapes import Float, Shaped
 
 Mode = Literal["inference", "batch", "keras2017"]
+
+
+def covers(names: Iterable[str], path: Sequence[str]) -> bool:
+    """Whether what is at a path lies in any of these blocks ("mixed9") or parts ("mixed6/branch2_conv1/bn")."""
+    return any(tuple(path[: name.count("/") + 1]) == tuple(name.split("/")) for name in names)
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,7 @@ class Normalisation:
 
     def mode(self, path: tuple[str, ...]) -> Mode:
         """What the batch normalisation at this path does; "keras2017" is what training does, too."""
-        names = {"/".join(path[:length]) for length in range(1, len(path) + 1)}
-        return "keras2017" if names.intersection(self.trained) else self.frozen
+        return "keras2017" if covers(self.trained, path) else self.frozen
 
 
 INFERENCE = Normalisation()

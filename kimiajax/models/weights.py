@@ -196,16 +196,20 @@ def fine_tuned(
 
 def root_of(lineage: dict[str, Any]) -> dict[str, Any]:
     """The lineage that all training began with."""
-    return root_of(lineage["parent"]) if lineage.get("parent") else lineage
+    return _ancestry(lineage)[-1]
 
 
 def origin_of(lineage: dict[str, Any]) -> str | None:
     """Where weights were trained: "keras", "torch", and what was fine-tuned since; None for random ones."""
-    tuned = bool(lineage.get("trained_blocks"))
-    while lineage.get("parent"):
-        lineage = lineage["parent"]
-        tuned = tuned or bool(lineage.get("trained_blocks"))
-    return f"{lineage['framework'] or 'random weights'}, fine-tuned since" if tuned else lineage["framework"]
+    framework = root_of(lineage)["framework"]
+    tuned = any(each.get("trained_blocks") for each in _ancestry(lineage))
+    return f"{framework or 'random weights'}, fine-tuned since" if tuned else framework
+
+
+def _ancestry(lineage: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lineage, its parent, and so on."""
+    parent = lineage.get("parent")
+    return [lineage, *(_ancestry(parent) if parent else [])]
 
 
 def _seal(lineage: dict[str, Any]) -> str:
