@@ -1,8 +1,7 @@
 """Table 1's rows as data, and the three approaches behind them: from scratch, features and an SVM, fine-tuning."""
 
 import functools
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from kimiajax.config import TableConfig
 from kimiajax.data.augment import AUGMENTATIONS
 from kimiajax.data.manifest import Manifest
 from kimiajax.finetune.blocks import TrainableBlocks, blocks_of
+from kimiajax.finetune.checkpoints import Checkpoints
 from kimiajax.finetune.engines import Engine
-from kimiajax.finetune.heads import fit_heads
+from kimiajax.finetune.heads import Result, fit_heads
 from kimiajax.finetune.loop import Epoch, NonFiniteError, Record, fit, predict
 from kimiajax.finetune.optimizer import Optimization
 from kimiajax.finetune.steps import Training
@@ -32,6 +32,7 @@ class Study:
 
     Attributes:
         record: row, phase -> what takes the epochs of that phase as they end.
+        checkpoints: row, phase -> where its training is saved, and goes on from.
     """
 
     config: TableConfig
@@ -43,6 +44,7 @@ class Study:
     engine: Engine
     progress: Silent
     record: Callable[[str, str], Record]
+    checkpoints: Callable[[str, str], Checkpoints]
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
@@ -50,16 +52,36 @@ class Study:
         return self.manifest.labels("train")
 
     def fit(
-        self, training: Training, variables: Variables, inputs: np.ndarray, *, description: str, **options: Any
+        self,
+        training: Training,
+        variables: Variables,
+        inputs: np.ndarray,
+        row: str,
+        phase: str,
+        *,
+        what: str,
+        epochs: int,
     ) -> tuple[Variables, list[Epoch], str | None]:
-        """`fit` with the study's labels, batch size, seed and engine; and why it stopped, where it did."""
-        size, seed = self.config.batch_size, self.config.seed
-        options |= {"batch_size": size, "seed": seed, "engine": self.engine, "progress": self.progress}
-        options["description"] = f"{description}, seed {seed}"
+        """`fit` with the study's labels, settings and checkpoints; and why it stopped, where it did."""
         try:
-            return *fit(training, variables, inputs, self.labels, **options), None
+            trained, history = fit(
+                training,
+                variables,
+                inputs,
+                self.labels,
+                epochs=epochs,
+                batch_size=self.config.batch_size,
+                seed=self.config.seed,
+                engine=self.engine,
+                feed=self.config.feed,
+                checkpoints=self.checkpoints(row, phase),
+                progress=self.progress,
+                description=f"{what}, seed {self.config.seed}",
+                record=self.record(row, phase),
+            )
         except NonFiniteError as error:
             return error.variables, error.history, str(error)
+        return trained, history, None
 
     def predict(self, row: "Row", classifier: Classifier, variables: Variables, inputs: np.ndarray) -> np.ndarray:
         """`predict` with the study's batch size, precision and engine."""
@@ -96,7 +118,6 @@ class Outcome:
         notes: what a reader must know.
         failure: why training stopped; what was learnt is then as of the last good epoch.
         training: what trained and how, as JSON takes it.
-        shared_seconds: of what was done for all seeds at once, before the first of them.
     """
 
     predicted: np.ndarray | None
@@ -105,7 +126,6 @@ class Outcome:
     notes: tuple[str, ...] = ()
     failure: str | None = None
     training: dict[str, Any] | None = None
-    shared_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -117,98 +137,85 @@ class Row:
         approach: how the table prints it.
         scheme: where its weights come from and what is done with them.
         network: a key of `BACKBONES`.
-        run: the approach itself: the outcome of each seed's study, as soon as it is there.
+        run: the approach itself, for one seed: of its study, its features and what `together` gave for it.
         taps: the blocks whose outputs it reads, if it reads any.
+        together: what is done for all seeds at once before that, if anything is.
     """
 
     name: str
     approach: str
     scheme: str
     network: str
-    run: Callable[["Row", Sequence[Study], Sequence[Features | None]], Iterator[Outcome]]
+    run: Callable[["Row", Study, Features | None, Any], Outcome]
     taps: Callable[[Backbone, TableConfig], set[str]] | None = None
+    together: Callable[["Row", Sequence[Study], Sequence[Features]], list[Any]] | None = None
 
 
-def train_from_scratch(row: Row, studies: Sequence[Study], features: Sequence[None]) -> Iterator[Outcome]:
+def train_from_scratch(row: Row, study: Study, features: None, together: None) -> Outcome:
     """Every block and the head of a network from random parameters, by Adam."""
-    config, backbone, engine = studies[0].config, BACKBONES[row.network], studies[0].engine
-    classifier = Classifier(backbone, backbone.trunk, studies[0].manifest.num_scans)
+    config, backbone = study.config, BACKBONES[row.network]
+    classifier = Classifier(backbone, backbone.trunk, study.manifest.num_scans)
     blocks = blocks_of(backbone, ("all",))
     optimization = Optimization("adam", config.cnn_learning_rate)
-    training = _training(config, engine, classifier, blocks, optimization, config.epochs, len(studies[0].train))
+    training = _training(study, classifier, blocks, optimization, config.epochs)
     note = (
         f"{row.approach}: this project's own network, four strided convolutions with batch normalisation, trained by "
         f"Adam at {config.cnn_learning_rate:g} for {config.epochs} epochs on the same training patches. Beside it "
         "stands CNN1, which the paper quotes from another study; its printed factors multiply to 42.07, not 41.80."
     )
-    for study in studies:
-        seed, size = study.config.seed, config.image_size
-        start = load_weights(backbone, "random", blocks=classifier.blocks, image_size=size, seed=seed)
-        shapes = backbone.tap_shapes(start.variables, size, classifier.blocks)
-        variables = _with_head(start.variables, classifier.init_head(jax.random.key(seed), shapes[backbone.bottleneck]))
-        options = {"epochs": config.epochs, "description": row.name, "record": study.record(row.name, "training")}
-        variables, history, failure = study.fit(training, variables, study.train, **options)
-        predicted = None if failure else study.predict(row, classifier, variables, study.test)
-        learnt = _learnt(row, study, start, variables, blocks.names if history else (), failure)
-        about = _about(backbone, blocks, "none", None, optimization)
-        yield Outcome(predicted, learnt, {"training": history}, (note,), failure, about)
+    seed, size = config.seed, config.image_size
+    start = load_weights(backbone, "random", blocks=classifier.blocks, image_size=size, seed=seed)
+    shapes = backbone.tap_shapes(start.variables, size, classifier.blocks)
+    variables = _with_head(start.variables, classifier.init_head(jax.random.key(seed), shapes[backbone.bottleneck]))
+    options = {"what": row.name, "epochs": config.epochs}
+    variables, history, failure = study.fit(training, variables, study.train, row.name, "training", **options)
+    predicted = None if failure else study.predict(row, classifier, variables, study.test)
+    learnt = _learnt(row, study, start, variables, blocks.names if history else (), failure)
+    about = _about(backbone, blocks, "none", None, optimization)
+    return Outcome(predicted, learnt, {"training": history}, (note,), failure, about)
 
 
-def classify_features(row: Row, studies: Sequence[Study], features: Sequence[Features]) -> Iterator[Outcome]:
+def classify_features(row: Row, study: Study, features: Features, together: None) -> Outcome:
     """A linear SVM on the network's features."""
     tap = BACKBONES[row.network].features
-    for study, given in zip(studies, features):
-        train, test = np.asarray(given.train[tap]), np.asarray(given.test[tap])
-        study.progress.say(f"{row.name}: linear SVM on {train.shape[1]:,} features of {len(train):,} patches")
-        svm = fit_linear_svm(train, study.labels, study.config.svm_c)
-        yield Outcome(svm.predict(test), asdict(svm), {})
+    train, test = np.asarray(features.train[tap]), np.asarray(features.test[tap])
+    study.progress.say(f"{row.name}: linear SVM on {train.shape[1]:,} features of {len(train):,} patches")
+    svm = fit_linear_svm(train, study.labels, study.config.svm_c)
+    return Outcome(svm.predict(test), asdict(svm), {})
 
 
-def fine_tune(row: Row, studies: Sequence[Study], features: Sequence[Features]) -> Iterator[Outcome]:
-    """A new head on bottleneck features, all seeds' at once, then that head and the chosen blocks together."""
-    config, engine = studies[0].config, studies[0].engine
-    backbone = studies[0].weights[row.network].backbone
+def fine_tune(row: Row, study: Study, features: Features, head: Result) -> Outcome:
+    """A head that was trained on bottleneck features and the chosen blocks below it, together."""
+    config, weights = study.config, study.weights[row.network]
+    backbone = weights.backbone
     blocks, moves = config.blocks(backbone), anything_moves(backbone, config)
     stored = stored_tap(backbone, config)
-    span = backbone.trunk if stored is None else backbone.span(stored, backbone.bottleneck)[1:]
-    classifier = Classifier(backbone, span, studies[0].manifest.num_scans)
     optimization, epochs = config.fine_tuning(), config.epochs if moves else 0
-    own = {"augmentation": AUGMENTATIONS[config.augmentation], "batch_norm_momentum": config.batch_norm_momentum}
-    training = _training(config, engine, classifier, blocks, optimization, epochs, len(studies[0].train), **own)
     about = _about(backbone, blocks, config.augmentation, stored, optimization) if moves else None
     notes = () if moves else (f"{row.approach}: no more trains than a head on bottleneck features.",)
+    if isinstance(head, NonFiniteError):
+        variables = _with_head({}, head.variables["params"]["head"])
+        learnt = _learnt(row, study, weights, variables, ("head",) if head.history else (), str(head))
+        return Outcome(None, learnt, {"head": head.history}, notes, str(head), about)
 
-    started = time.perf_counter()
-    heads = _heads(row, studies, features, backbone)
-    shared = time.perf_counter() - started
-    for study, given, head in zip(studies, features, heads):
-        weights = study.weights[row.network]
-        if isinstance(head, NonFiniteError):
-            variables = _with_head({}, head.variables["params"]["head"])
-            learnt = _learnt(row, study, weights, variables, ("head",) if head.history else (), str(head))
-            yield Outcome(None, learnt, {"head": head.history}, notes, str(head), about, shared)
-            continue
-        tuned, head_history = head
-        variables = {
-            kind: {block: part[block] for block in span if block in part} for kind, part in weights.variables.items()
-        }
-        variables = _with_head(variables, tuned["params"]["head"])
-        train, test = (study.train, study.test) if stored is None else (given.train[stored], given.test[stored])
-        variables, history, failure = study.fit(
-            training,
-            variables,
-            train,
-            epochs=epochs,
-            description=f"{row.name}: {', '.join(blocks.names) or 'batch statistics'}",
-            record=study.record(row.name, "fine_tuning"),
-        )
-        predicted = None if failure else study.predict(row, classifier, variables, test)
-        trained = (*(blocks.names if history else ()), *(("head",) if head_history else ()))
-        if history and _adapts(backbone, blocks):
-            trained = (*trained, "batch statistics")
-        learnt = _learnt(row, study, weights, variables, trained, failure)
-        histories = {"head": head_history, "fine_tuning": history}
-        yield Outcome(predicted, learnt, histories, notes, failure, about, shared)
+    tuned, head_history = head
+    span = backbone.trunk if stored is None else backbone.span(stored, backbone.bottleneck)[1:]
+    variables = {
+        kind: {block: part[block] for block in span if block in part} for kind, part in weights.variables.items()
+    }
+    variables = _with_head(variables, tuned["params"]["head"])
+    classifier = Classifier(backbone, span, study.manifest.num_scans)
+    own = {"augmentation": AUGMENTATIONS[config.augmentation], "batch_norm_momentum": config.batch_norm_momentum}
+    training = _training(study, classifier, blocks, optimization, epochs, **own)
+    train, test = (study.train, study.test) if stored is None else (features.train[stored], features.test[stored])
+    options = {"what": f"{row.name}: {', '.join(blocks.names) or 'batch statistics'}", "epochs": epochs}
+    variables, history, failure = study.fit(training, variables, train, row.name, "fine_tuning", **options)
+    predicted = None if failure else study.predict(row, classifier, variables, test)
+    trained = (*(blocks.names if history else ()), *(("head",) if head_history else ()))
+    if history and _adapts(backbone, blocks):
+        trained = (*trained, "batch statistics")
+    learnt = _learnt(row, study, weights, variables, trained, failure)
+    return Outcome(predicted, learnt, {"head": head_history, "fine_tuning": history}, notes, failure, about)
 
 
 def anything_moves(backbone: Backbone, config: TableConfig) -> bool:
@@ -222,13 +229,14 @@ def _adapts(backbone: Backbone, blocks: TrainableBlocks) -> bool:
     return blocks.frozen_bn == "keras2017" and bool(backbone.statistics)
 
 
-def _heads(row: Row, studies: Sequence[Study], features: Sequence[Features], backbone: Backbone) -> list:
-    """The head of each seed on its bottleneck features, by `fit_heads`."""
-    config, engine = studies[0].config, studies[0].engine
+def train_heads(row: Row, studies: Sequence[Study], features: Sequence[Features]) -> list[Result]:
+    """The new head of each seed on its bottleneck features, by `fit_heads`."""
+    first = studies[0]
+    config, backbone = first.config, first.weights[row.network].backbone
     inputs = [np.asarray(given.train[backbone.bottleneck]) for given in features]
-    on_bottleneck = Classifier(backbone, (), studies[0].manifest.num_scans)
+    on_bottleneck = Classifier(backbone, (), first.manifest.num_scans)
     optimization, blocks = Optimization("rmsprop", config.head_learning_rate), TrainableBlocks(("head",))
-    training = _training(config, engine, on_bottleneck, blocks, optimization, config.head_epochs, len(inputs[0]))
+    training = _training(first, on_bottleneck, blocks, optimization, config.head_epochs)
     seeds = [study.config.seed for study in studies]
     shape = inputs[0].shape[1:]
     return fit_heads(
@@ -239,7 +247,8 @@ def _heads(row: Row, studies: Sequence[Study], features: Sequence[Features], bac
         epochs=config.head_epochs,
         batch_size=config.batch_size,
         seeds=seeds,
-        progress=studies[0].progress,
+        checkpoints=first.checkpoints(row.name, "head"),
+        progress=first.progress,
         description=f"{row.name}: head",
         records=[study.record(row.name, "head") for study in studies],
     )
@@ -262,24 +271,17 @@ def stored_tap(backbone: Backbone, config: TableConfig) -> str | None:
 
 
 def _training(
-    config: TableConfig,
-    engine: Engine,
-    classifier: Classifier,
-    blocks: TrainableBlocks,
-    optimization: Optimization,
-    epochs: int,
-    count: int,
-    **own: Any,
+    study: Study, classifier: Classifier, blocks: TrainableBlocks, optimization: Optimization, epochs: int, **own: Any
 ) -> Training:
-    """What the settings say of any training, on so many patches, and what one phase has of its own."""
-    steps_per_epoch = -(-count // min(config.batch_size, count))
-    optimizer, learning_rate = optimization.over(epochs, steps_per_epoch)
+    """What the settings say of any training, on the study's patches, and what one phase has of its own."""
+    config, count = study.config, len(study.train)
+    optimizer, learning_rate = optimization.over(epochs, -(-count // min(config.batch_size, count)))
     return Training(
         classifier,
         optimizer,
         blocks,
         label_smoothing=optimization.label_smoothing,
-        statistic_groups=len(engine.devices) if config.bn_statistics == "local" and classifier.blocks else 1,
+        statistic_groups=len(study.engine.devices) if config.bn_statistics == "local" and classifier.blocks else 1,
         precision=config.precision,
         learning_rate=learning_rate,
         **own,
@@ -336,7 +338,7 @@ def _fine_tuning_taps(backbone: Backbone, config: TableConfig) -> set[str]:
 ROWS = (
     Row("cnn", "CNN (ours)", "scratch", "cnn", train_from_scratch),
     Row("fe_vgg16", "FE-VGG16", "features", "vgg16", classify_features, _svm_taps),
-    Row("tl_vgg16", "TL-VGG16", "fine-tuned", "vgg16", fine_tune, _fine_tuning_taps),
+    Row("tl_vgg16", "TL-VGG16", "fine-tuned", "vgg16", fine_tune, _fine_tuning_taps, train_heads),
     Row("fe_inception_v3", "FE-Inception-v3", "features", "inception_v3", classify_features, _svm_taps),
-    Row("tl_inception_v3", "TL-Inception-v3", "fine-tuned", "inception_v3", fine_tune, _fine_tuning_taps),
+    Row("tl_inception_v3", "TL-Inception-v3", "fine-tuned", "inception_v3", fine_tune, _fine_tuning_taps, train_heads),
 )

@@ -1,4 +1,7 @@
-"""Trees of arrays on disk: Orbax behind three functions, with a digest that does not depend on Orbax."""
+"""Trees of arrays on disk: Orbax behind a few functions, with digests that do not depend on Orbax.
+
+Of Orbax the older interface: its V1 saves and loads with all processes of a distributed run together, and only so.
+"""
 
 import hashlib
 from pathlib import Path
@@ -6,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
+import orbax.checkpoint as ocp
 
 Tree = dict[str, Any]
 
@@ -15,17 +18,57 @@ def digest(tree: Tree) -> str:
     """SHA-256 over the paths, types, shapes and bytes of all leaves."""
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
-        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        total.update(array.data)
+        _add(total, jax.tree_util.keystr(path), leaf)
+    return total.hexdigest()
+
+
+def digest_of_leaf(name: str, leaf: Any) -> str:
+    """SHA-256 over one leaf's name, type, shape and bytes."""
+    total = hashlib.sha256()
+    _add(total, name, leaf)
     return total.hexdigest()
 
 
 def save_tree(path: Path, tree: Tree) -> None:
     """Saves a nested dict of arrays as an Orbax checkpoint: the new folder `path` appears whole or not at all."""
-    ocp.save(path.absolute(), jax.tree.map(np.asarray, tree))
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
+        checkpointer.save(path.absolute(), args=ocp.args.StandardSave(jax.tree.map(np.asarray, tree)))
 
 
 def load_tree(path: Path) -> Tree:
     """Loads what `save_tree` saved, as NumPy arrays."""
-    return ocp.load(path.absolute())
+    path = path.absolute()
+    inner = path / "state"  # where Orbax's V1 puts a tree
+    with ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
+        return checkpointer.restore(inner if inner.is_dir() else path)
+
+
+def background_saver() -> ocp.AsyncCheckpointer:
+    """Saves flat dicts of arrays while the caller goes on: `save(path, args=StandardSave(tree), custom_metadata=)`."""
+    return ocp.AsyncCheckpointer(_handler(), multiprocessing_options=alone())
+
+
+def load_with_metadata(path: Path) -> tuple[Tree, dict[str, Any]]:
+    """What a `background_saver` saved: the arrays, and the metadata beside them."""
+    path = path.absolute()
+    with ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
+        return checkpointer.restore(path), checkpointer.metadata(path).custom_metadata
+
+
+def alone() -> ocp.options.MultiprocessingOptions:
+    """This process waits for no other: of several, only the first ever saves."""
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process {me}"
+    )
+
+
+def _handler() -> ocp.StandardCheckpointHandler:
+    return ocp.StandardCheckpointHandler(multiprocessing_options=alone())
+
+
+def _add(total: Any, name: str, leaf: Any) -> None:
+    array = np.ascontiguousarray(leaf)
+    total.update(f"{name} {array.dtype} {array.shape}\n".encode())
+    total.update(array.data)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kimiajax import __version__
 from kimiajax.errors import UserError
+from kimiajax.interruption import Interrupted, Interruption
 
 if TYPE_CHECKING:
     from kimiajax.config import ExplainConfig, ExportConfig
@@ -32,7 +33,7 @@ TERMINATED = 143
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns the exit status: 0, 2 for bad input, 1 for a bug, 130 for Ctrl-C.
+    """Runs a command and returns the exit status: 0, 2 for bad input, 1 for a bug, 130 for Ctrl-C, 143 for SIGTERM.
 
     `parity` returns 3 where the networks differ, and 4 under `--require` where the reference is not installed; `table`
     returns 3 where a row's training stopped, and `data audit` where a check failed.
@@ -62,6 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     except MemoryError as error:
         print(f"kimiajax: out of memory ({error}); use a smaller --image-size or --batch-size", file=sys.stderr)
         return USER_ERROR
+    except Interrupted as interrupted:
+        print(f"kimiajax: {interrupted}; the same command goes on from here", file=sys.stderr)
+        return interrupted.status
     except KeyboardInterrupt:
         print("kimiajax: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -121,7 +125,9 @@ def _table(arguments: list[str]) -> int:
     from kimiajax.report.tables import render_table
     from kimiajax.table import run_table
 
-    results = run_table(preset, config, for_terminal())
+    interruption = Interruption()
+    with interruption.on_signals():
+        results = run_table(preset, config, for_terminal(), interruption)
     sys.stdout.reconfigure(errors="replace")  # the table's rules, where the terminal knows ASCII only
     print(render_table(results))
     print(f"\nwritten to {config.folder(preset)}")

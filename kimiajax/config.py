@@ -146,6 +146,12 @@ class TableConfig(PatchConfig):
     """Run the whole table for so many seeds, from --seed on, and report mean and spread."""
     cache_frozen: bool = True
     """Where patches are not augmented, compute the frozen blocks once a patch and train on their stored outputs."""
+    feed: Literal["auto", "resident", "stream"] = "auto"
+    """Training patches lie on the device, all of them, or come batch by batch; auto: the first where they fit."""
+    checkpoint_seconds: float = 120.0
+    """Seconds between two checkpoints of a training: what a crash may cost."""
+    fresh: bool = False
+    """Begin anew where the output folder holds an earlier run, which goes; else that run is resumed."""
     tensorboard: bool = False
     """Write the history for TensorBoard as well; needs the extra `track`."""
 
@@ -168,6 +174,8 @@ class TableConfig(PatchConfig):
         for name in ("momentum", "batch_norm_momentum", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} {getattr(self, name)}: must be in [0, 1)")
+        if not self.checkpoint_seconds >= 0:
+            raise UserError(f"--checkpoint-seconds {self.checkpoint_seconds}: must be 0 or more")
         if self.warmup_epochs > self.epochs:
             raise UserError(f"--warmup-epochs {self.warmup_epochs}: must not be more than --epochs {self.epochs}")
         for name in ("warmup_epochs", "weight_decay"):

@@ -13,9 +13,15 @@ class Silent:
     """Shows nothing: the default of every library function."""
 
     def track(
-        self, items: Iterable[T], description: str, total: int | None = None, unit: str = "", step: int = 1
+        self,
+        items: Iterable[T],
+        description: str,
+        total: int | None = None,
+        unit: str = "",
+        step: int = 1,
+        done: int = 0,
     ) -> Iterable[T]:
-        """Passes `items` on. Each stands for `step` of `total` units, the last perhaps for fewer."""
+        """Passes `items` on. Each is `step` of `total` units, the last perhaps fewer; `done` units went before."""
         return items
 
     def say(self, text: str) -> None:
@@ -29,20 +35,26 @@ class Lines(Silent):
         print(text, file=sys.stderr, flush=True)
 
     def track(
-        self, items: Iterable[T], description: str, total: int | None = None, unit: str = "", step: int = 1
+        self,
+        items: Iterable[T],
+        description: str,
+        total: int | None = None,
+        unit: str = "",
+        step: int = 1,
+        done: int = 0,
     ) -> Iterator[T]:
         started = said = time.monotonic()
-        done = 0
+        before = done
         for item in items:
             yield item
             done = min(done + step, total or done + step)
             now = time.monotonic()
             if now - said >= EVERY and done != total:
-                left = f", {(total - done) * (now - started) / done:.0f} s left" if total else ""
-                self.say(f"{description}: {done} of {total or '?'} {unit}, {speed(done, now - started)}{left}")
+                left = f", {(total - done) * (now - started) / (done - before):.0f} s left" if total else ""
+                self.say(f"{description}: {done} of {total or '?'} {unit}, {speed(done - before, now - started)}{left}")
                 said = now
         seconds = time.monotonic() - started
-        self.say(f"{description}: {done} {unit} in {seconds:.1f} s, {speed(done, seconds)}")
+        self.say(f"{description}: {done - before} {unit} in {seconds:.1f} s, {speed(done - before, seconds)}")
 
 
 class Bars(Lines):
@@ -57,7 +69,13 @@ class Bars(Lines):
         self._console.print(text, highlight=False, markup=False)
 
     def track(
-        self, items: Iterable[T], description: str, total: int | None = None, unit: str = "", step: int = 1
+        self,
+        items: Iterable[T],
+        description: str,
+        total: int | None = None,
+        unit: str = "",
+        step: int = 1,
+        done: int = 0,
     ) -> Iterator[T]:
         from rich import progress
 
@@ -70,12 +88,12 @@ class Bars(Lines):
             progress.TimeRemainingColumn(),
         )
         with progress.Progress(*columns, console=self._console) as bars:
-            bar = bars.add_task(description, total=total, unit=unit, rate="")
-            done = 0
+            bar = bars.add_task(description, total=total, completed=done, unit=unit, rate="")
+            before = done
             for item in items:
                 yield item
                 done = min(done + step, total or done + step)
-                bars.update(bar, completed=done, rate=f", {speed(done, bars.tasks[0].elapsed or 0)}")
+                bars.update(bar, completed=done, rate=f", {speed(done - before, bars.tasks[0].elapsed or 0)}")
 
 
 def speed(done: int, seconds: float) -> str:

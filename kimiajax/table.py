@@ -3,6 +3,7 @@
 import functools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from kimiajax import paper
 from kimiajax.approaches import ROWS, Features, Outcome, Row, Study, anything_moves
-from kimiajax.checkpoints import Tree, save_tree
+from kimiajax.checkpoints import digest, save_tree
 from kimiajax.config import TableConfig
 from kimiajax.data.audit import record_of
 from kimiajax.data.manifest import Manifest, read_manifest
@@ -23,21 +24,33 @@ from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.environment import describe_environment
 from kimiajax.errors import UserError
 from kimiajax.features import extract_taps
-from kimiajax.files import only_run
+from kimiajax.files import only_run, sha256_file
 from kimiajax.finetune.blocks import blocks_of
+from kimiajax.finetune.checkpoints import Checkpoints
 from kimiajax.finetune.engines import engine_of
+from kimiajax.finetune.loop import Record
+from kimiajax.interruption import Interruption
 from kimiajax.metrics import kimia_scores
 from kimiajax.models.backbone import BACKBONES
 from kimiajax.models.weights import Weights, default_cache, load_weights, origin_of, root_of
 from kimiajax.progress import Download, Silent
 from kimiajax.report.history import History
-from kimiajax.report.results import SCHEMA_VERSION, clear_run, write_predictions, write_results
+from kimiajax.report.results import (
+    SCHEMA_VERSION,
+    clear_row,
+    clear_run,
+    clear_unfinished,
+    unfinished,
+    write_predictions,
+    write_results,
+)
 from kimiajax.report.seeds import summarise
+from kimiajax.resume import check_config, identity_of, take_up
 
 SYNTHETIC = {"num_scans": paper.NUM_SCANS, "patch_size": 112, "grid": (6, 7), "test_patches": (3, 8)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """The table of one seed: where it goes, what it rests on, and the content of its `results.json` so far."""
 
@@ -46,95 +59,163 @@ class Run:
     history: History
     results: dict[str, Any]
 
+    @property
+    def finished(self) -> list[str]:
+        """The rows that are."""
+        return [row["name"] for row in self.results["rows"]]
 
-def run_table(preset: str, config: TableConfig, progress: Silent | None = None) -> dict[str, Any]:
+    def note(self, *notes: str) -> None:
+        """Adds to what a reader must know, once."""
+        self.results["notes"] = list(dict.fromkeys([*self.results["notes"], *notes]))
+
+
+def run_table(
+    preset: str, config: TableConfig, progress: Silent | None = None, interruption: Interruption | None = None
+) -> dict[str, Any]:
     """Computes the table's rows and writes them, with all that they rest on, to the output folder.
+
+    Where that folder holds the same run, finished or not, its finished rows stand and its training goes on.
 
     Args:
         preset: its name, for the record and the default folder.
         config: all settings.
         progress: shows what goes on.
+        interruption: ends the run where it is asked to; training is saved first.
 
     Returns:
         The content of `results.json`, which is written anew after each row, "complete" being true after the last. Of
         several seeds each has a folder of its own, `seed-N`, and this is the summary over them.
 
     Raises:
-        UserError: settings, scans or weights that cannot serve; all are looked at before the long work begins.
+        UserError: settings, scans or weights that cannot serve, or another run in the folder; all are looked at
+            before the long work begins.
+        Interrupted: as asked; the same call goes on from there.
     """
-    progress = progress or Silent()
+    progress, interruption = progress or Silent(), interruption or Interruption()
     config.validate(tuple(row.name for row in ROWS))
     for network in ("vgg16", "inception_v3"):
         config.blocks(BACKBONES[network])  # names that there are, whether this run reads them or not
     rows = [row for row in ROWS if row.name in config.rows]
     out, cache = config.folder(preset), config.cache or default_cache()
     with only_run(out):
-        return _run(preset, config, rows, out, cache, progress)
+        if not config.fresh:
+            check_config(out, config.as_dict())
+        runs = _prepare(preset, config, rows, out, cache, progress, interruption)
+        return _run(config, rows, runs, out, cache, progress)
 
 
-def _run(preset: str, config: TableConfig, rows: list[Row], out: Path, cache: Path, progress: Silent) -> dict[str, Any]:
+def _run(
+    config: TableConfig, rows: list[Row], runs: list[Run], out: Path, cache: Path, progress: Silent
+) -> dict[str, Any]:
     taps = _taps(rows, config)
-    runs = _prepare(preset, config, rows, taps, out, cache, progress)
+    _begin(config, rows, runs, out, progress)
+    _write(config, runs, rows, out)
     features: dict[str, list[Features]] = {}
     for row in rows:
+        waiting = [run for run in runs if row.name not in run.finished]
+        if not waiting:
+            _clear_states(row, runs)
+            continue
         if row.network in taps and row.network not in features:  # one network's at a time
             features = {row.network: [_extract(row.network, run, taps[row.network], cache) for run in runs]}
-        if row is rows[0]:  # not earlier: until now the folder holds a whole earlier run, if any
-            clear_run(out, [row.name for row in ROWS])
-            for run in runs:
-                run.study.manifest.write(run.out / "manifest.csv")
         given = features.get(row.network, [None] * len(runs))
-        outcomes = row.run(row, [run.study for run in runs], given)
+        for run in waiting:
+            _clear_for_again(row, run)
         started = time.perf_counter()
-        for run, extracted, outcome in zip(runs, given, outcomes):
-            seconds = time.perf_counter() - started - (outcome.shared_seconds if run is runs[0] else 0)
-            seconds += outcome.shared_seconds / len(runs) + (extracted.seconds if extracted else 0)
-            _record(row, run, outcome, seconds, complete=row is rows[-1])
+        together = row.together(row, [run.study for run in runs], given) if row.together else [None] * len(runs)
+        shared = (time.perf_counter() - started) / len(runs)
+        for run, extracted, part in zip(runs, given, together):
+            if run not in waiting:
+                continue
             started = time.perf_counter()
-        if len(runs) > 1:
-            write_results(out, summarise([run.results for run in runs], config.as_dict()))
-    return runs[0].results if len(runs) == 1 else summarise([run.results for run in runs], config.as_dict())
+            outcome = row.run(row, run.study, extracted, part)
+            seconds = time.perf_counter() - started + shared + (extracted.seconds if extracted else 0)
+            _record(row, run, outcome, seconds)
+            _write(config, [run], rows, run.out)
+        _write(config, runs, rows, out)
+        _clear_states(row, runs)
+    return _write(config, runs, rows, out)
 
 
-def _record(row: Row, run: Run, outcome: Outcome, seconds: float, *, complete: bool) -> None:
-    """Adds a row's outcome to its run, on disk and in its results."""
-    manifest, results = run.study.manifest, run.results
+def _begin(config: TableConfig, rows: list[Row], runs: list[Run], out: Path, progress: Silent) -> None:
+    """Takes up what an earlier process of this run left, or clears the folder."""
+    earlier = [None if config.fresh else take_up(run.out, run.results, progress.say) for run in runs]
+    if not any(earlier):
+        clear_run(out, [row.name for row in ROWS])
+    for run, results in zip(runs, earlier):
+        run.study.manifest.write(run.out / "manifest.csv")
+        if results is None:
+            continue
+        run.results.update(results)
+        names = [row.name for row in rows if row.name in run.finished]
+        if len(names) == len(rows):
+            progress.say(f"{run.out}: all rows were finished before; --fresh computes them again")
+        else:
+            progress.say(f"{run.out}: resumed; finished before: {', '.join(names) or 'no row'}")
+
+
+def _clear_states(row: Row, runs: list[Run]) -> None:
+    """Removes the states of a row's training, which every seed has finished."""
+    for run in runs:
+        clear_unfinished(run.out, row.name)
+
+
+def _clear_for_again(row: Row, run: Run) -> None:
+    """Removes what an unfinished attempt at a row left; its training begins with the states that it saved."""
+    if unfinished(run.out, row.name).exists():
+        run.note(f"{row.approach} was resumed: its seconds are those of the last process alone.")
+    clear_row(run.out, row.name)
+
+
+def _record(row: Row, run: Run, outcome: Outcome, seconds: float) -> None:
+    """Adds a row's outcome to its run, its files on disk and the rest in its results."""
+    manifest, learnt = run.study.manifest, run.out / "checkpoints" / row.name
+    entry = {**_describe_row(row, outcome, run.study, seconds), "predictions_sha256": None}
     if outcome.predicted is not None:
-        write_predictions(run.out, row.name, manifest, outcome.predicted)
+        predictions = write_predictions(run.out, row.name, manifest, outcome.predicted)
+        entry["predictions_sha256"] = sha256_file(predictions)
         if np.ptp(outcome.predicted) == 0 < np.ptp(manifest.labels("test")):
-            results["notes"].append(
-                f"{row.approach} predicts one and the same scan for every patch: it learnt nothing."
-            )
+            run.note(f"{row.approach} predicts one and the same scan for every patch: it learnt nothing.")
     else:
-        results["notes"].append(f"{row.approach} has no accuracy: {outcome.failure}")
+        run.note(f"{row.approach} has no accuracy: {outcome.failure}")
     run.history.close()
-    _save(run.out / "checkpoints" / row.name, outcome.learnt)
-    results["rows"].append(_describe_row(row, outcome, run.study, seconds))
-    results["notes"] += outcome.notes
-    results["complete"] = complete
-    write_results(run.out, results)
-
-
-def _save(folder: Path, learnt: Weights | Tree) -> None:
-    if isinstance(learnt, Weights):
-        learnt.save(folder)
+    if isinstance(outcome.learnt, Weights):
+        outcome.learnt.save(learnt)
+        entry["learnt_sha256"] = outcome.learnt.lineage["digest"]
     else:
-        save_tree(folder, learnt)
+        save_tree(learnt, outcome.learnt)
+        entry["learnt_sha256"] = digest(jax.tree.map(np.asarray, outcome.learnt))
+    order = [each.name for each in ROWS]
+    run.results["rows"] = sorted([*run.results["rows"], entry], key=lambda each: order.index(each["name"]))
+    run.note(*outcome.notes)
+
+
+def _write(config: TableConfig, runs: list[Run], rows: list[Row], out: Path) -> dict[str, Any]:
+    """Writes `results.json`: that of the one run, or the summary of several."""
+    for run in runs:
+        run.results["complete"] = len(run.finished) == len(rows)
+    several = len(runs) > 1
+    if several:
+        for run in runs:
+            write_results(run.out, run.results)
+    results = summarise([run.results for run in runs], config.as_dict()) if several else runs[0].results
+    write_results(out, results)
+    return results
 
 
 def _prepare(
     preset: str,
     config: TableConfig,
     rows: list[Row],
-    taps: dict[str, set[str]],
     out: Path,
     cache: Path,
     progress: Silent,
+    interruption: Interruption,
 ) -> list[Run]:
     """Scans, weights and folders, each looked at before the long work, and then the patches of every seed."""
     for row in rows:
         BACKBONES[row.network].check_size(config.image_size)
-    engine = engine_of(config.engine)
+    engine, taps = engine_of(config.engine), _taps(rows, config)
     History.check(config.tensorboard)
     manifest = None if config.manifest is None else read_manifest(config.manifest)
     seeds = range(config.seed, config.seed + config.seeds)
@@ -151,9 +232,39 @@ def _prepare(
             data = _describe_data(source, patches.manifest, record_of(source, patches.manifest, cache))
             folder = out if len(seeds) == 1 else out / f"seed-{seed}"
             history = History(folder, config.tensorboard)
-            study = Study(own, data, *patches, weights, engine, progress, history.of)
-            runs.append(Run(folder, study, history, _begin_results(preset, study)))
+            results: dict[str, Any] = {}
+            record, keeper = _recorder(history, results), _keeper(folder, results, own, progress, interruption)
+            study = Study(own, data, *patches, weights, engine, progress, record, keeper)
+            results |= _begin_results(preset, study)
+            runs.append(Run(folder, study, history, results))
     return runs
+
+
+def _recorder(history: History, results: dict[str, Any]) -> Callable[[str, str], Record]:
+    """What takes the epochs of a row's phase; those of a finished row, which another seed trains again, are known."""
+
+    def record(row: str, phase: str) -> Record:
+        finished = any(each["name"] == row for each in results["rows"])
+        return (lambda epoch: None) if finished else history.of(row, phase)
+
+    return record
+
+
+def _keeper(
+    folder: Path, results: dict[str, Any], config: TableConfig, progress: Silent, interruption: Interruption
+) -> Callable[[str, str], Checkpoints]:
+    """What gives the checkpoints of a row's phase."""
+
+    def checkpoints(row: str, phase: str) -> Checkpoints:
+        return Checkpoints(
+            unfinished(folder, row) / phase,
+            {"run": identity_of(results), "row": row, "phase": phase},
+            every=config.checkpoint_seconds,
+            say=progress.say,
+            interruption=interruption,
+        )
+
+    return checkpoints
 
 
 def _begin_results(preset: str, study: Study) -> dict[str, Any]:
@@ -166,6 +277,7 @@ def _begin_results(preset: str, study: Study) -> dict[str, Any]:
         "environment": describe_environment(),
         "data": study.data,
         "weights": {network: loaded.lineage for network, loaded in study.weights.items()},
+        "statistic_groups": len(study.engine.devices) if study.config.bn_statistics == "local" else 1,
         "notes": _notes(study),
         "rows": [],
     }
@@ -261,7 +373,7 @@ def _extract(network: str, run: Run, taps: set[str], cache: Path) -> Features:
     )
     cached = train.cached or test.cached
     if cached:
-        run.results["notes"].append(f"{network}: features found in the cache; the seconds leave them out.")
+        run.note(f"{network}: features found in the cache; the seconds leave them out.")
     return Features(train.arrays, test.arrays, time.perf_counter() - started, cached)
 
 

@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 from eight_devices import CASES, FAULTS
 
 from kimiajax.errors import UserError
 from kimiajax.finetune.engines import ENGINES, JitEngine, engine_of
-from kimiajax.finetune.loop import batches
+from kimiajax.finetune.steps import Plan
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +58,8 @@ def test_rows_divide_among_devices_and_groups(devices, groups, batch_size, rows)
     assert JitEngine(tuple(jax.devices()[:1] * devices)).rows(batch_size, groups) == rows
 
 
-def test_batches_hold_every_entry_once_and_padding_apart():
-    inputs = np.arange(33) * 10
-    order = np.random.default_rng(0).permutation(33)
-    given = list(batches(inputs, np.arange(33), order, 20, 24))
-    assert [len(batch.inputs) for batch in given] == [24, 24]
-    real = [batch.inputs[batch.mask] for batch in given]
-    assert [len(entries) for entries in real] == [20, 13]
-    np.testing.assert_array_equal(np.concatenate(real), 10 * order)
-    assert all((batch.index == np.arange(24)).all() for batch in given)
-    assert all((batch.inputs == 10 * batch.labels).all() for batch in given)
+def test_a_plan_holds_every_entry_once_and_padding_apart():
+    plan = Plan(33, 20, 24)
+    assert (plan.steps, plan.places.shape, plan.mask.shape) == (2, (2, 24), (2, 24))
+    assert [plan.places[step][plan.mask[step]].tolist() for step in (0, 1)] == [[*range(20)], [*range(20, 33)]]
+    assert set(plan.places[1][~plan.mask[1]]) <= {*range(20, 33)}, "padding is of the same step"

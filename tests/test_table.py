@@ -83,7 +83,7 @@ def test_predictions_name_the_files_test_patches(run, scans):
 def test_the_results_say_what_they_rest_on(run, scans):
     out, _ = run
     results, rows = rows_of(out)
-    assert results["schema_version"] == 2
+    assert results["schema_version"] == 3
     assert results["preset"] == "quick"
     assert results["config"]["epochs"] == 1
     assert results["environment"]["packages"]["jax"] == jax.__version__
@@ -225,17 +225,17 @@ def test_several_seeds_are_several_runs_and_their_mean(run, scans, tmp_path, cap
     manifests = [(tmp_path / name / "manifest.csv").read_text() for name in summary["runs"]]
     assert manifests[0] == (out / "manifest.csv").read_text() != manifests[1]
     (tmp_path / "seed-1" / "mine.txt").write_text("kept")
-    assert main([*command[:-2], "--rows", "cnn", "--epochs", "0", "--out", str(tmp_path)]) == 0
+    assert main([*command[:-2], "--rows", "cnn", "--epochs", "0", "--out", str(tmp_path), "--fresh"]) == 0
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("seed-*/**/*") if path.is_file()}
     assert left == {"seed-1/mine.txt"}, "nothing of the earlier run stands beside the new one"
 
 
-def test_a_second_run_in_the_same_folder_leaves_nothing_of_the_first(scans, tmp_path):
+def test_a_run_begun_afresh_in_the_same_folder_leaves_nothing_of_the_first(scans, tmp_path):
     command = ["table", "quick", "--scans", str(scans), *SMALL, "--out", str(tmp_path / "run"), "--epochs", "0"]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("kept")
     assert main([*command, "--rows", "cnn", "fe_vgg16", "--vgg16-weights", "random"]) == 0
-    assert main([*command, "--rows", "cnn"]) == 0
+    assert main([*command, "--rows", "cnn", "--fresh"]) == 0
     assert [path.name for path in (tmp_path / "run" / "predictions").iterdir()] == ["cnn.csv"]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["cnn"]
     assert (tmp_path / "run" / "mine.txt").exists()

@@ -108,7 +108,8 @@ def test_two_devices_under_pmap_predict_what_one_does(scans, tmp_path):
         assert predictions(tmp_path / "two", row) == predictions(tmp_path / "one", row)
         for phase, epochs in expected["history"].items():
             losses = [epoch["loss"] for epoch in rows[row]["history"][phase]]
-            assert losses == pytest.approx([epoch["loss"] for epoch in epochs], rel=1e-4)
+            # Adam divides by the size of a gradient, be it rounding
+            assert losses == pytest.approx([epoch["loss"] for epoch in epochs], rel=1e-3)
 
 
 def test_what_trains_is_chosen_in_one_line(scans, tmp_path):

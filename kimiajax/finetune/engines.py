@@ -13,13 +13,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kimiajax.errors import UserError
 from kimiajax.finetune.state import TrainState
-from kimiajax.finetune.steps import Batch, StepMetrics, Training, predict_step, train_step
+from kimiajax.finetune.steps import (
+    Batch,
+    Plan,
+    StepMetrics,
+    Training,
+    gather,
+    predict_step,
+    train_step,
+    train_steps,
+)
 from kimiajax.models.backbone import Classifier
 from kimiajax.precision import Precision
 
 AXIS = "data"
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+Steps = Callable[..., tuple[TrainState, StepMetrics]]
+Gather = Callable[..., Batch]
 Predict = Callable[[dict[str, Any], np.ndarray], np.ndarray]
 
 
@@ -42,25 +53,61 @@ class Engine(ABC):
     def mesh(self) -> Mesh:
         return Mesh(np.array(self.devices), (AXIS,))
 
+    @property
+    def everywhere(self) -> NamedSharding:
+        """Of what lies on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def divided(self) -> NamedSharding:
+        """Of what is divided among the devices by its first axis."""
+        return NamedSharding(self.mesh, PartitionSpec(AXIS))
+
+    def own(self, rows: int) -> slice:
+        """Which rows of a batch lie on this process's devices."""
+        mine = [n for n, device in enumerate(self.devices) if device.process_index == jax.process_index()]
+        each = rows // len(self.devices)
+        return slice(mine[0] * each, (mine[-1] + 1) * each)
+
     def place(self, tree: Any) -> Any:
         """The tree's arrays on every device."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        return jax.device_put(tree, self.everywhere)
 
     def spread(self, batch: Any) -> Any:
         """The batch's arrays on the devices, each holding its part, as compiled steps take them."""
-        return jax.device_put(self.arranged(batch), NamedSharding(self.mesh, PartitionSpec(AXIS)))
+        return jax.device_put(self.arranged(batch), self.divided)
 
     def step(self, training: Training) -> Step:
         """`train_step`, compiled. Its state is donated; its batch has a number of rows as `rows` gives it."""
+        step = self.placed_step(training)
+        return lambda state, batch: step(state, self.arranged(batch))
+
+    def placed_step(self, training: Training) -> Step:
+        """Likewise, of a batch as `spread` gives it."""
         compiled = _compiled_step(self, training)
-        # On a CPU that plays several devices, steps that wait for each other's threads would lock each other out.
-        in_turn = len(self.devices) > 1 and self.devices[0].platform == "cpu"
+        return lambda state, batch: self._in_turn(compiled(state, batch))
 
-        def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-            done = compiled(state, self.arranged(batch))
-            return jax.block_until_ready(done) if in_turn else done
+    def steps(self, training: Training, plan: Plan) -> Steps:
+        """`train_steps`, compiled: of a state, which is donated, data that lie on every device, epoch, start, stop."""
+        compiled = _compiled_steps(self, training, plan)
+        return lambda state, data, *which: self._in_turn(compiled(state, data, *map(np.int32, which)))
 
-        return step
+    def gather(self, plan: Plan) -> Gather:
+        """`gather`, compiled: of data that lie on every device, a key, epoch and step, a batch as `spread` gives it."""
+        compiled = _compiled_gather(self, plan)
+        return lambda data, key, *which: compiled(data, key, *map(np.int32, which))
+
+    def wrap_gather(self, plan: Plan) -> Any:
+        """`gather`, not compiled yet."""
+        batch = functools.partial(gather, plan)
+        return jax.jit(
+            lambda *given: self.arranged(batch(*given)), in_shardings=self.everywhere, out_shardings=self.divided
+        )
+
+    def _in_turn(self, done: Any) -> Any:
+        """On a CPU that plays several devices, steps that wait for each other's threads would lock each other out."""
+        alone = len(self.devices) == 1 or self.devices[0].platform != "cpu"
+        return done if alone else jax.block_until_ready(done)
 
     def predict(self, classifier: Classifier, precision: Precision) -> Predict:
         """`predict_step`, compiled: variables and inputs [b ...] to predicted scans [b], on the host."""
@@ -76,6 +123,10 @@ class Engine(ABC):
         """`train_step`, not compiled yet: it can be lowered. It takes a state, which it donates, and a batch."""
 
     @abstractmethod
+    def wrap_steps(self, training: Training, plan: Plan) -> Any:
+        """`train_steps`, likewise; it takes a state, which it donates, data, epoch, start and stop."""
+
+    @abstractmethod
     def wrap_predict(self, classifier: Classifier, precision: Precision) -> Any:
         """`predict_step`, likewise, of variables and inputs."""
 
@@ -87,16 +138,20 @@ class JitEngine(Engine):
         return batch
 
     def wrap_step(self, training: Training) -> Any:
-        return self._jit(functools.partial(train_step, training), out=PartitionSpec(), donate_argnums=0)
+        return self._jit(functools.partial(train_step, training), self.everywhere, donate_argnums=0)
+
+    def wrap_steps(self, training: Training, plan: Plan) -> Any:
+        def share(rows: Any) -> Any:
+            return jax.lax.with_sharding_constraint(rows, self.divided)
+
+        steps = functools.partial(train_steps, training, plan, share=share)
+        return jax.jit(steps, in_shardings=self.everywhere, out_shardings=self.everywhere, donate_argnums=0)
 
     def wrap_predict(self, classifier: Classifier, precision: Precision) -> Any:
-        return self._jit(functools.partial(predict_step, classifier, precision), out=PartitionSpec(AXIS))
+        return self._jit(functools.partial(predict_step, classifier, precision), self.divided)
 
-    def _jit(self, step: Callable, *, out: PartitionSpec, **options: Any) -> Any:
-        everywhere, spread, out = (
-            NamedSharding(self.mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS), out)
-        )
-        return jax.jit(step, in_shardings=(everywhere, spread), out_shardings=out, **options)
+    def _jit(self, step: Callable, out: NamedSharding, **options: Any) -> Any:
+        return jax.jit(step, in_shardings=(self.everywhere, self.divided), out_shardings=out, **options)
 
 
 class PmapEngine(Engine):
@@ -109,6 +164,17 @@ class PmapEngine(Engine):
     def wrap_step(self, training: Training) -> Any:
         step = functools.partial(train_step, training, axis=AXIS)
         return self._pmap(step, out_axes=(None, None), donate_argnums=0)
+
+    def wrap_steps(self, training: Training, plan: Plan) -> Any:
+        def of_device(state: TrainState, device: jax.Array, *which: Any) -> tuple[TrainState, StepMetrics]:
+            def share(rows: Any) -> Any:
+                return jax.tree.map(lambda array: array[device], self.arranged(rows))
+
+            return train_steps(training, plan, state, *which, share=share, axis=AXIS)
+
+        axes = {"in_axes": (None, 0, None, None, None, None), "out_axes": (None, None)}
+        mapped = jax.pmap(of_device, AXIS, devices=self.devices, donate_argnums=0, **axes)
+        return lambda state, *which: mapped(state, np.arange(len(self.devices)), *which)
 
     def wrap_predict(self, classifier: Classifier, precision: Precision) -> Any:
         return self._pmap(functools.partial(predict_step, classifier, precision))
@@ -134,6 +200,16 @@ def engine_of(name: str, devices: Sequence[jax.Device] | None = None) -> Engine:
 @functools.lru_cache(maxsize=8)  # the same training of another seed is the same program
 def _compiled_step(engine: Engine, training: Training) -> Any:
     return engine.wrap_step(training)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_steps(engine: Engine, training: Training, plan: Plan) -> Any:
+    return engine.wrap_steps(training, plan)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_gather(engine: Engine, plan: Plan) -> Any:
+    return engine.wrap_gather(plan)
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,15 +1,19 @@
 """Heads on bottleneck features, those of several seeds at once: vmap over an epoch that is one scan of `train_step`."""
 
+import contextlib
 import functools
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kimiajax.checkpoints import digest_of_leaf
 from kimiajax.errors import UserError
+from kimiajax.finetune.checkpoints import Checkpoints
 from kimiajax.finetune.loop import (
     Epoch,
     NonFiniteError,
@@ -17,13 +21,11 @@ from kimiajax.finetune.loop import (
     all_finite,
     check_labels,
     epoch_of,
-    order_of,
     problem_of,
     problem_of_state,
-    steps_of,
 )
 from kimiajax.finetune.state import TrainState
-from kimiajax.finetune.steps import Batch, StepMetrics, Training, train_step
+from kimiajax.finetune.steps import Batch, Plan, StepMetrics, Training, order_of, train_step
 from kimiajax.progress import Silent
 from kimiajax.shapes import Float, Int
 
@@ -41,6 +43,7 @@ def fit_heads(
     epochs: int,
     batch_size: int,
     seeds: Sequence[int],
+    checkpoints: Checkpoints | None = None,
     progress: Silent | None = None,
     description: str = "heads",
     records: Sequence[Record] | None = None,
@@ -52,7 +55,7 @@ def fit_heads(
         starts: for each seed the variables of its head, `{"params": {"head": ...}}`.
         inputs: for each seed its features, all of one shape.
         labels: for each seed the scans of its features.
-        epochs, batch_size, progress, description: as of `fit`.
+        epochs, batch_size, checkpoints, progress, description: as of `fit`.
         seeds: of the order and of dropout.
         records: for each seed what is called with its epochs.
 
@@ -61,6 +64,7 @@ def fit_heads(
 
     Raises:
         UserError: an unknown block, features of different shapes, or labels that are not one class for each.
+        Interrupted: as `checkpoints` was asked to; the states are saved.
     """
     counts = len(starts), len(inputs), len(labels)
     if set(counts) != {len(seeds)}:
@@ -75,7 +79,9 @@ def fit_heads(
     for first in range(0, len(seeds), together):
         part = slice(first, first + together)
         given = starts[part], inputs[part], labels[part], seeds[part], records[part]
-        results += _fit_together(training, *given, epochs, batch_size, progress, description)
+        kept = checkpoints.part(f"seed-{seeds[first]}") if checkpoints else None
+        with kept.training() if kept else contextlib.nullcontext():
+            results += _fit_together(training, *given, epochs, batch_size, kept, progress, description)
     return results
 
 
@@ -88,69 +94,82 @@ def _fit_together(
     records: Sequence[Record],
     epochs: int,
     batch_size: int,
+    checkpoints: Checkpoints | None,
     progress: Silent,
     description: str,
 ) -> list[Result]:
     count = len(labels[0])
-    batch_size = min(batch_size, count)
+    plan = Plan(count, min(batch_size, count), min(batch_size, count))
     states = _stacked([training.start(start, jax.random.key(seed)) for start, seed in zip(starts, seeds)])
     features = jnp.asarray(inputs[0][None] if len(inputs) == 1 else np.stack(inputs))
     scans = jnp.asarray(np.stack(labels))
     histories: list[list[Epoch]] = [[] for _ in seeds]
     stopped: dict[int, NonFiniteError] = {}
     which = description if len(seeds) == 1 else f"{description}, seeds {', '.join(map(str, seeds))}"
-    for epoch in progress.track(range(1, epochs + 1), which, epochs, "epochs"):
-        if len(stopped) == len(seeds):
-            break
+    if checkpoints:
+        facts = {"epochs": epochs, "batch_size": batch_size, "seeds": list(seeds), "inputs": list(inputs[0].shape)}
+        facts["labels"] = [digest_of_leaf("labels", each) for each in labels]
+        found = checkpoints.restore(states, facts)
+        if found:
+            states, about = found
+            histories = [[Epoch(**epoch) for epoch in epochs_of] for epochs_of in about["histories"]]
+            checkpoints.say(f"{which}: resumed after {len(histories[0])} epochs")
+    for history, record in zip(histories, records):
+        for epoch in history:
+            record(epoch)
+    done = len(histories[0])
+    for epoch in progress.track(range(done + 1, epochs + 1), which, epochs, "epochs", done=done):
         before, started = states, time.perf_counter()
-        orders = [order_of(seed, epoch, count) for seed in seeds]
-        rows = np.stack([_rows(order, batch_size) for order in orders])
-        states, metrics = _epoch(training, states, features, scans, rows, np.int32(count))
+        states, metrics = _epoch(training, plan, states, features, scans, np.int32(epoch))
         losses, correct, counts = jax.device_get(metrics)
         finite = np.asarray(jax.vmap(all_finite)(states.variables))
         seconds = time.perf_counter() - started
         for k in range(len(seeds)):
             if k in stopped:
                 continue
-            problem = problem_of(losses[k], epoch, batch_size, orders[k]) or problem_of_state(bool(finite[k]), epoch)
+            problem = problem_of(losses[k], epoch, plan, states.key[k])
+            problem = problem or (None if finite[k] else problem_of_state(epoch))
             if problem:
                 stopped[k] = NonFiniteError(
                     f"{description}, seed {seeds[k]}: {problem}", _one(before, k).variables, histories[k]
                 )
                 continue
             sums = losses[k], correct[k], counts[k]
-            histories[k].append(epoch_of(training, epoch, len(losses[k]), *sums, seconds, heads=len(seeds)))
+            histories[k].append(epoch_of(training, epoch, plan.steps, *sums, seconds, heads=len(seeds)))
             records[k](histories[k][-1])
+        if len(stopped) == len(seeds):
+            break
+        # A head that stopped is not in the states any more, so from then on an earlier checkpoint tells more.
+        if checkpoints and not stopped and (checkpoints.due or epoch == epochs):
+            about = {"histories": [[asdict(epoch) for epoch in history] for history in histories]}
+            checkpoints.save(epoch * plan.steps, states, about)
+        if checkpoints:
+            checkpoints.stop_if_asked()
     return [stopped[k] if k in stopped else (_one(states, k).variables, histories[k]) for k in range(len(seeds))]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _epoch(
     training: Training,
+    plan: Plan,
     states: TrainState,
     features: Float[jax.Array, "k n ..."],
     scans: Int[jax.Array, "k n"],
-    rows: Int[jax.Array, "k s b"],
-    count: Int[jax.Array, ""],
+    epoch: Int[jax.Array, ""],
 ) -> tuple[TrainState, StepMetrics]:
     """An epoch of every head: the states after it, and each step's sums, [k s]."""
-    steps, batch_size = rows.shape[1:]
-    index = jnp.arange(batch_size, dtype=jnp.int32)
-    masks = jnp.arange(steps)[:, None] * batch_size + index < count
+    index = jnp.arange(plan.rows, dtype=jnp.int32)
 
-    def one(state: TrainState, features: jax.Array, scans: jax.Array, rows: jax.Array) -> tuple:
+    def one(state: TrainState, features: jax.Array, scans: jax.Array) -> tuple:
+        order = order_of(state.key, epoch, plan.count)
+
         def step(state: TrainState, batch: tuple[jax.Array, jax.Array]) -> tuple[TrainState, StepMetrics]:
             rows, mask = batch
             return train_step(training, state, Batch(features[rows], scans[rows], mask, index))
 
-        return jax.lax.scan(step, state, (rows, masks))
+        return jax.lax.scan(step, state, (order[plan.places], jnp.asarray(plan.mask)))
 
-    return jax.vmap(one)(states, features, scans, rows)
-
-
-def _rows(order: np.ndarray, batch_size: int) -> Int[np.ndarray, "s b"]:
-    """The rows of each step, the last filled up, as `batches` does it."""
-    return np.stack([filled for filled, _ in steps_of(order, batch_size, batch_size)]).astype(np.int32)
+    return jax.vmap(one)(states, features, scans)
 
 
 def _stacked(states: Sequence[TrainState]) -> TrainState:

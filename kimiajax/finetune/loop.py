@@ -1,17 +1,23 @@
 """Epochs: batches in, trained variables and a history out."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kimiajax.checkpoints import digest_of_leaf
 from kimiajax.errors import UserError
+from kimiajax.finetune.blocks import merge
+from kimiajax.finetune.checkpoints import Checkpoints
 from kimiajax.finetune.engines import Engine, JitEngine
-from kimiajax.finetune.steps import Batch, StepMetrics, Training
+from kimiajax.finetune.feeds import Feed, FeedName, feed_of
+from kimiajax.finetune.state import TrainState
+from kimiajax.finetune.steps import Plan, StepMetrics, Training, order_of
 from kimiajax.models.backbone import Classifier
 from kimiajax.precision import Precision
 from kimiajax.progress import Silent
@@ -39,8 +45,6 @@ class Epoch:
     seconds: float
 
 
-AHEAD = 4  # steps that may wait for the device, each with its batch
-
 Record = Callable[[Epoch], None]
 
 
@@ -67,6 +71,8 @@ def fit(
     batch_size: int,
     seed: int,
     engine: Engine | None = None,
+    feed: FeedName = "auto",
+    checkpoints: Checkpoints | None = None,
     progress: Silent | None = None,
     description: str = "training",
     record: Record | None = None,
@@ -77,7 +83,7 @@ def fit(
         training: classifier, optimizer, blocks, and how a step computes.
         variables: parameters and running statistics of the classifier's blocks and its head.
         inputs: what its first block takes: gray patches as uint8 [n h w], or stored activations as float32. May be a
-            memory-mapped file: one batch at a time is read.
+            memory-mapped file.
         labels: the scan of each input.
         epochs: passes over the inputs, each in a new order; 0 leaves the variables as they are.
         batch_size: the last batch of an epoch is padded to it, and any batch to a multiple of the devices; the padding
@@ -85,9 +91,12 @@ def fit(
         seed: of the order, of augmentation and of dropout. On any number of devices the result is the same, but for
             rounding, and where mini-batch statistics are local to each.
         engine: by default jit over all devices of this process.
+        feed: "resident", all inputs on every device; "stream", batch by batch; "auto", the first where they fit.
+        checkpoints: where training is saved, and goes on from; on one machine it ends bit for bit as if it had never
+            stopped.
         progress: shows epochs.
         description: what to call it there.
-        record: called with each epoch as it ends.
+        record: called with each epoch as it ends, and first with those of an earlier process.
 
     Returns:
         The trained variables, and a record of each epoch.
@@ -95,35 +104,135 @@ def fit(
     Raises:
         UserError: an unknown block, or labels that are not one class for each input.
         NonFiniteError: a loss or parameters that are not finite any more.
+        Interrupted: as `checkpoints` was asked to; the state is saved.
     """
     progress, engine = progress or Silent(), engine or JitEngine()
     check_labels(labels, len(inputs), training.classifier.num_classes)
     if batch_size < 1:
         raise UserError(f"a batch of {batch_size}: must hold 1 or more")
-    state = engine.place(training.start(variables, jax.random.key(seed)))
-    step, batch_size = engine.step(training), min(batch_size, len(labels))
-    rows = engine.rows(batch_size, training.statistic_groups)
-    history: list[Epoch] = []
-    for epoch in progress.track(range(1, epochs + 1), description, epochs, "epochs"):
-        good = _copy(state.variables)  # steps donate the state
-        started = time.perf_counter()
-        order = order_of(seed, epoch, len(labels))
-        every: list[StepMetrics] = []
-        for batch in batches(inputs, labels, order, batch_size, rows):
-            state, metrics = step(state, batch)
-            every.append(metrics)
-            jax.block_until_ready(every[-AHEAD:][0])
-        losses, correct, counts = (np.array(values) for values in zip(*jax.device_get(every)))
-        seconds = time.perf_counter() - started
-        problem = problem_of(losses, epoch, batch_size, order) or problem_of_state(
-            bool(all_finite(state.variables)), epoch
-        )
-        if problem:
-            raise NonFiniteError(f"{description}: {problem}", good, history)
-        history.append(epoch_of(training, epoch, len(every), losses, correct, counts, seconds))
-        if record:
-            record(history[-1])
-    return state.variables, history
+    batch_size, record = min(batch_size, len(labels)), record or (lambda epoch: None)
+    plan = Plan(len(labels), batch_size, engine.rows(batch_size, training.statistic_groups))
+    state = training.start(variables, jax.random.key(seed))
+    course = _Course(state, _learning(training, state))
+    if checkpoints:
+        facts = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "blocks": list(training.blocks.names)}
+        facts |= {"inputs": list(inputs.shape), "labels": digest_of_leaf("labels", labels)}
+        course = _restored(course, checkpoints, facts, plan, description)
+    for epoch in course.history:
+        record(epoch)
+    course.state = engine.place(course.state)
+    source = feed_of(feed, engine, training, plan, inputs, labels, jax.random.key(seed))
+    with checkpoints.training() if checkpoints else contextlib.nullcontext():
+        done = len(course.history)
+        for epoch in progress.track(range(done + 1, epochs + 1), description, epochs, "epochs", done=done):
+            try:
+                _finish_epoch(training, course, source, plan, epoch, checkpoints)
+            except _NotFiniteError as error:
+                raise NonFiniteError(
+                    f"{description}: {error}", course.good_variables(training), course.history
+                ) from None
+            record(course.history[-1])
+        if checkpoints and epochs:
+            course.save(checkpoints, plan)
+    return course.state.variables, course.history
+
+
+@dataclass
+class _Course:
+    """Where a training is: what a checkpoint holds.
+
+    Attributes:
+        state: after the last step taken.
+        good: what trains, parameters and statistics, as of the last epoch that ended.
+        history: the epochs that ended.
+        metrics: of the steps since then, [s] each.
+        seconds: of these.
+    """
+
+    state: TrainState
+    good: dict[str, Any]
+    history: list[Epoch] = field(default_factory=list)
+    metrics: list[StepMetrics] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def taken(self) -> int:
+        """Steps since the last epoch that ended."""
+        return sum(len(metrics.loss) for metrics in self.metrics)
+
+    def sums(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The metrics of those steps, [s] each."""
+        return tuple(np.concatenate(values) for values in zip(*self.metrics)) if self.metrics else (np.zeros(0),) * 3
+
+    def good_variables(self, training: Training) -> dict[str, Any]:
+        """The whole network's, as of the last epoch that ended."""
+        _, frozen = training.blocks.split(self.state.params)
+        return {"params": merge(self.good["params"], frozen), "batch_stats": self.good["batch_stats"]}
+
+    def save(self, checkpoints: Checkpoints, plan: Plan) -> None:
+        sums = [[float(value) for value in values] for values in self.sums()]
+        about = {"history": [asdict(epoch) for epoch in self.history], "sums": sums, "seconds": self.seconds}
+        steps = len(self.history) * plan.steps + self.taken
+        checkpoints.save(steps, {"state": self.state, "good": self.good}, about)
+
+
+def _restored(
+    course: _Course, checkpoints: Checkpoints, facts: dict[str, Any], plan: Plan, description: str
+) -> _Course:
+    """Where an earlier process left this training, if one did."""
+    found = checkpoints.restore({"state": course.state, "good": course.good}, facts)
+    if found is None:
+        return course
+    tree, about = found
+    history = [Epoch(**epoch) for epoch in about["history"]]
+    metrics = [StepMetrics(*(np.array(values) for values in about["sums"]))]
+    course = _Course(tree["state"], tree["good"], history, metrics, about["seconds"])
+    within = f" and {course.taken} of {plan.steps} steps" if course.taken else ""
+    checkpoints.say(f"{description}: resumed after {len(history)} epochs{within}")
+    return course
+
+
+class _NotFiniteError(Exception):
+    """What is not finite, and where."""
+
+
+def _finish_epoch(
+    training: Training, course: _Course, feed: Feed, plan: Plan, epoch: int, checkpoints: Checkpoints | None
+) -> None:
+    """Takes the steps that are left of an epoch, and writes it down."""
+    if not course.taken:
+        course.good = _copy(_learning(training, course.state))  # steps donate the state
+    started, waiting = time.perf_counter() - course.seconds, None
+    for start in range(course.taken, plan.steps, feed.at_once):
+        stop = min(start + feed.at_once, plan.steps)
+        course.state, metrics = feed.run(course.state, epoch, start, stop)
+        if waiting:  # only now, so that the device never waits for the host
+            course.metrics.append(waiting())
+        waiting, due = metrics, bool(checkpoints and checkpoints.due)
+        if due or stop == plan.steps:
+            course.metrics.append(waiting())
+            waiting, course.seconds = None, time.perf_counter() - started
+            _check_losses(course, plan, epoch)
+        if due:
+            course.save(checkpoints, plan)
+            checkpoints.stop_if_asked()
+    if not all_finite(course.state.variables):
+        raise _NotFiniteError(problem_of_state(epoch))
+    course.history.append(epoch_of(training, epoch, plan.steps, *course.sums(), course.seconds))
+    course.metrics, course.seconds = [], 0.0
+
+
+def _check_losses(course: _Course, plan: Plan, epoch: int) -> None:
+    """Raises _NotFiniteError for a loss of this epoch that is not finite."""
+    problem = problem_of(course.sums()[0], epoch, plan, course.state.key)
+    if problem:
+        raise _NotFiniteError(problem)
+
+
+def _learning(training: Training, state: TrainState) -> dict[str, Any]:
+    """What training moves."""
+    trainable, _ = training.blocks.split(state.params)
+    return {"params": trainable, "batch_stats": state.batch_stats}
 
 
 def predict(
@@ -140,16 +249,10 @@ def predict(
     """The scan predicted for each input, in inference mode; arguments as of `fit`."""
     progress, engine = progress or Silent(), engine or JitEngine()
     batch_size = min(batch_size, len(inputs))
+    plan = Plan(len(inputs), batch_size, engine.rows(batch_size))
     step, variables = engine.predict(classifier, precision), engine.place(variables)
-    empty = np.zeros(len(inputs), np.int32)
-    tracked = progress.track(
-        batches(inputs, empty, np.arange(len(inputs)), batch_size, engine.rows(batch_size)),
-        description,
-        len(inputs),
-        "patches",
-        step=batch_size,
-    )
-    predicted = [step(variables, batch.inputs)[batch.mask] for batch in tracked]
+    steps = progress.track(range(plan.steps), description, len(inputs), "patches", step=batch_size)
+    predicted = [step(variables, inputs[plan.places[number]])[plan.mask[number]] for number in steps]
     return np.concatenate(predicted).astype(np.int32)
 
 
@@ -163,17 +266,13 @@ def check_labels(labels: np.ndarray, count: int, num_classes: int) -> None:
         )
 
 
-def order_of(seed: int, epoch: int, count: int) -> Int[np.ndarray, " n"]:
-    """The order in which an epoch goes through its inputs."""
-    return np.random.default_rng([seed, epoch]).permutation(count)
-
-
-def problem_of(losses: np.ndarray, epoch: int, batch_size: int, order: np.ndarray) -> str | None:
-    """Where a loss is not finite: in which step, and on which patches."""
+def problem_of(losses: np.ndarray, epoch: int, plan: Plan, key: jax.Array) -> str | None:
+    """Where a loss of an epoch's first steps is not finite: in which step, and on which patches."""
     bad = np.flatnonzero(~np.isfinite(losses))
     if not len(bad):
         return None
-    rows = order[bad[0] * batch_size : (bad[0] + 1) * batch_size]
+    order = np.asarray(order_of(key, epoch, plan.count))
+    rows = order[plan.places[bad[0]][plan.mask[bad[0]]]]
     return (
         f"the loss is {losses[bad[0]]} in epoch {epoch}, step {bad[0] + 1} (training patches "
         f"{', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}); no accuracy is reported; lower the "
@@ -181,10 +280,8 @@ def problem_of(losses: np.ndarray, epoch: int, batch_size: int, order: np.ndarra
     )
 
 
-def problem_of_state(finite: bool, epoch: int) -> str | None:
-    """Whether an epoch's last step broke the parameters, which no loss shows any more."""
-    if finite:
-        return None
+def problem_of_state(epoch: int) -> str:
+    """That an epoch's last step broke the parameters, which no loss shows any more."""
     return (
         f"the parameters are not finite after the last step of epoch {epoch}; no accuracy is reported; lower the "
         "learning rate"
@@ -217,22 +314,3 @@ def epoch_of(
     count = float(counts.sum(dtype=np.float64))
     mean_loss, accuracy = (float(sums.sum(dtype=np.float64)) / count for sums in (losses, correct))
     return Epoch(epoch, mean_loss, accuracy, rate, heads * count / seconds, seconds)
-
-
-def steps_of(order: np.ndarray, batch_size: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each step `rows` entries of the order, and which of them are real: `batch_size`, the last time fewer."""
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        yield np.resize(chosen, rows), np.arange(rows) < len(chosen)
-
-
-def batches(inputs: np.ndarray, labels: np.ndarray, order: np.ndarray, batch_size: int, rows: int) -> Iterator[Batch]:
-    """The entries in this order, `batch_size` a batch, each filled up to `rows` by entries that are masked."""
-    for filled, mask in steps_of(order, batch_size, rows):
-        in_file_order, back = np.unique(filled, return_inverse=True)  # a mapped file is read front to back
-        yield Batch(
-            inputs[in_file_order][back],
-            labels[filled],
-            mask,
-            np.arange(rows, dtype=np.int32),
-        )

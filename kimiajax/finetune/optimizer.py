@@ -1,5 +1,6 @@
 """The study's optimizers by name, with their schedule, and any optimizer held to what trains."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -38,6 +39,7 @@ class Optimization:
     warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
 
+    @functools.cache  # noqa: B019  the same optimizer each time is the same program
     def over(self, epochs: int, steps_per_epoch: int) -> Scheduled:
         """The optimizer for a training of so many epochs, and its schedule."""
         rate, warmup = self.learning_rate, round(self.warmup_epochs * steps_per_epoch)

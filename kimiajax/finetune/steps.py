@@ -1,11 +1,13 @@
 """The pure steps: `(state, batch) -> (state, metrics)`. `engines.py` is the one place that wraps them."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from kimiajax.data.augment import Augmentation, augment
@@ -18,6 +20,8 @@ from kimiajax.models.backbone import Classifier
 from kimiajax.models.norm import Normalisation
 from kimiajax.precision import Precision, compute_dtype, products_in
 from kimiajax.shapes import Bool, Float, Int, Shaped
+
+ORDER = 2**32 - 1  # folded into a state's key for the order of epochs; steps, which are folded in too, stay below
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,40 @@ class Batch(NamedTuple):
     labels: Int[jax.Array, " b"]
     mask: Bool[jax.Array, " b"]
     index: Int[jax.Array, " b"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an epoch's entries fall into steps.
+
+    Attributes:
+        count: entries.
+        batch_size: of them in a step; the last step holds the rest.
+        rows: of a batch as it is computed, at least `batch_size`.
+    """
+
+    count: int
+    batch_size: int
+    rows: int
+
+    @property
+    def steps(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    @functools.cached_property
+    def places(self) -> Int[np.ndarray, "s b"]:
+        """For each row of each step its place in the epoch's order; padding takes the step's entries once more."""
+        starts = self.batch_size * np.arange(self.steps, dtype=np.int32)[:, None]
+        return starts + np.arange(self.rows, dtype=np.int32) % np.minimum(self.batch_size, self.count - starts)
+
+    @functools.cached_property
+    def mask(self) -> Bool[np.ndarray, "s b"]:
+        """False where a row is padding."""
+        starts = self.batch_size * np.arange(self.steps)[:, None]
+        return np.arange(self.rows) < np.minimum(self.batch_size, self.count - starts)
+
+
+Data = tuple[Shaped[jax.Array, "n ..."], Int[jax.Array, " n"]]
 
 
 class StepMetrics(NamedTuple):
@@ -141,6 +179,75 @@ def gradients_of(
         (_, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
     # Each device has the gradient of its own share of the mean, so that the sum is the gradient of the mean.
     return _over(axis, gradients), _over(axis, metrics), batch_stats
+
+
+def order_of(key: jax.Array, epoch: int | Int[jax.Array, ""], count: int) -> Int[jax.Array, " n"]:
+    """The order in which an epoch goes through its entries, by the key of the state."""
+    return jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, ORDER), epoch), count)
+
+
+def gather(
+    plan: Plan,
+    data: Data,
+    key: jax.Array,
+    epoch: Int[jax.Array, ""],
+    step: Int[jax.Array, ""],
+) -> Batch:
+    """A step's batch out of inputs and labels that all lie on the device.
+
+    Args:
+        plan: how an epoch's entries fall into steps.
+        data: inputs and labels.
+        key: of the state.
+        epoch, step: from 1, and from 0.
+    """
+    return _batch_at(plan, data, order_of(key, epoch, plan.count), step, lambda rows: rows)
+
+
+def train_steps(
+    training: Training,
+    plan: Plan,
+    state: TrainState,
+    data: Data,
+    epoch: Int[jax.Array, ""],
+    start: Int[jax.Array, ""],
+    stop: Int[jax.Array, ""],
+    *,
+    share: Callable[[Any], Any] = lambda rows: rows,
+    axis: str | None = None,
+) -> tuple[TrainState, StepMetrics]:
+    """Steps of an epoch as one loop on the device: shuffle, gather, augment, normalise, step.
+
+    Which steps is an argument, so that one program serves a whole epoch and any part of it: after a stop, the rest.
+
+    Args:
+        training: what a step computes.
+        plan, data, epoch: as of `gather`.
+        state: before the first of them.
+        start, stop: of the steps, from 0; `stop` is not taken.
+        share: rows of a batch -> those of this device.
+        axis: as of `train_step`.
+
+    Returns:
+        The state after the last of them, and each step's metrics, [s]; those of other steps are 0.
+    """
+    order = order_of(state.key, epoch, plan.count)
+
+    def one(step: jax.Array, carry: tuple[TrainState, StepMetrics]) -> tuple[TrainState, StepMetrics]:
+        state, every = carry
+        state, metrics = train_step(training, state, _batch_at(plan, data, order, step, share), axis=axis)
+        return state, jax.tree.map(lambda all, value: all.at[step].set(value.astype(all.dtype)), every, metrics)
+
+    return jax.lax.fori_loop(start, stop, one, (state, StepMetrics(*jnp.zeros((3, plan.steps)))))
+
+
+def _batch_at(
+    plan: Plan, data: Data, order: Int[jax.Array, " n"], step: Int[jax.Array, ""], share: Callable[[Any], Any]
+) -> Batch:
+    inputs, labels = data
+    places, mask = jnp.asarray(plan.places)[step], jnp.asarray(plan.mask)[step]
+    rows, mask, index = share((order[places], mask, jnp.arange(plan.rows, dtype=jnp.int32)))
+    return Batch(inputs[rows], labels[rows], mask, index)
 
 
 def predict_step(

@@ -1,5 +1,7 @@
-"""The files of a run: `results.json`, `manifest.csv` and its header, `predictions/ROW.csv`, `checkpoints/ROW`."""
+"""The files of a run: `results.json`, `manifest.csv` and its header, `predictions/ROW.csv`, `checkpoints/ROW`, and
+`unfinished/ROW` while a row trains."""
 
+import contextlib
 import csv
 import io
 import json
@@ -14,7 +16,7 @@ from kimiajax.data.manifest import Manifest
 from kimiajax.files import write_text
 from kimiajax.shapes import Int
 
-SCHEMA_VERSION = 2  # 2: a row that stopped has no scores; "training" and "failure" of each row; summaries of seeds
+SCHEMA_VERSION = 3  # 3: digests of what each row left; how many groups statistics were taken of
 
 
 def clear_run(out: Path, rows: Sequence[str]) -> None:
@@ -24,10 +26,28 @@ def clear_run(out: Path, rows: Sequence[str]) -> None:
         for name in ("results.json", "manifest.csv", "manifest.json"):
             (folder / name).unlink(missing_ok=True)
         for row in rows:
-            (folder / "predictions" / f"{row}.csv").unlink(missing_ok=True)
-            (folder / "history" / f"{row}.jsonl").unlink(missing_ok=True)
-            for kind in ("checkpoints", "tensorboard"):
-                shutil.rmtree(folder / kind / row, ignore_errors=True)
+            clear_row(folder, row)
+            clear_unfinished(folder, row)
+
+
+def clear_row(out: Path, row: str) -> None:
+    """Removes what one row left, but for the state that its training goes on from."""
+    (out / "predictions" / f"{row}.csv").unlink(missing_ok=True)
+    (out / "history" / f"{row}.jsonl").unlink(missing_ok=True)
+    for kind in ("checkpoints", "tensorboard"):
+        shutil.rmtree(out / kind / row, ignore_errors=True)
+
+
+def unfinished(out: Path, row: str) -> Path:
+    """Where the states of a row's training are."""
+    return out / "unfinished" / row
+
+
+def clear_unfinished(out: Path, row: str) -> None:
+    """Removes them."""
+    shutil.rmtree(unfinished(out, row), ignore_errors=True)
+    with contextlib.suppress(OSError):  # other rows' are there, or none ever were
+        (out / "unfinished").rmdir()
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
@@ -35,11 +55,13 @@ def write_results(out: Path, results: dict[str, Any]) -> None:
     write_text(out / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
-def write_predictions(out: Path, row: str, manifest: Manifest, predicted: Int[np.ndarray, " n"]) -> None:
+def write_predictions(out: Path, row: str, manifest: Manifest, predicted: Int[np.ndarray, " n"]) -> Path:
     """Writes `predictions/ROW.csv`: patch_id, scan (the true one), predicted, in the manifest's order."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(("patch_id", "scan", "predicted"))
     tested: Sequence = manifest.split("test")
     writer.writerows((patch.patch_id, patch.scan, int(guess)) for patch, guess in zip(tested, predicted, strict=True))
-    write_text(out / "predictions" / f"{row}.csv", lines.getvalue())
+    path = out / "predictions" / f"{row}.csv"
+    write_text(path, lines.getvalue())
+    return path

@@ -11,7 +11,7 @@ def summarise(runs: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[st
     """What `results.json` says of several seeds.
 
     Args:
-        runs: the `results.json` of each, in the order of their seeds, with equally many rows.
+        runs: the `results.json` of each, in the order of their seeds; rows that not all have are left out.
         config: the settings, of all of them.
 
     Returns:
@@ -28,7 +28,9 @@ def summarise(runs: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[st
         "since all seeds are tested on the same."
     )
     rows = []
-    for same in zip(*(run["rows"] for run in runs)):
+    by_name = [{row["name"]: row for row in run["rows"]} for run in runs]
+    for name in (name for name in by_name[0] if all(name in finished for finished in by_name)):
+        same = [finished[name] for finished in by_name]
         row = {key: same[0][key] for key in ("name", "approach", "scheme", "weights", "tested", "paper", "training")}
         row["seconds"] = sum(each["seconds"] for each in same)
         row["failure"] = next((each["failure"] for each in same if each["failure"]), None)
