@@ -5,15 +5,16 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kimiajax import __version__
+from kimiajax import __version__, processes
 from kimiajax.errors import UserError
 from kimiajax.interruption import Interrupted, Interruption
 
 if TYPE_CHECKING:
-    from kimiajax.config import ExplainConfig, ExportConfig
+    from kimiajax.config import ExplainConfig, ExportConfig, TableConfig
 
 USAGE = """\
 usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -h` lists the presets
@@ -41,8 +42,13 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
     command, *arguments = [argument for argument in argv if argument != "--debug"] or ["--help"]
+    return _ended(lambda: _run(command, arguments, debug), debug)
+
+
+def _ended(work: Callable[[], int], debug: bool) -> int:
+    """The exit status of some work, and a line on stderr where it ends badly."""
     try:
-        return _run(command, arguments)
+        return work()
     except UserError as error:
         if debug:
             traceback.print_exc()
@@ -84,14 +90,14 @@ def _bug(error: Exception, debug: bool) -> int:
     return BUG
 
 
-def _run(command: str, arguments: list[str]) -> int:
+def _run(command: str, arguments: list[str], debug: bool) -> int:
     match command:
         case "-h" | "--help":
             print(USAGE)
         case "--version":
             print(f"kimiajax {__version__}")
         case "table":
-            return _table(arguments)
+            return _table(arguments, debug)
         case "blocks":
             _blocks(arguments)
         case "data":
@@ -103,7 +109,7 @@ def _run(command: str, arguments: list[str]) -> int:
     return 0
 
 
-def _table(arguments: list[str]) -> int:
+def _table(arguments: list[str], debug: bool) -> int:
     from kimiajax.config import PRESETS, TableConfig
 
     presets = "\n".join(f"  {name:6} {description}" for name, (description, _) in PRESETS.items())
@@ -121,16 +127,40 @@ def _table(arguments: list[str]) -> int:
         TableConfig, prog=f"kimiajax table {preset}", description=description, default=default, args=arguments[1:]
     )
 
+    if config.distributed:
+
+        def work() -> int:
+            status = _ended(lambda: _shared_table(preset, config), debug)
+            return processes.finish(status, together=status in (0, ROW_FAILED, TERMINATED))
+
+        return processes.supervised(work)
+    return _show_table(preset, config, signal.SIGTERM, signal.SIGINT)
+
+
+def _shared_table(preset: str, config: "TableConfig") -> int:
+    """The table, as one of several processes."""
+    processes.start(config.coordinator, config.processes, config.process, config.peer_timeout)
+    try:
+        return _show_table(preset, config, signal.SIGINT)  # JAX's runtime tells of SIGTERM
+    except Exception as error:
+        if not processes.is_loss(error):
+            raise
+        processes.say_lost()
+        return processes.LOST
+
+
+def _show_table(preset: str, config: "TableConfig", *signals: int) -> int:
     from kimiajax.progress import for_terminal
     from kimiajax.report.tables import render_table
     from kimiajax.table import run_table
 
     interruption = Interruption()
-    with interruption.on_signals():
+    with interruption.on_signals(*signals):
         results = run_table(preset, config, for_terminal(), interruption)
-    sys.stdout.reconfigure(errors="replace")  # the table's rules, where the terminal knows ASCII only
-    print(render_table(results))
-    print(f"\nwritten to {config.folder(preset)}")
+    if processes.is_first():
+        sys.stdout.reconfigure(errors="replace")  # the table's rules, where the terminal knows ASCII only
+        print(render_table(results))
+        print(f"\nwritten to {config.folder(preset)}")
     return ROW_FAILED if any(row["failure"] for row in results["rows"]) else 0
 
 

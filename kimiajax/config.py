@@ -152,6 +152,16 @@ class TableConfig(PatchConfig):
     """Seconds between two checkpoints of a training: what a crash may cost."""
     fresh: bool = False
     """Begin anew where the output folder holds an earlier run, which goes; else that run is resumed."""
+    distributed: bool = False
+    """One of several processes that share the run; all are given the same flags. A cluster says which is which."""
+    coordinator: str | None = None
+    """HOST:PORT where the first process listens, if no cluster says it."""
+    processes: int | None = None
+    """How many processes there are, likewise."""
+    process: int | None = None
+    """Which one this is, from 0, likewise."""
+    peer_timeout: int = 100
+    """Seconds without a sign of life after which another process counts as lost."""
     tensorboard: bool = False
     """Write the history for TensorBoard as well; needs the extra `track`."""
 
@@ -174,6 +184,10 @@ class TableConfig(PatchConfig):
         for name in ("momentum", "batch_norm_momentum", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} {getattr(self, name)}: must be in [0, 1)")
+        _check_least(self, processes=1, process=0, peer_timeout=1)
+        given = [name for name in ("coordinator", "processes", "process") if getattr(self, name) is not None]
+        if given and not self.distributed:
+            raise UserError(f"{flag(given[0])}: is for --distributed")
         if not self.checkpoint_seconds >= 0:
             raise UserError(f"--checkpoint-seconds {self.checkpoint_seconds}: must be 0 or more")
         if self.warmup_epochs > self.epochs:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kimiajax import __version__
+from kimiajax import __version__, processes
 from kimiajax.cache import load_array, mark_used, new_array, trim
 from kimiajax.checkpoints import digest
 from kimiajax.data.pixels import gray_to_unit_rgb
@@ -86,7 +86,7 @@ def extract_taps(
 
     folder = cache / "features" / _key(backbone, variables, images, blocks, precision)
     found = {tap: load_array(folder / f"{tap}.npy", shapes[tap], np.float32) for tap in taps}
-    if all(array is not None for array in found.values()):
+    if processes.agree(all(array is not None for array in found.values())):
         progress.say(f"{description}: found in {folder}")
         mark_used(folder)
         return Taps(found, cached=True)
@@ -95,8 +95,10 @@ def extract_taps(
         _compute(backbone, variables, images, blocks, arrays, batch_size, precision, progress, description)
         for array in arrays.values():
             array.flush()
+        # Opened before they take their place, where another process may put its own.
+        kept = {tap: np.load(aside / f"{tap}.npy", mmap_mode="r") for tap in taps}
     trim(cache / "features", keep=folder)
-    return Taps({tap: np.load(folder / f"{tap}.npy", mmap_mode="r") for tap in taps}, cached=False)
+    return Taps(kept, cached=False)
 
 
 @functools.partial(jax.jit, static_argnames=("backbone", "blocks", "taps", "precision"))
@@ -126,14 +128,19 @@ def _compute(
 ) -> None:
     variables = jax.device_put(variables)
     batch_size = min(batch_size, len(images))
-    starts = range(0, len(images), batch_size)
-    for start in progress.track(starts, description, len(images), "patches", step=batch_size):
-        batch = images[start : start + batch_size]
-        padding = ((0, batch_size - len(batch)), (0, 0), (0, 0))  # the last batch, so that one program serves
+    # Of several processes each takes every so manieth batch; what they give is then known to all.
+    together = batch_size * processes.count()
+    starts = range(0, len(images), together)
+    for start in progress.track(starts, description, len(images), "patches", step=together):
+        own = start + batch_size * processes.number()
+        batch = images[own : own + batch_size]
+        padding = ((0, batch_size - len(batch)), (0, 0), (0, 0))  # the last batches, so that one program serves
         padded = jnp.asarray(np.pad(batch, padding))
         outputs = _forward(backbone, tuple(blocks), tuple(arrays), precision, variables, padded)
-        for tap, array in arrays.items():
-            array[start : start + len(batch)] = np.asarray(outputs[tap])[: len(batch)]
+        for number, part in enumerate(processes.gathered(outputs)):
+            for tap, array in arrays.items():
+                rows = array[start + batch_size * number :][:batch_size]
+                rows[:] = np.asarray(part[tap])[: len(rows)]
 
 
 def _key(

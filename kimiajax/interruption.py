@@ -5,6 +5,8 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+from kimiajax import processes
+
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}  # 128 and the signal's number, as shells have it
 
 
@@ -26,16 +28,24 @@ class Interruption:
     def __init__(self) -> None:
         self._asked: int | None = None
         self._deferred = False
+        self._polls = 0
 
     @property
     def asked(self) -> bool:
         """Whether a signal waits for `raise_if_asked`."""
         return self._asked is not None
 
+    def poll(self) -> bool:
+        """Likewise; of several processes all learn of SIGTERM at the same call, which JAX's runtime sees to."""
+        self._polls += 1
+        if processes.asked_to_end(self._polls):
+            self._asked = signal.SIGTERM
+        return self.asked
+
     @contextlib.contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """Within, SIGTERM and SIGINT raise `Interrupted`; the main thread alone may enter."""
-        before = {number: signal.signal(number, self._receive) for number in STATUS}
+    def on_signals(self, *numbers: int) -> Iterator[None]:
+        """Within, these signals raise `Interrupted`; the main thread alone may enter."""
+        before = {number: signal.signal(number, self._receive) for number in numbers}
         try:
             yield
         finally:

@@ -13,7 +13,10 @@ from kimiajax.models.weights import load_converted
 from kimiajax.report.results import SCHEMA_VERSION
 
 # Settings that change no result; scans, manifest and weights are known by their content.
-FREE = ("scans", "manifest", "cache", "out", "feed", "checkpoint_seconds", "fresh", "tensorboard")
+FREE = (
+    *("scans", "manifest", "cache", "out", "feed", "checkpoint_seconds", "fresh", "tensorboard"),
+    *("distributed", "coordinator", "processes", "process", "peer_timeout"),
+)
 REMEDY = "choose another --out, or begin anew with --fresh"
 
 

@@ -1,9 +1,11 @@
 """The runner over Table 1: scans -> patches -> approaches -> scores, for one seed or for several."""
 
+import contextlib
 import functools
 import math
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kimiajax import paper
+from kimiajax import paper, processes
 from kimiajax.approaches import ROWS, Features, Outcome, Row, Study, anything_moves
 from kimiajax.checkpoints import digest, save_tree
 from kimiajax.config import TableConfig
@@ -96,12 +98,26 @@ def run_table(
     for network in ("vgg16", "inception_v3"):
         config.blocks(BACKBONES[network])  # names that there are, whether this run reads them or not
     rows = [row for row in ROWS if row.name in config.rows]
-    out, cache = config.folder(preset), config.cache or default_cache()
-    with only_run(out):
+    cache = config.cache or default_cache()
+    progress = progress if processes.is_first() else Silent()
+    with _own_folder(config.folder(preset)) as out:
         if not config.fresh:
-            check_config(out, config.as_dict())
-        runs = _prepare(preset, config, rows, out, cache, progress, interruption)
+            processes.of_first(functools.partial(check_config, out, config.as_dict()))
+        with processes.first_goes_first("data and weights"):  # which the others then find in the cache
+            runs = _prepare(preset, config, rows, out, cache, progress, interruption)
+        processes.check_same("data, weights or settings", [identity_of(run.results) for run in runs])
         return _run(config, rows, runs, out, cache, progress)
+
+
+@contextlib.contextmanager
+def _own_folder(out: Path) -> Iterator[Path]:
+    """The output folder, held; of several processes for the first. What the others write is not kept."""
+    if processes.is_first():
+        with only_run(out):
+            yield out
+    else:
+        with tempfile.TemporaryDirectory(prefix="kimiajax-") as scratch:
+            yield Path(scratch)
 
 
 def _run(
@@ -139,7 +155,11 @@ def _run(
 
 def _begin(config: TableConfig, rows: list[Row], runs: list[Run], out: Path, progress: Silent) -> None:
     """Takes up what an earlier process of this run left, or clears the folder."""
-    earlier = [None if config.fresh else take_up(run.out, run.results, progress.say) for run in runs]
+
+    def taken_up() -> list[dict[str, Any] | None]:
+        return [None if config.fresh else take_up(run.out, run.results, progress.say) for run in runs]
+
+    earlier = processes.of_first(taken_up)
     if not any(earlier):
         clear_run(out, [row.name for row in ROWS])
     for run, results in zip(runs, earlier):
@@ -180,10 +200,12 @@ def _record(row: Row, run: Run, outcome: Outcome, seconds: float) -> None:
         run.note(f"{row.approach} has no accuracy: {outcome.failure}")
     run.history.close()
     if isinstance(outcome.learnt, Weights):
-        outcome.learnt.save(learnt)
+        if processes.is_first():
+            outcome.learnt.save(learnt)
         entry["learnt_sha256"] = outcome.learnt.lineage["digest"]
     else:
-        save_tree(learnt, outcome.learnt)
+        if processes.is_first():
+            save_tree(learnt, outcome.learnt)
         entry["learnt_sha256"] = digest(jax.tree.map(np.asarray, outcome.learnt))
     order = [each.name for each in ROWS]
     run.results["rows"] = sorted([*run.results["rows"], entry], key=lambda each: order.index(each["name"]))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from kimiajax import processes
 from kimiajax.checkpoints import background_saver, digest_of_leaf, load_with_metadata
 from kimiajax.errors import UserError
 from kimiajax.interruption import Interruption
@@ -67,8 +68,10 @@ class Checkpoints:
             UserError: a checkpoint of another training.
         """
         self._identity |= _plain(facts)
-        if not self.folder.is_dir():
-            return None
+        arrays, about = processes.of_first(self._newest) or (None, None)
+        return None if arrays is None else (_unflatten(like, arrays), about)
+
+    def _newest(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         for path in self._found():
             try:
                 arrays, metadata = load_with_metadata(path)
@@ -86,7 +89,7 @@ class Checkpoints:
             if wrong:
                 self._discard(path, f"its digest does not fit {', '.join(wrong[:3])}")
                 continue
-            return _unflatten(like, arrays), metadata["about"]
+            return arrays, metadata["about"]
         return None
 
     def save(self, steps: int, tree: Any, about: dict[str, Any]) -> None:
@@ -97,8 +100,10 @@ class Checkpoints:
             tree: the state.
             about: what else training goes on from, as JSON takes it.
         """
-        self.finish()
         self._saved = time.monotonic()
+        if not processes.is_first():
+            return
+        self.finish()
         path = self.folder.absolute() / str(steps)
         if path.exists():
             return
@@ -116,10 +121,12 @@ class Checkpoints:
             self._saver = self._saver or background_saver()
             self._saver.save(path, args=ocp.args.StandardSave(arrays), custom_metadata=metadata)
 
-    @property
     def due(self) -> bool:
-        """Whether it is time to save: enough of it has passed, or the run is asked to end."""
-        return self._interruption.asked or time.monotonic() - self._saved >= self._every
+        """Whether it is time to save: enough of it has passed, or the run is asked to end.
+
+        Several processes call it equally often, and learn of a request to end at the same call.
+        """
+        return self._interruption.poll() or time.monotonic() - self._saved >= self._every
 
     def stop_if_asked(self) -> None:
         """Raises Interrupted where the run is asked to end, once what was saved is on the disk."""

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kimiajax import processes
 from kimiajax.errors import UserError
 from kimiajax.finetune.state import TrainState
 from kimiajax.finetune.steps import (
@@ -39,10 +40,10 @@ class Engine(ABC):
     """Spreads batches over devices, each of which holds all parameters. Both engines compute the same.
 
     Attributes:
-        devices: by default all of this process.
+        devices: by default all, those of other processes too.
     """
 
-    devices: tuple[jax.Device, ...] = field(default_factory=lambda: tuple(jax.local_devices()))
+    devices: tuple[jax.Device, ...] = field(default_factory=lambda: all_devices())
 
     def rows(self, batch_size: int, groups: int = 1) -> int:
         """The least number of rows from `batch_size` on that divides among the devices, and among groups."""
@@ -65,17 +66,27 @@ class Engine(ABC):
 
     def own(self, rows: int) -> slice:
         """Which rows of a batch lie on this process's devices."""
-        mine = [n for n, device in enumerate(self.devices) if device.process_index == jax.process_index()]
+        mine = [n for n, device in enumerate(self.devices) if device.process_index == processes.number()]
         each = rows // len(self.devices)
         return slice(mine[0] * each, (mine[-1] + 1) * each)
 
     def place(self, tree: Any) -> Any:
-        """The tree's arrays on every device."""
-        return jax.device_put(tree, self.everywhere)
+        """The tree's arrays, which all processes hold, on every device."""
+        return jax.tree.map(self._everywhere, tree) if processes.count() > 1 else jax.device_put(tree, self.everywhere)
 
     def spread(self, batch: Any) -> Any:
-        """The batch's arrays on the devices, each holding its part, as compiled steps take them."""
-        return jax.device_put(self.arranged(batch), self.divided)
+        """The batch's arrays, of which each process holds its `own` rows, divided among devices for compiled steps."""
+        if processes.count() == 1:
+            return jax.device_put(self.arranged(batch), self.divided)
+        return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, self.divided), batch)
+
+    def _everywhere(self, leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return leaf
+        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(self._everywhere(jax.random.key_data(leaf)))
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, self.everywhere, lambda index: array[index])
 
     def step(self, training: Training) -> Step:
         """`train_step`, compiled. Its state is donated; its batch has a number of rows as `rows` gives it."""
@@ -112,7 +123,9 @@ class Engine(ABC):
     def predict(self, classifier: Classifier, precision: Precision) -> Predict:
         """`predict_step`, compiled: variables and inputs [b ...] to predicted scans [b], on the host."""
         compiled = _compiled_predict(self, classifier, precision)
-        return lambda variables, inputs: np.asarray(compiled(variables, self.arranged(inputs))).reshape(-1)
+        return lambda variables, inputs: np.asarray(
+            compiled(variables, self.spread(inputs[self.own(len(inputs))]))
+        ).reshape(-1)
 
     @abstractmethod
     def arranged(self, batch: Any) -> Any:
@@ -148,14 +161,17 @@ class JitEngine(Engine):
         return jax.jit(steps, in_shardings=self.everywhere, out_shardings=self.everywhere, donate_argnums=0)
 
     def wrap_predict(self, classifier: Classifier, precision: Precision) -> Any:
-        return self._jit(functools.partial(predict_step, classifier, precision), self.divided)
+        return self._jit(functools.partial(predict_step, classifier, precision), self.everywhere)
 
     def _jit(self, step: Callable, out: NamedSharding, **options: Any) -> Any:
         return jax.jit(step, in_shardings=(self.everywhere, self.divided), out_shardings=out, **options)
 
 
 class PmapEngine(Engine):
-    """pmap: one program a device, for its part of the batch; sums over devices stand in the step itself."""
+    """pmap: one program a device, for its part of the batch; sums over devices stand in the step itself.
+
+    Of one process: under several it would want each process's part of every argument.
+    """
 
     def arranged(self, batch: Any) -> Any:
         """[b ...] -> [devices b/devices ...]"""
@@ -183,17 +199,24 @@ class PmapEngine(Engine):
         return jax.pmap(step, AXIS, in_axes=(None, 0), devices=self.devices, **options)
 
 
+def all_devices() -> tuple[jax.Device, ...]:
+    """All of all processes, process by process."""
+    return tuple(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
+
+
 ENGINES: dict[str, type[Engine]] = {"jit": JitEngine, "pmap": PmapEngine}
 
 
 def engine_of(name: str, devices: Sequence[jax.Device] | None = None) -> Engine:
-    """The engine of this name, on these devices or on all of this process.
+    """The engine of this name, on these devices or on all.
 
     Raises:
-        UserError: no such engine.
+        UserError: no such engine, or pmap for several processes.
     """
     if name not in ENGINES:
         raise UserError(f"no engine {name!r}; choose from {', '.join(ENGINES)}")
+    if name == "pmap" and processes.count() > 1:
+        raise UserError("--engine pmap is for the devices of one process; leave --engine out with --distributed")
     return ENGINES[name]() if devices is None else ENGINES[name](tuple(devices))
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from kimiajax import processes
 from kimiajax.errors import UserError
 from kimiajax.finetune.engines import Engine
 from kimiajax.finetune.state import TrainState
@@ -131,7 +132,7 @@ def feed_of(
 
 def _memory(engine: Engine) -> float:
     """Bytes that a device has for its own; those of a CPU share the machine's."""
-    local = [device for device in engine.devices if device.process_index == jax.process_index()]
+    local = [device for device in engine.devices if device.process_index == processes.number()]
     stats: dict[str, Any] = local[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]

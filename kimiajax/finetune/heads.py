@@ -140,7 +140,8 @@ def _fit_together(
         if len(stopped) == len(seeds):
             break
         # A head that stopped is not in the states any more, so from then on an earlier checkpoint tells more.
-        if checkpoints and not stopped and (checkpoints.due or epoch == epochs):
+        due = checkpoints and checkpoints.due()
+        if checkpoints and not stopped and (due or epoch == epochs):
             about = {"histories": [[asdict(epoch) for epoch in history] for history in histories]}
             checkpoints.save(epoch * plan.steps, states, about)
         if checkpoints:

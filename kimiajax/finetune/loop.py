@@ -208,7 +208,7 @@ def _finish_epoch(
         course.state, metrics = feed.run(course.state, epoch, start, stop)
         if waiting:  # only now, so that the device never waits for the host
             course.metrics.append(waiting())
-        waiting, due = metrics, bool(checkpoints and checkpoints.due)
+        waiting, due = metrics, bool(checkpoints and checkpoints.due())
         if due or stop == plan.steps:
             course.metrics.append(waiting())
             waiting, course.seconds = None, time.perf_counter() - started
