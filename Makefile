@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: setup setup-torch demo test test-parity test-torch lint format lock clean
+.PHONY: setup setup-torch demo test test-parity test-slow test-torch lint format lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -41,9 +41,13 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Minutes each, and the second after `make setup-torch`.
+# Minutes each, and the last after `make setup-torch`.
 test-parity: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "parity and not torch"
+
+# Kills a run at twenty random moments.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
 test-torch: $(STAMP)
 	$(BIN)/python -m pytest -m torch

@@ -3,7 +3,11 @@
 Of Orbax the older interface: its V1 saves and loads with all processes of a distributed run together, and only so.
 """
 
+import contextlib
 import hashlib
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +54,13 @@ def background_saver() -> ocp.AsyncCheckpointer:
 
 
 def load_with_metadata(path: Path) -> tuple[Tree, dict[str, Any]]:
-    """What a `background_saver` saved: the arrays, and the metadata beside them."""
+    """What a `background_saver` saved: the arrays, and the metadata beside them.
+
+    Raises:
+        Exception: whatever a damaged file makes Orbax raise.
+    """
     path = path.absolute()
-    with ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
+    with _without_orphans(), ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
         return checkpointer.restore(path), checkpointer.metadata(path).custom_metadata
 
 
@@ -66,6 +74,20 @@ def alone() -> ocp.options.MultiprocessingOptions:
 
 def _handler() -> ocp.StandardCheckpointHandler:
     return ocp.StandardCheckpointHandler(multiprocessing_options=alone())
+
+
+@contextlib.contextmanager
+def _without_orphans() -> Iterator[None]:
+    """Drops what Python would print of reads that end after another one failed, when nobody waits for them any more."""
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if "Event loop is closed" in str(found.exc_value) else before(found)
+    try:
+        yield
+    except Exception:
+        time.sleep(0.3)
+        raise
+    finally:
+        sys.unraisablehook = before
 
 
 def _add(total: Any, name: str, leaf: Any) -> None:

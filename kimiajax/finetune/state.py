@@ -38,7 +38,7 @@ def new_state(
     """The state before the first step.
 
     Args:
-        variables: `{"params": {block: ...}, "batch_stats": {block: ...}}`; copied, since steps donate the state.
+        variables: `{"params": {block: ...}, "batch_stats": {block: ...}}`; copied, and the key too: steps donate them.
         optimizer: as `for_blocks` gives it.
         blocks: what trains.
         key: of all randomness in training.
@@ -50,5 +50,5 @@ def new_state(
     params = variables["params"]
     trainable, _ = blocks.split(params)
     return TrainState(
-        jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(trainable), key
+        jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(trainable), jnp.copy(key)
     )

@@ -1,0 +1,272 @@
+"""`kimiajax table` that is killed, stopped, damaged or given other settings, and run again on the same folder."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_table import predictions, rows_of
+
+from kimiajax.cli import main
+from kimiajax.data.synthetic import write_synthetic_scans
+
+SMALL = ["--image-size", "75", "--patches-per-scan", "4", "--head-epochs", "3", "--batch-size", "4"]
+TRAINING = [*SMALL, "--epochs", "4", "--augmentation", "keras2017", "--checkpoint-seconds", "0.1"]
+RANDOM = ["--vgg16-weights", "random", "--inception-v3-weights", "random"]
+QUICKEST = [*SMALL, "--epochs", "2", "--rows", "cnn", "fe_vgg16", "--vgg16-weights", "random"]
+
+
+def program(scans, out, cache, *flags):
+    command = ["table", "quick", "--scans", str(scans), *TRAINING, *RANDOM, "--out", str(out), "--cache", str(cache)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-m", "kimiajax", *command, *flags], **pipes)
+
+
+def run(*given):
+    """Runs to the end: what it said on stderr, and the seconds."""
+    started = time.monotonic()
+    process = program(*given)
+    _, said = process.communicate(timeout=500)
+    assert process.returncode == 0, said
+    return said, time.monotonic() - started
+
+
+def killed(at, number, *given):
+    """Sends a signal after some seconds: the exit status, None where the run had ended before, and what it said."""
+    process = program(*given)
+    try:
+        process.communicate(timeout=at)
+        return None, ""
+    except subprocess.TimeoutExpired:
+        process.send_signal(number)
+        _, said = process.communicate(timeout=100)
+        return process.returncode, said
+
+
+def result_of(out):
+    """What of a run must not depend on whether it was stopped."""
+    _, rows = rows_of(out)
+    return {
+        name: (
+            row["learnt_sha256"],
+            row["predictions_sha256"],
+            {phase: [(e["epoch"], e["loss"]) for e in epochs] for phase, epochs in row["history"].items()},
+        )
+        for name, row in rows.items()
+    }
+
+
+def kill_again_and_again(scans, tmp_path, rows, kills):
+    """Kills a run so often, at random moments, and resumes each time; then compares it with one left alone."""
+    cache, flags = tmp_path / "cache", ["--rows", *rows]
+    run(scans, tmp_path / "first", cache, *flags)  # compiles
+    _, seconds = run(scans, tmp_path / "whole", cache, *flags)
+    moments, hits = random.Random(7), 0
+    while hits < kills:
+        out = tmp_path / f"killed-{hits}"
+        while hits < kills:
+            status, _ = killed(moments.uniform(0.3, 1.0) * seconds, signal.SIGKILL, scans, out, cache, *flags)
+            if status is None:
+                break
+            assert status == -signal.SIGKILL
+            hits += 1
+        run(scans, out, cache, *flags)
+        assert result_of(out) == result_of(tmp_path / "whole")
+        assert not (out / "unfinished").exists()
+        for row in rows:
+            lines = [json.loads(line) for line in (out / "history" / f"{row}.jsonl").read_text().splitlines()]
+            expected = rows_of(tmp_path / "whole")[1][row]["history"]
+            assert [line["loss"] for line in lines] == [e["loss"] for part in expected.values() for e in part]
+
+
+def test_a_run_killed_at_three_random_moments_ends_bit_for_bit_as_one_left_alone(scans, tmp_path):
+    kill_again_and_again(scans, tmp_path, ["cnn", "tl_vgg16"], 3)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_random_moments_over_both_training_rows_does_too(scans, tmp_path):
+    kill_again_and_again(scans, tmp_path, ["tl_vgg16", "tl_inception_v3"], 20)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_ends_with_its_own_status_and_the_same_command_goes_on(scans, tmp_path, number, status):
+    given = (
+        scans,
+        tmp_path / "run",
+        tmp_path / "cache",
+        "--rows",
+        "cnn",
+        "--epochs",
+        "400",
+        "--checkpoint-seconds",
+        "999",
+    )
+    process = program(*given)
+    while not (tmp_path / "run" / "history" / "cnn.jsonl").exists():  # the first epoch has ended
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == status
+    assert said.splitlines()[-1].endswith("; the same command goes on from here")
+    (kept,) = (tmp_path / "run" / "unfinished" / "cnn" / "training").iterdir()
+    said, _ = run(*given)
+    done = int(kept.name) // 4
+    assert f"cnn, seed 0: resumed after {done} epochs" in said or f"resumed after {done - 1} epochs and 4 of 4" in said
+    run(scans, tmp_path / "whole", tmp_path / "cache", *given[3:])
+    assert result_of(tmp_path / "run") == result_of(tmp_path / "whole")
+    assert any("CNN (ours) was resumed" in note for note in rows_of(tmp_path / "run")[0]["notes"])
+
+
+@pytest.fixture(scope="module")
+def finished(scans, tmp_path_factory):
+    """The folder of a finished run of two rows, and its command."""
+    out = tmp_path_factory.mktemp("finished")
+    command = ["table", "quick", "--scans", str(scans), *QUICKEST, "--cache", str(out / "cache")]
+    assert main([*command, "--out", str(out / "run")]) == 0
+    return out / "run", command
+
+
+@pytest.fixture
+def again(finished, tmp_path):
+    """A copy of it, and its command."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    return tmp_path / "run", [*finished[1], "--out", str(tmp_path / "run")]
+
+
+def test_a_finished_run_is_shown_again_and_nothing_computed(again, capsys):
+    out, command = again
+    before = {row: predictions(out, row) for row in ("cnn", "fe_vgg16")}, (out / "checkpoints").stat().st_mtime_ns
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert "all rows were finished before; --fresh computes them again" in shown.err
+    assert "CNN (ours)" in shown.out
+    assert "epochs in" not in shown.err
+    assert "SVM" not in shown.err
+    assert before == ({row: predictions(out, row) for row in before[0]}, (out / "checkpoints").stat().st_mtime_ns)
+
+
+def test_a_finished_row_is_not_computed_again_and_an_unfinished_one_is(again, capsys):
+    out, command = again
+    results = json.loads((out / "results.json").read_text())
+    results["rows"] = results["rows"][:1]
+    (out / "results.json").write_text(json.dumps(results))
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert "resumed; finished before: cnn" in said
+    assert "fe_vgg16: linear SVM" in said
+    assert "cnn, seed 0" not in said
+    assert list(rows_of(out)[1]) == ["cnn", "fe_vgg16"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--epochs", "3"], "config/epochs was 2 and is 3"),
+        (["--seed", "1"], "config/seed was 0 and is 1"),
+        (["--seeds", "2"], "config/seeds was 1 and is 2"),
+        (["--rows", "cnn"], 'config/rows was ["cnn", "fe_vgg16"] and is ["cnn"]'),
+        (["--svm-c", "2"], "config/svm_c was 1.0 and is 2.0"),
+    ],
+)
+def test_other_settings_are_refused_with_the_difference(again, capsys, flags, said):
+    out, command = again
+    before = (out / "results.json").read_bytes()
+    assert main([*command, *flags]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "choose another --out, or begin anew with --fresh" in error
+    assert (out / "results.json").read_bytes() == before
+
+
+def test_settings_that_change_no_result_are_not_refused(again):
+    _, command = again
+    assert main([*command, "--feed", "stream", "--checkpoint-seconds", "1", "--tensorboard"]) == 0
+
+
+def test_other_patches_and_another_order_of_classes_are_refused_with_the_difference(again, tmp_path, capsys):
+    out, command = again
+    other = tmp_path / "scans.h5"
+    write_synthetic_scans(other, num_scans=4, patch_size=80, grid=(4, 4), test_patches=(2, 3), seed=6)
+    assert main([*command, "--scans", str(other)]) == 2
+    assert "pixels_sha256 was" in capsys.readouterr().err
+    results = json.loads((out / "results.json").read_text())
+    results["data"]["names"] = results["data"]["names"][::-1]
+    (out / "results.json").write_text(json.dumps(results))
+    assert main(command) == 2
+    assert 'classes was ["' in capsys.readouterr().err
+
+
+def test_other_weights_are_refused_with_the_difference(again, capsys):
+    out, command = again
+    results = json.loads((out / "results.json").read_text())
+    results["weights"]["vgg16"]["digest"] = "0" * 64
+    (out / "results.json").write_text(json.dumps(results))
+    assert main(command) == 2
+    assert 'weights/vgg16 was "0000' in capsys.readouterr().err
+
+
+def test_results_that_are_damaged_or_of_another_version_are_refused(again, capsys):
+    out, command = again
+    content = (out / "results.json").read_text()
+    (out / "results.json").write_text(content[:-20])
+    assert main(command) == 2
+    assert "results.json: damaged" in capsys.readouterr().err
+    (out / "results.json").write_text(content.replace('"schema_version": 3', '"schema_version": 2'))
+    assert main(command) == 2
+    assert "written by another version" in capsys.readouterr().err
+    assert main([*command, "--fresh"]) == 0
+
+
+def test_a_finished_row_whose_files_are_gone_or_changed_is_computed_again_and_that_is_said(again, capsys):
+    out, command = again
+    expected = {row: predictions(out, row) for row in ("cnn", "fe_vgg16")}
+    guesses = out / "predictions" / "fe_vgg16.csv"
+    guesses.write_text(guesses.read_text().replace(",0\n", ",1\n", 1).replace(",2\n", ",1\n", 1))
+    shutil.rmtree(out / "checkpoints" / "cnn")
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert "cnn is computed again, since" in said
+    assert "is missing" in said
+    assert "fe_vgg16 is computed again, since" in said
+    assert "fe_vgg16.csv was changed" in said
+    assert {row: predictions(out, row) for row in expected} == expected
+
+
+def test_several_seeds_go_on_where_they_were(scans, tmp_path, capsys):
+    """The first seed has finished the row, the second has not: the heads of both are trained at once, as they were."""
+    flags = [*SMALL, "--epochs", "2", *RANDOM, "--rows", "tl_vgg16", "--seeds", "2", "--cache", str(tmp_path / "cache")]
+    command = ["table", "quick", "--scans", str(scans), *flags]
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    second = tmp_path / "run" / "seed-1" / "results.json"
+    results = json.loads(second.read_text())
+    results["rows"] = []
+    second.write_text(json.dumps(results))
+    capsys.readouterr()
+    assert main([*command, "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert "block5, head, seed 1" in said
+    assert "block5, head, seed 0" not in said
+    for seed in ("seed-0", "seed-1"):
+        assert result_of(tmp_path / "run" / seed) == result_of(tmp_path / "whole" / seed)
+        histories = [(tmp_path / name / seed / "history" / "tl_vgg16.jsonl").read_text() for name in ("run", "whole")]
+        assert len(histories[0].splitlines()) == len(histories[1].splitlines()) == 5
+
+
+def test_two_runs_on_one_folder_at_once_are_refused(again):
+    out, command = again
+    holder = (
+        "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder, str(out / ".lock")], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert main(command) == 2
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert main(command) == 0
