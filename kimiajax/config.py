@@ -188,6 +188,8 @@ class TableConfig(PatchConfig):
         given = [name for name in ("coordinator", "processes", "process") if getattr(self, name) is not None]
         if given and not self.distributed:
             raise UserError(f"{flag(given[0])}: is for --distributed")
+        if self.distributed and self.engine == "pmap":
+            raise UserError("--engine pmap is for the devices of one process; leave --engine out with --distributed")
         if not self.checkpoint_seconds >= 0:
             raise UserError(f"--checkpoint-seconds {self.checkpoint_seconds}: must be 0 or more")
         if self.warmup_epochs > self.epochs:

@@ -1,0 +1,124 @@
+"""One of several processes that train, predict and extract features together; the first writes what came out.
+
+`test_processes.py` runs this file in processes of their own: devices and processes are counted before jax starts.
+"""
+
+import contextlib
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from unittest import mock
+
+PROCESSES, NUMBER, PORT, OUT = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
+
+if __name__ == "__main__":
+    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(8 // PROCESSES), "NPROC": "16"}
+    os.environ |= {"JAX_ENABLE_X64": "1", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+
+import jax
+import numpy as np
+from eight_devices import BATCH, PART, setting
+
+from kimiajax import processes
+from kimiajax.data.augment import KERAS_2017
+from kimiajax.errors import UserError
+from kimiajax.features import extract_taps
+from kimiajax.finetune import feeds, steps
+from kimiajax.finetune.checkpoints import Checkpoints
+from kimiajax.finetune.engines import JitEngine
+from kimiajax.finetune.loop import fit, predict
+from kimiajax.finetune.optimizer import Optimization
+from kimiajax.finetune.steps import Training
+from kimiajax.interruption import Interrupted, Interruption
+from kimiajax.models.backbone import BACKBONES
+
+
+def trained(feed="resident", epochs=2, **options):
+    """All variables at the end, in one vector, and the losses of the epochs."""
+    classifier, variables, images, labels = setting(np.float64)
+    optimizer = Optimization("sgd", 0.01).over(epochs, 2).optimizer
+    blocks = dataclasses.replace(PART, frozen_bn="batch")
+    training = Training(classifier, optimizer, blocks, augmentation=KERAS_2017)
+    given = training, variables, images, labels
+    end, history = fit(*given, epochs=epochs, batch_size=BATCH, seed=3, feed=feed, **options)
+    leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(end)]
+    return np.concatenate([*leaves, [epoch.loss for epoch in history]])
+
+
+def predicted():
+    classifier, variables, images, _ = setting(np.float64)
+    return predict(classifier, variables, images, batch_size=BATCH)
+
+
+def features(cache=None):
+    _, variables, images, _ = setting(np.float64)
+    backbone = BACKBONES["cnn"]
+    variables = {kind: {b: leaves for b, leaves in part.items() if b != "head"} for kind, part in variables.items()}
+    return extract_taps(backbone, variables, images, ("block2",), batch_size=4, cache=cache).arrays["block2"]
+
+
+class AfterThree(Interruption):
+    """As if every process had received SIGTERM in time for its third look."""
+
+    def poll(self):
+        self._polls += 1
+        if self._polls == 3:
+            self._asked = 15
+        return self.asked
+
+
+def stopped(folder):
+    with contextlib.suppress(Interrupted):
+        trained(checkpoints=Checkpoints(folder, {}, interruption=AfterThree()))
+
+
+FAULTS = {
+    "each process streams the same part": mock.patch.object(
+        JitEngine, "own", lambda self, rows: slice(0, rows // PROCESSES)
+    ),
+    "each process in an order of its own": mock.patch.object(
+        feeds, "order_of", lambda key, *which: steps.order_of(jax.random.key(processes.number()), *which)
+    ),
+}
+
+
+def raised(work):
+    try:
+        work()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def main():
+    if PROCESSES > 1:
+        processes.start(f"127.0.0.1:{PORT}", PROCESSES, NUMBER, 30)
+    found = {"devices": len(jax.devices()), "processes": processes.count()}
+    found |= {"resident": trained(), "stream": trained("stream"), "predicted": predicted(), "features": features()}
+    found["features kept"] = features(OUT.parent / "cache")
+    found["features found"] = features(OUT.parent / "cache")
+    stopped(OUT.parent / f"stopped-{PROCESSES}")
+    found["resumed"] = trained(checkpoints=Checkpoints(OUT.parent / "elsewhere", {}))
+    if PROCESSES > 1:
+        for name, fault in FAULTS.items():
+            with fault:
+                found[f"fault: {name}"] = trained("stream")
+        with mock.patch.object(processes, "number", return_value=0):
+            found["fault: each process takes the first batches"] = features()
+        found["other data"] = raised(lambda: processes.check_same("data", processes.number()))
+        found["same data"] = raised(lambda: processes.check_same("data", 7))
+
+        def fails():
+            raise UserError("only here")
+
+        found["an error of the first"] = raised(lambda: processes.of_first(fails))
+        if processes.number():  # which the first must learn of
+            assert found["an error of the first"] == "only here"
+    if processes.is_first():
+        np.savez(OUT, **found)
+    processes.finish(0, together=True)
+
+
+if __name__ == "__main__":
+    main()
