@@ -53,6 +53,8 @@ class Lines(Silent):
                 left = f", {(total - done) * (now - started) / (done - before):.0f} s left" if total else ""
                 self.say(f"{description}: {done} of {total or '?'} {unit}, {speed(done - before, now - started)}{left}")
                 said = now
+        if done == before > 0:
+            return  # all was done earlier
         seconds = time.monotonic() - started
         self.say(f"{description}: {done - before} {unit} in {seconds:.1f} s, {speed(done - before, seconds)}")
 

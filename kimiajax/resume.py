@@ -63,10 +63,10 @@ def take_up(out: Path, results: dict[str, Any], say: Callable[[str], None]) -> d
         else:
             standing.append(row)
     changes = differences(earlier["environment"], results["environment"])
-    notes = [*earlier["notes"]]
+    notes = [*results["notes"], *earlier["notes"][earlier["general_notes"] :]]  # an audit may have come since
     if changes:
         notes.append(f"Resumed where the program or the machine is not the same any more: {'; '.join(changes)}.")
-    return {**earlier, "environment": results["environment"], "notes": notes, "rows": standing, "complete": False}
+    return {**results, "notes": notes, "rows": standing}
 
 
 def _config_of(results: dict[str, Any]) -> dict[str, Any]:

@@ -291,6 +291,7 @@ def _keeper(
 
 def _begin_results(preset: str, study: Study) -> dict[str, Any]:
     """What `results.json` says before the first row."""
+    notes = _notes(study)
     return {
         "schema_version": SCHEMA_VERSION,
         "complete": False,
@@ -300,7 +301,8 @@ def _begin_results(preset: str, study: Study) -> dict[str, Any]:
         "data": study.data,
         "weights": {network: loaded.lineage for network, loaded in study.weights.items()},
         "statistic_groups": len(study.engine.devices) if study.config.bn_statistics == "local" else 1,
-        "notes": _notes(study),
+        "notes": notes,
+        "general_notes": len(notes),
         "rows": [],
     }
 

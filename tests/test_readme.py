@@ -68,6 +68,8 @@ def test_flags_of_the_readme_exist(capsys):
     with pytest.raises(SystemExit):
         weights_convert(["torch", "--help"])
     known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    shown = set(re.findall(r"(?<=[ `])--[a-z0-9-]+", README)) - {"--precisions", "--engines"}  # of the benchmark
+    shown = set(re.findall(r"(?<=[ `])--[a-z0-9-]+", README))
+    shown -= {"--precisions", "--engines"}  # of the benchmark
+    shown -= {"--nodes", "--ntasks-per-node", "--gpus-per-node"}  # of srun
     assert {"--rows", "--require", "--fold-scale"} <= shown
     assert shown <= known
