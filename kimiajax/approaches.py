@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kimiajax import processes
 from kimiajax.checkpoints import Tree
 from kimiajax.config import TableConfig
 from kimiajax.data.augment import AUGMENTATIONS
@@ -239,7 +240,7 @@ def train_heads(row: Row, studies: Sequence[Study], features: Sequence[Features]
     training = _training(first, on_bottleneck, blocks, optimization, config.head_epochs)
     seeds = [study.config.seed for study in studies]
     shape = inputs[0].shape[1:]
-    return fit_heads(
+    heads = fit_heads(
         training,
         [_with_head({}, on_bottleneck.init_head(jax.random.key(seed), shape)) for seed in seeds],
         inputs,
@@ -252,6 +253,7 @@ def train_heads(row: Row, studies: Sequence[Study], features: Sequence[Features]
         description=f"{row.name}: head",
         records=[study.record(row.name, "head") for study in studies],
     )
+    return processes.of_first(lambda: heads)  # each process trained them; what goes on must be the same to the bit
 
 
 def stored_tap(backbone: Backbone, config: TableConfig) -> str | None:

@@ -42,10 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
     command, *arguments = [argument for argument in argv if argument != "--debug"] or ["--help"]
-    return _ended(lambda: _run(command, arguments, debug), debug)
+    return _ended(lambda: _run(command, arguments, debug), debug, fresh="--fresh" in arguments)
 
 
-def _ended(work: Callable[[], int], debug: bool) -> int:
+def _ended(work: Callable[[], int], debug: bool, fresh: bool = False) -> int:
     """The exit status of some work, and a line on stderr where it ends badly."""
     try:
         return work()
@@ -70,7 +70,8 @@ def _ended(work: Callable[[], int], debug: bool) -> int:
         print(f"kimiajax: out of memory ({error}); use a smaller --image-size or --batch-size", file=sys.stderr)
         return USER_ERROR
     except Interrupted as interrupted:
-        print(f"kimiajax: {interrupted}; the same command goes on from here", file=sys.stderr)
+        without = ", without --fresh," if fresh else ""
+        print(f"kimiajax: {interrupted}; the same command{without} goes on from here", file=sys.stderr)
         return interrupted.status
     except KeyboardInterrupt:
         print("kimiajax: interrupted", file=sys.stderr)
@@ -130,7 +131,7 @@ def _table(arguments: list[str], debug: bool) -> int:
     if config.distributed:
 
         def work() -> int:
-            status = _ended(lambda: _shared_table(preset, config), debug)
+            status = _ended(lambda: _shared_table(preset, config), debug, config.fresh)
             return processes.finish(status, together=status in (0, ROW_FAILED, TERMINATED))
 
         return processes.supervised(work)

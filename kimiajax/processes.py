@@ -10,6 +10,7 @@ import pickle
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from kimiajax.errors import UserError
 
 A_DAY = 24 * 3600 * 1000  # milliseconds
 _WAITS = itertools.count()
+_STARTED: list[bool] = []  # whether this process has joined others
 LOST = 75  # exit status, EX_TEMPFAIL: the same command may succeed later
 _LOST = "another process of this run was lost; start it again, with as many processes as there are, and it goes on"
 
@@ -47,6 +49,7 @@ def start(coordinator: str | None, count: int | None, number: int | None, timeou
         raise UserError(
             f"--distributed: the other processes cannot be reached ({str(error).splitlines()[0]})"
         ) from error
+    _STARTED.append(True)
 
 
 def count() -> int:
@@ -102,6 +105,7 @@ def check_same(what: str, value: Any) -> None:
 
 def agree(value: bool) -> bool:
     """Whether it is true in all processes."""
+    wait("an agreement")
     return all(part[0] for part in gathered([value]))
 
 
@@ -150,11 +154,15 @@ def asked_to_end(step: int) -> bool:
 
 def finish(status: int, together: bool) -> int:
     """Ends this process's part: with the others, where all end so, or at once."""
-    if count() > 1:
+    if _STARTED:
         import jax
 
         if together:
-            jax.distributed.shutdown()
+            try:
+                jax.distributed.shutdown()
+            except jax.errors.JaxRuntimeError:
+                say_lost()
+                return LOST
         else:  # the others would be waited for
             sys.stdout.flush()
             sys.stderr.flush()
@@ -185,12 +193,20 @@ def supervised(work: Callable[[], int]) -> int:
         status = 1
         try:
             status = work()
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
     os.close(reading)
-    before = signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number))
+    asked = itertools.count()
+
+    def pass_on(number: int, frame: Any) -> None:
+        """The second time for good: JAX's runtime only takes note of SIGTERM."""
+        os.kill(child, number if next(asked) == 0 else signal.SIGKILL)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
     interrupt = signal.signal(signal.SIGINT, lambda number, frame: None)  # a terminal tells the child itself
     try:
         _, ended = os.waitpid(child, 0)

@@ -62,11 +62,13 @@ def take_up(out: Path, results: dict[str, Any], say: Callable[[str], None]) -> d
             say(f"{out}: {row['name']} is computed again, since {damage}")
         else:
             standing.append(row)
+    if len(standing) == len(results["config"]["rows"]):  # computed where it was, whatever shows it now
+        results = {**results, "environment": earlier["environment"]}
     changes = differences(earlier["environment"], results["environment"])
     notes = [*results["notes"], *earlier["notes"][earlier["general_notes"] :]]  # an audit may have come since
     if changes:
         notes.append(f"Resumed where the program or the machine is not the same any more: {'; '.join(changes)}.")
-    return {**results, "notes": notes, "rows": standing}
+    return {**results, "notes": list(dict.fromkeys(notes)), "rows": standing}
 
 
 def _config_of(results: dict[str, Any]) -> dict[str, Any]:

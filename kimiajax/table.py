@@ -150,6 +150,7 @@ def _run(
             _write(config, [run], rows, run.out)
         _write(config, runs, rows, out)
         _clear_states(row, runs)
+        processes.wait("the end of a row")  # the first writes longer
     return _write(config, runs, rows, out)
 
 

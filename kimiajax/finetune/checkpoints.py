@@ -76,6 +76,8 @@ class Checkpoints:
             try:
                 arrays, metadata = load_with_metadata(path)
                 _check_seal(metadata)
+            except (MemoryError, PermissionError) as error:
+                raise UserError(f"{path}: cannot be read ({_short(error)}); nothing of it was changed") from error
             except Exception as error:  # whatever a damaged file makes Orbax raise
                 self._discard(path, _short(error))
                 continue
@@ -172,7 +174,9 @@ class Checkpoints:
 
     def _discard(self, path: Path, reason: str) -> None:
         older = len(self._found()) > 1
-        shutil.rmtree(path)
+        aside = path.with_name(f"{path.name}.damaged")  # it may be the disk, for a moment, and not the file
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
         then = "the one before it is used" if older else "this training begins anew"
         self._say(f"{path}: a damaged checkpoint ({reason}); {then}")
 

@@ -124,7 +124,7 @@ def feed_of(
     """
     feeds = {"resident": Resident, "stream": Stream}
     if name == "auto":
-        name = "resident" if inputs.nbytes <= SHARE * _memory(engine) else "stream"
+        name = processes.of_first(lambda: "resident" if inputs.nbytes <= SHARE * _memory(engine) else "stream")
     if name not in feeds:
         raise UserError(f"no feed {name!r}; choose from auto, {', '.join(feeds)}")
     return feeds[name](engine, training, plan, inputs, labels, key)

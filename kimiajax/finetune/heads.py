@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kimiajax.checkpoints import digest_of_leaf
+from kimiajax.checkpoints import digest, digest_of_leaf
 from kimiajax.errors import UserError
 from kimiajax.finetune.checkpoints import Checkpoints
 from kimiajax.finetune.loop import (
@@ -107,7 +107,8 @@ def _fit_together(
     stopped: dict[int, NonFiniteError] = {}
     which = description if len(seeds) == 1 else f"{description}, seeds {', '.join(map(str, seeds))}"
     if checkpoints:
-        facts = {"epochs": epochs, "batch_size": batch_size, "seeds": list(seeds), "inputs": list(inputs[0].shape)}
+        facts = {"epochs": epochs, "batch_size": batch_size, "seeds": list(seeds), **training.facts()}
+        facts |= {"inputs": list(inputs[0].shape), "variables": [digest(start) for start in starts]}
         facts["labels"] = [digest_of_leaf("labels", each) for each in labels]
         found = checkpoints.restore(states, facts)
         if found:
@@ -144,7 +145,7 @@ def _fit_together(
         if checkpoints and not stopped and (due or epoch == epochs):
             about = {"histories": [[asdict(epoch) for epoch in history] for history in histories]}
             checkpoints.save(epoch * plan.steps, states, about)
-        if checkpoints:
+        if due:
             checkpoints.stop_if_asked()
     return [stopped[k] if k in stopped else (_one(states, k).variables, histories[k]) for k in range(len(seeds))]
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kimiajax.checkpoints import digest_of_leaf
+from kimiajax.checkpoints import digest, digest_of_leaf
 from kimiajax.errors import UserError
 from kimiajax.finetune.blocks import merge
 from kimiajax.finetune.checkpoints import Checkpoints
@@ -60,6 +60,9 @@ class NonFiniteError(UserError):
         super().__init__(message)
         self.variables, self.history = variables, history
 
+    def __reduce__(self) -> tuple:
+        return NonFiniteError, (str(self), self.variables, self.history)
+
 
 def fit(
     training: Training,
@@ -93,7 +96,8 @@ def fit(
         engine: by default jit over all devices of this process.
         feed: "resident", all inputs on every device; "stream", batch by batch; "auto", the first where they fit.
         checkpoints: where training is saved, and goes on from; on one machine it ends bit for bit as if it had never
-            stopped.
+            stopped. What is not compared with what was saved, the optimizer and the inputs' values, belongs into its
+            `identity`.
         progress: shows epochs.
         description: what to call it there.
         record: called with each epoch as it ends, and first with those of an earlier process.
@@ -115,8 +119,9 @@ def fit(
     state = training.start(variables, jax.random.key(seed))
     course = _Course(state, _learning(training, state))
     if checkpoints:
-        facts = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "blocks": list(training.blocks.names)}
-        facts |= {"inputs": list(inputs.shape), "labels": digest_of_leaf("labels", labels)}
+        facts = {"epochs": epochs, "batch_size": batch_size, "seed": seed, **training.facts()}
+        facts |= {"inputs": [str(inputs.dtype), *inputs.shape], "labels": digest_of_leaf("labels", labels)}
+        facts["variables"] = digest(variables)
         course = _restored(course, checkpoints, facts, plan, description)
     for epoch in course.history:
         record(epoch)
@@ -212,21 +217,17 @@ def _finish_epoch(
         if due or stop == plan.steps:
             course.metrics.append(waiting())
             waiting, course.seconds = None, time.perf_counter() - started
-            _check_losses(course, plan, epoch)
-        if due:
+        if due and np.isfinite(course.sums()[0]).all():
             course.save(checkpoints, plan)
+        if due:
             checkpoints.stop_if_asked()
+    problem = problem_of(course.sums()[0], epoch, plan, course.state.key)  # not earlier: here all processes look
+    if problem:
+        raise _NotFiniteError(problem)
     if not all_finite(course.state.variables):
         raise _NotFiniteError(problem_of_state(epoch))
     course.history.append(epoch_of(training, epoch, plan.steps, *course.sums(), course.seconds))
     course.metrics, course.seconds = [], 0.0
-
-
-def _check_losses(course: _Course, plan: Plan, epoch: int) -> None:
-    """Raises _NotFiniteError for a loss of this epoch that is not finite."""
-    problem = problem_of(course.sums()[0], epoch, plan, course.state.key)
-    if problem:
-        raise _NotFiniteError(problem)
 
 
 def _learning(training: Training, state: TrainState) -> dict[str, Any]:

@@ -51,6 +51,18 @@ class Training:
     precision: Precision = "float32"
     learning_rate: Callable[[int], Any] | None = None
 
+    def facts(self) -> dict[str, Any]:
+        """What JSON takes of it: all but the optimizer."""
+        return {
+            "blocks": list(self.blocks.names),
+            "frozen_bn": self.blocks.frozen_bn,
+            "augmentation": repr(self.augmentation),
+            "label_smoothing": self.label_smoothing,
+            "batch_norm_momentum": self.batch_norm_momentum,
+            "statistic_groups": self.statistic_groups,
+            "precision": self.precision,
+        }
+
     def start(self, variables: dict[str, Any], key: jax.Array) -> TrainState:
         """The state before the first step, as `new_state` makes it."""
         return new_state(variables, for_blocks(self.optimizer, self.blocks), self.blocks, key)
