@@ -16,6 +16,7 @@ import pytest
 from kimiajax.cli import main
 from kimiajax.config import ParityConfig
 from kimiajax.data.scans import Scans
+from kimiajax.finetune.optimizer import Optimization
 from kimiajax.models import inception_v3
 from kimiajax.models.backbone import BACKBONES
 from kimiajax.models.inception_v3 import Conv
@@ -71,6 +72,14 @@ def setting(tmp_path_factory):
         return built[key]
 
     return build
+
+
+@pytest.fixture(autouse=True)
+def optimizers_made_anew():
+    """An optimizer is made once and kept: a mistaken one must not be that of other tests, nor theirs its own."""
+    Optimization.over.cache_clear()
+    yield
+    Optimization.over.cache_clear()
 
 
 @pytest.mark.parametrize(
