@@ -41,6 +41,7 @@ def ends(started, within=300):
     finally:
         for process in started:
             process.kill()
+            process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,15 @@ def test_processes_that_see_other_data_are_refused_and_an_error_of_the_first_is_
     assert str(found[2]["other data"]).startswith("processes 1 see other data than process 0")
     assert str(found[2]["same data"]) == ""
     assert str(found[2]["an error of the first"]) == "only here"
+
+
+def test_a_loss_that_is_not_finite_ends_all_processes_alike_whichever_of_them_saves(found):
+    assert "in epoch 1, step 2 (training patches" in str(found[2]["diverged"])
+
+
+def test_the_first_process_chooses_the_feed_for_all(found):
+    assert found[2]["feeds chosen"].tolist() == ["Resident", "Resident"]
+    assert found[2]["fault: each process chooses its feed"].tolist() == ["Resident", "Stream"]
 
 
 TABLE = ["--image-size", "75", "--patches-per-scan", "4", "--head-epochs", "2", "--batch-size", "8"]

@@ -29,19 +29,19 @@ from kimiajax.finetune.checkpoints import Checkpoints
 from kimiajax.finetune.engines import JitEngine
 from kimiajax.finetune.loop import fit, predict
 from kimiajax.finetune.optimizer import Optimization
-from kimiajax.finetune.steps import Training
+from kimiajax.finetune.steps import Plan, Training
 from kimiajax.interruption import Interrupted, Interruption
 from kimiajax.models.backbone import BACKBONES
 
 
-def trained(feed="resident", epochs=2, **options):
+def trained(feed="resident", epochs=2, rate=0.01, batch_size=BATCH, **options):
     """All variables at the end, in one vector, and the losses of the epochs."""
     classifier, variables, images, labels = setting(np.float64)
-    optimizer = Optimization("sgd", 0.01).over(epochs, 2).optimizer
+    optimizer = Optimization("sgd", rate).over(epochs, 2).optimizer
     blocks = dataclasses.replace(PART, frozen_bn="batch")
     training = Training(classifier, optimizer, blocks, augmentation=KERAS_2017)
     given = training, variables, images, labels
-    end, history = fit(*given, epochs=epochs, batch_size=BATCH, seed=3, feed=feed, **options)
+    end, history = fit(*given, epochs=epochs, batch_size=batch_size, seed=3, feed=feed, **options)
     leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(end)]
     return np.concatenate([*leaves, [epoch.loss for epoch in history]])
 
@@ -71,6 +71,28 @@ class AfterThree(Interruption):
 def stopped(folder):
     with contextlib.suppress(Interrupted):
         trained(checkpoints=Checkpoints(folder, {}, interruption=AfterThree()))
+
+
+def diverged(folder):
+    """What is said of a training whose second of five steps is not finite, where the first process looks after each.
+
+    A process that ended there would leave the other waiting: the next thing both do would fail.
+    """
+    checkpoints = Checkpoints(folder, {}, every=0 if processes.is_first() else 999)
+    said = raised(lambda: trained(rate=1e300, batch_size=7, checkpoints=checkpoints))
+    processes.check_same("ends", said)
+    return said
+
+
+def feeds_chosen():
+    """Which feed each process takes where the inputs fit into the memory of the first alone."""
+    *_, images, labels = setting(np.float64)
+    memory = mock.patch.object(feeds, "_memory", return_value=1e12 if processes.is_first() else 0)
+    names = [mock.patch.object(feeds, name, lambda *given, name=name: name) for name in ("Resident", "Stream")]
+    with memory, names[0], names[1]:
+        plan = Plan(len(labels), BATCH, BATCH)
+        chosen = feeds.feed_of("auto", JitEngine(), None, plan, images, labels, jax.random.key(0))
+    return ["Resident" if resident else "Stream" for resident in processes.gathered(chosen == "Resident")]
 
 
 FAULTS = {
@@ -106,6 +128,10 @@ def main():
                 found[f"fault: {name}"] = trained("stream")
         with mock.patch.object(processes, "number", return_value=0):
             found["fault: each process takes the first batches"] = features()
+        found["diverged"] = diverged(OUT.parent / "diverged")
+        found["feeds chosen"] = feeds_chosen()
+        with mock.patch.object(processes, "of_first", lambda work: work()):
+            found["fault: each process chooses its feed"] = feeds_chosen()
         found["other data"] = raised(lambda: processes.check_same("data", processes.number()))
         found["same data"] = raised(lambda: processes.check_same("data", 7))
 
