@@ -18,6 +18,7 @@ from kimiajax.checkpoints import digest
 from kimiajax.data.pixels import gray_to_unit_rgb
 from kimiajax.files import new_folder
 from kimiajax.models.backbone import Backbone, Variables
+from kimiajax.models.conv import Way
 from kimiajax.precision import Precision, compute_dtype, products_in
 from kimiajax.progress import Silent
 from kimiajax.shapes import Float, UInt8
@@ -25,9 +26,9 @@ from kimiajax.shapes import Float, UInt8
 VERSION = 1  # rises with every change to what a network computes: features of another version are not found
 
 
-def batch_size_for(platform: str) -> int:
-    """Images in one forward pass: what was fastest. A CPU's caches hold few."""
-    return 4 if platform == "cpu" else 128
+def batch_size_for(platform: str, conv: Way = "plain") -> int:
+    """Images in one forward pass: what was fastest. A CPU's caches hold few, which the fast way sees to by itself."""
+    return 128 if platform != "cpu" else 4 if conv == "plain" else 32
 
 
 class Taps(NamedTuple):
@@ -76,7 +77,7 @@ def extract_taps(
     backbone.check_blocks(taps)
     blocks = backbone.up_to(backbone.last_of(taps))
     progress = progress or Silent()
-    batch_size = batch_size or batch_size_for(jax.default_backend())
+    batch_size = batch_size or batch_size_for(jax.default_backend(), backbone.conv)
     tap_shapes = backbone.tap_shapes(variables, images.shape[1], blocks)
     shapes = {tap: (len(images), *shape) for tap, shape in tap_shapes.items()}
     if cache is None:
@@ -127,6 +128,8 @@ def _compute(
     description: str,
 ) -> None:
     variables = jax.device_put(variables)
+    if backbone.conv == "fast":
+        variables = backbone.fold_for_inference(variables, images.shape[1], blocks)
     batch_size = min(batch_size, len(images))
     # Of several processes each takes every so manieth batch; what they give is then known to all.
     together = batch_size * processes.count()
@@ -149,7 +152,7 @@ def _key(
     """Names the computation by content: pixels, parameters, blocks, device, precision, versions."""
     used = {kind: {b: part[b] for b in blocks if b in part} for kind, part in variables.items()}
     content = {
-        "backbone": [backbone.name, list(backbone.options)],
+        "backbone": [backbone.name, list(backbone.options), backbone.conv],
         "blocks": list(blocks),
         "images": [list(images.shape), hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()],
         "variables": digest(used),

@@ -17,7 +17,7 @@ from kimiajax.cli import main
 from kimiajax.config import ParityConfig
 from kimiajax.data.scans import Scans
 from kimiajax.finetune.optimizer import Optimization
-from kimiajax.models import inception_v3
+from kimiajax.models import conv, inception_v3
 from kimiajax.models.backbone import BACKBONES
 from kimiajax.models.inception_v3 import Conv
 from kimiajax.models.weights import Weights
@@ -154,8 +154,8 @@ def backbone(**changes):
     return mistake
 
 
-def max_for_average(x, window, padding, count_include_pad):
-    return nn.max_pool(x, window, (1, 1), padding)
+def max_for_average(x, window, *, count_padding):
+    return nn.max_pool(x, (window, window), (1, 1), "SAME")
 
 
 def chw(kernel):
@@ -212,7 +212,7 @@ MISTAKES = {
         "block/mixed5",
     ),
     "average pool counts padding": ("inception_v3", {}, lineage(options={"count_padding": True}), "block/mixed0"),
-    "max for average": ("inception_v3", {}, patched(inception_v3.nn, "avg_pool", max_for_average), "block/mixed0"),
+    "max for average": ("inception_v3", {}, patched(conv, "avg_pool", max_for_average), "block/mixed0"),
     "beta and moving mean exchanged": (
         "inception_v3",
         {},

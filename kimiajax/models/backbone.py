@@ -1,8 +1,9 @@
 """What the study needs to know of a network: its blocks in order, and which of them it reads, trains and replaces."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import groupby, takewhile
 from typing import Any
 
 import flax.linen as nn
@@ -12,12 +13,15 @@ import numpy as np
 
 from kimiajax.errors import UserError
 from kimiajax.models import cnn, inception_v3, vgg16
+from kimiajax.models.conv import KEPT, Way, convolving
 from kimiajax.models.head import Head
 from kimiajax.models.norm import INFERENCE, Normalisation
 from kimiajax.shapes import Float, Shaped
 
 Array = jax.Array | np.ndarray
 Variables = dict[str, Any]
+Taps = dict[str, jax.Array]
+AT_ONCE = 2**22  # bytes between two blocks for which images go through them together, in the fast way; a cache's worth
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Backbone:
         smallest: the least image size, in pixels.
         cuts: choices of what trains that only this network has, as (name, names that `TrainableBlocks` takes).
         options: fields of the module that differ from their defaults, as (name, value); see `variant`.
+        conv: how it convolves. "fast" is for one CPU device and float32: other sums, the same but for rounding; it has
+            a gradient, but no forward-mode derivative.
     """
 
     name: str
@@ -49,6 +55,7 @@ class Backbone:
     smallest: int
     cuts: tuple[tuple[str, tuple[str, ...]], ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
+    conv: Way = "plain"
 
     def variant(self, **options: Any) -> "Backbone":
         """This network with other options of its module, as weights of another framework may need them.
@@ -180,8 +187,71 @@ class Backbone:
         module = self._build(1000 if "predictions" not in blocks else _classes(variables))
         x, params = jnp.asarray(x, dtype), variables["params"]
         arrays = {**variables, "params": params if dtype is None else cast_kernels(params, dtype)}
-        (output, taps), moved = module.apply(arrays, x, tuple(blocks), normalisation, mask, mutable=["batch_stats"])
-        return output, taps, moved.get("batch_stats", variables.get("batch_stats", {}))
+
+        def run(arrays: Variables, x: Array, blocks: Sequence[str], mask: Array | None = None) -> Any:
+            given = arrays, x, tuple(blocks), normalisation, mask
+            (_, taps), moved = module.apply(*given, mutable=["batch_stats", KEPT])
+            return taps, moved
+
+        with convolving(self.conv):
+            if self.conv == "plain":
+                taps, moved = run(arrays, x, blocks, mask)
+            else:
+                if KEPT not in arrays:
+                    arrays = {**arrays, KEPT: run(arrays, x[:1], blocks)[1].get(KEPT, {})}
+                taps = self._in_parts(run, arrays, x, self._still(blocks, normalisation))
+                rest, moved = blocks[len(taps) :], {}
+                if rest:
+                    last, moved = run(arrays, taps[blocks[len(taps) - 1]] if taps else x, rest, mask)
+                    taps |= last
+        return taps[blocks[-1]], taps, {**variables.get("batch_stats", {}), **moved.get("batch_stats", {})}
+
+    def fold_for_inference(self, variables: Variables, size: int, blocks: Sequence[str]) -> Variables:
+        """Variables as `apply` takes them, with all beside them that it would compute of them in each call.
+
+        Args:
+            variables: of the blocks at least.
+            size: side of the images.
+            blocks: a run of blocks that starts at the first.
+        """
+        module = self._build(1000 if "predictions" not in blocks else _classes(variables))
+
+        @jax.jit
+        def kept(variables: Variables) -> Variables:
+            with convolving(self.conv):
+                return module.apply(variables, jnp.zeros((1, size, size, 3)), tuple(blocks), mutable=[KEPT])[1]
+
+        return {**variables, **kept(variables)}
+
+    def _in_parts(self, run: Callable, arrays: Variables, x: Array, blocks: Sequence[str]) -> Taps:
+        """The outputs of convolutional blocks, from the first on, through which few images go at once."""
+        taps: Taps = {}
+        for part, images in self._parts(run, arrays, x, blocks):
+            groups = x.reshape(-1, images, *x.shape[1:])
+            outputs = jax.lax.map(lambda group, part=part: run(arrays, group, part)[0], groups)
+            taps |= {block: each.reshape(len(x), *each.shape[2:]) for block, each in outputs.items()}
+            x = taps[part[-1]]
+        return taps
+
+    def _parts(
+        self, run: Callable, arrays: Variables, x: Array, blocks: Sequence[str]
+    ) -> list[tuple[tuple[str, ...], int]]:
+        """Runs of those blocks, and how many images go through each at once."""
+        taps = jax.eval_shape(lambda arrays, x: run(arrays, x, blocks)[0], arrays, x) if blocks else {}
+        images = {}
+        for block, before in zip(blocks, [x, *(taps[block] for block in blocks)]):
+            if taps[block].ndim != 4:  # a dense layer reads its parameters once a call
+                break
+            most = AT_ONCE * len(x) / max(each.size * each.dtype.itemsize for each in (before, taps[block]))
+            images[block] = max(n for n in range(1, len(x) + 1) if len(x) % n == 0 and n <= max(1, most))
+        return [(tuple(part), count) for count, part in groupby(images, key=images.__getitem__)]
+
+    def _still(self, blocks: Sequence[str], normalisation: Normalisation) -> tuple[str, ...]:
+        """The first of some blocks, before any that trains or normalises by the mini-batch."""
+        moving = {name.split("/")[0] for name in normalisation.trained}
+        if normalisation.frozen != "inference":
+            moving |= {path[0] for path in self.statistics}
+        return tuple(takewhile(lambda block: block not in moving, blocks))
 
     def tap_shapes(self, variables: Variables, size: int, blocks: Sequence[str]) -> dict[str, tuple[int, ...]]:
         """The shape of each block's output for one image of `size` x `size` pixels, without the batch axis."""
@@ -225,6 +295,7 @@ def _leaves_of(variables: Variables, block: str) -> set[tuple[str, ...]]:
     return {
         (kind, *(key.key for key in path))
         for kind, part in variables.items()
+        if kind != KEPT
         for path, _ in jax.tree_util.tree_leaves_with_path(part.get(block, {}))
     }
 

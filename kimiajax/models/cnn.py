@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from kimiajax.models.conv import Conv
 from kimiajax.models.norm import INFERENCE, BatchNorm, Normalisation
 from kimiajax.shapes import Float, Shaped
 
@@ -30,8 +31,8 @@ class ConvBlock(nn.Module):
     def __call__(
         self, x: Float[jax.Array, "b h w c"], how: Normalisation, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b _ _ d"]:
-        size, stride = (self.kernel, self.kernel), (self.stride, self.stride)
-        x = nn.Conv(self.features, size, stride, use_bias=False, name="conv")(x)
+        size = (self.kernel, self.kernel)
+        x = Conv(self.features, size, self.stride, use_bias=False, name="conv")(x)
         return nn.relu(BatchNorm(EPSILON, self.momentum, name="bn")(x, how, mask))
 
 

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kimiajax.models import conv
 from kimiajax.models.norm import INFERENCE, BatchNorm, Normalisation
 from kimiajax.shapes import Float, Shaped
 
@@ -149,7 +150,7 @@ class ConvUnit(nn.Module):
         self, x: Float[jax.Array, "b h w c"], how: Normalisation, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b _ _ d"]:
         c = self.spec
-        x = nn.Conv(c.features, (c.height, c.width), (c.stride, c.stride), c.padding, use_bias=False, name="conv")(x)
+        x = conv.Conv(c.features, (c.height, c.width), c.stride, c.padding, use_bias=False, name="conv")(x)
         return nn.relu(BatchNorm(EPSILON, self.momentum, self.scale, name="bn")(x, how, mask))
 
 
@@ -165,9 +166,9 @@ class Mixed(nn.Module):
     ) -> Float[jax.Array, "b _ _ d"]:
         def run(name: str, layer: object, y: jax.Array) -> jax.Array:
             if layer is MAX:
-                return nn.max_pool(y, (3, 3), (2, 2))
+                return conv.max_pool(y, 3, 2)
             if layer is AVERAGE:
-                return nn.avg_pool(y, (3, 3), padding="SAME", count_include_pad=self.count_padding)
+                return conv.avg_pool(y, 3, count_padding=self.count_padding)
             if isinstance(layer, Fork):
                 return jnp.concatenate([run(name + "a", layer.left, y), run(name + "b", layer.right, y)], axis=-1)
             return ConvUnit(layer, self.momentum, self.scale, name=name)(y, how, mask)

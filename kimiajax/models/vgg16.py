@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from kimiajax.models.conv import Conv, max_pool
 from kimiajax.models.norm import INFERENCE, Normalisation
 from kimiajax.shapes import Float, Shaped
 
@@ -26,8 +27,8 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b _ _ d"]:
         for number in range(1, self.convolutions + 1):
-            x = nn.relu(nn.Conv(self.features, (3, 3), name=f"conv{number}")(x))
-        return nn.max_pool(x, (2, 2), (2, 2))
+            x = nn.relu(Conv(self.features, (3, 3), name=f"conv{number}")(x))
+        return max_pool(x, 2, 2)
 
 
 class DenseBlock(nn.Module):

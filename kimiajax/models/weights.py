@@ -7,7 +7,7 @@ import datetime
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from kimiajax.checkpoints import digest, load_tree, save_tree
 from kimiajax.errors import UserError
 from kimiajax.files import new_folder
 from kimiajax.models.backbone import BACKBONES, Backbone, Variables
+from kimiajax.models.conv import Way
 
 KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications"
 
@@ -70,15 +71,18 @@ class Weights:
         variables: `{"params": {block: ...}, "batch_stats": {block: ...}}`.
         lineage: network and its options, framework, source file and its SHA-256, class count, the input that the
             weights were trained on, and the SHA-256 of the arrays (`digest`).
+        conv: how their backbone convolves.
     """
 
     variables: Variables
     lineage: dict[str, Any]
+    conv: Way = "plain"
 
     @property
     def backbone(self) -> Backbone:
         """The network in the variant that these weights are of."""
-        return BACKBONES[self.lineage["network"]].variant(**self.lineage["options"])
+        backbone = BACKBONES[self.lineage["network"]].variant(**self.lineage["options"])
+        return replace(backbone, conv=self.conv)
 
     def save(self, folder: Path) -> None:
         """Writes a converted checkpoint; the folder appears whole or not at all."""
