@@ -2,7 +2,7 @@
 
     python -m benchmarks.throughput [--networks vgg16 inception_v3] [--workloads features finetune_step]
                                     [--batches 8 32] [--sizes 224] [--precisions float32] [--engines jit]
-                                    [--augmentation none] [--rounds 10] [--out FILE]
+                                    [--convs plain] [--augmentation none] [--rounds 10] [--out FILE]
 
 Claims nothing by itself: no peer runs beside it. It answers how fast this project runs on this machine, phase by phase,
 with every sample kept. Inputs are random gray patches on the device, weights are He-scaled random ones, the fine-tuning
@@ -15,7 +15,7 @@ import itertools
 import json
 import resource
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,14 @@ from kimiajax.finetune.blocks import blocks_of
 from kimiajax.finetune.engines import ENGINES, engine_of
 from kimiajax.finetune.optimizer import Optimization
 from kimiajax.finetune.steps import Batch, Training
-from kimiajax.models.backbone import BACKBONES, Classifier
+from kimiajax.models.backbone import BACKBONES, Backbone, Classifier
+from kimiajax.models.ways import choose_way
 from kimiajax.precision import compute_dtype, products_in
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is timed; `engine` and `augmentation` are the fine-tuning step's."""
+    """What is timed; `engine` and `augmentation` are the fine-tuning step's, and "fast" convolutions a CPU's."""
 
     workload: str
     network: str
@@ -47,13 +48,20 @@ class Configuration:
     precision: str = "float32"
     engine: str = "jit"
     augmentation: str = "none"
+    conv: str = "plain"
+
+    @property
+    def backbone(self) -> Backbone:
+        choose_way(self.conv, BACKBONES[self.network], self.size, self.batch, precision=self.precision)
+        return replace(BACKBONES[self.network], conv=self.conv)
 
 
 def features(c: Configuration) -> tuple[Any, tuple]:
     """The function and its arguments: gray patches to the paper's feature vectors."""
-    backbone = BACKBONES[c.network]
+    backbone = c.backbone
     blocks = backbone.up_to(backbone.features)
     variables = jax.device_put(backbone.init(np.random.default_rng(0), c.size, blocks))
+    variables = backbone.fold_for_inference(variables, c.size, blocks)
     images = jnp.asarray(np.random.default_rng(1).integers(0, 255, (c.batch, c.size, c.size), dtype=np.uint8))
 
     def forward(variables: Any, images: jax.Array) -> jax.Array:
@@ -65,7 +73,7 @@ def features(c: Configuration) -> tuple[Any, tuple]:
 
 def finetune_step(c: Configuration) -> tuple[Any, tuple]:
     """The function and its arguments: one step of SGD on the paper's blocks and the head, under an engine."""
-    backbone, engine = BACKBONES[c.network], engine_of(c.engine)
+    backbone, engine = c.backbone, engine_of(c.engine)
     classifier = Classifier(backbone, backbone.trunk, paper.NUM_SCANS)
     variables = backbone.init(np.random.default_rng(0), c.size, classifier.blocks)
     images = np.random.default_rng(1).integers(0, 255, (c.batch, c.size, c.size), dtype=np.uint8)
@@ -136,6 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[224])
     parser.add_argument("--precisions", nargs="+", default=["float32"], choices=("float32", "tf32", "bfloat16"))
     parser.add_argument("--engines", nargs="+", default=["jit"], choices=list(ENGINES))
+    parser.add_argument("--convs", nargs="+", default=["plain"], choices=("plain", "fast"))
     parser.add_argument("--augmentation", default="none", choices=list(AUGMENTATIONS))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -145,17 +154,17 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(measure(Configuration(**options.one))))
         return
     results = []
-    for network, workload, size, batch, precision in itertools.product(
-        options.networks, options.workloads, options.sizes, options.batches, options.precisions
+    for network, workload, size, batch, precision, conv in itertools.product(
+        options.networks, options.workloads, options.sizes, options.batches, options.precisions, options.convs
     ):
         for engine in options.engines if workload == "finetune_step" else ["jit"]:
             augmentation = options.augmentation if workload == "finetune_step" else "none"
-            c = Configuration(workload, network, batch, size, options.rounds, precision, engine, augmentation)
+            c = Configuration(workload, network, batch, size, options.rounds, precision, engine, augmentation, conv)
             result = measure_apart("benchmarks.throughput", asdict(c))
             results.append(result)
             slow, fast = result["images_per_second_iqr"]
             print(
-                f"{workload:14} {network:13} {size} px, batch {batch:3}, {precision:8} {engine:4}: "
+                f"{workload:14} {network:13} {size} px, batch {batch:3}, {precision:8} {engine:4} {conv:5}: "
                 f"{result['images_per_second']:8.1f} images/s (quartiles {slow:.1f} to {fast:.1f}), compile "
                 f"{result['seconds']['compile']:.1f} s",
                 flush=True,

@@ -259,6 +259,8 @@ class ParityConfig:
     """Filter from patch to input, as Pillow defines it."""
     steps: int = 3
     """Training steps; the first and the last are compared."""
+    conv: Literal["plain", "fast"] = "plain"
+    """How this project's side convolves: as XLA does, or by Winograd's algorithm, for a CPU."""
     seed: int = 0
     """Of random weights, of the head, and of drawn scans."""
     require: bool = False

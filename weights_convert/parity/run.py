@@ -22,6 +22,7 @@ from kimiajax.environment import describe_environment
 from kimiajax.errors import UserError
 from kimiajax.files import sha256_file
 from kimiajax.models.backbone import BACKBONES, Variables
+from kimiajax.models.ways import choose_way
 from kimiajax.models.weights import Weights, check_dense_size
 from kimiajax.progress import Silent
 from weights_convert.convert import FRAMEWORKS, convert
@@ -53,6 +54,7 @@ def run_parity(network: str, config: ParityConfig, progress: Silent | None = Non
     if network not in tables:
         raise UserError(f"parity {network or 'NETWORK'}: no such network; choose from {', '.join(tables)}")
     BACKBONES[network].check_size(config.image_size)
+    choose_way(config.conv, BACKBONES[network], config.image_size, 1)  # which refuses what cannot be had here
     for file in (config.scans, None if config.weights == "random" else Path(config.weights)):
         if file is not None and not file.exists():
             raise UserError(f"{file}: no such file; give the path of one")
@@ -109,7 +111,7 @@ def prepare(network: str, config: ParityConfig, folder: Path, progress: Silent) 
         progress.say(f"{config.reference}: {network} with every array random")
         with _running(config.reference, folder, "make") as process:
             _wait(config.reference, "make", process)
-    weights = convert(network, Path(job.weights), framework=config.reference)
+    weights = dataclasses.replace(convert(network, Path(job.weights), framework=config.reference), conv=config.conv)
     _check(job, weights)
     return dataclasses.replace(job, classes=weights.lineage["classes"]), weights
 
