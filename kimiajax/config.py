@@ -142,6 +142,8 @@ class TableConfig(PatchConfig):
     """How training spreads over the devices; the results are the same."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Of convolutions and matrix products; parameters, statistics and losses are float32 always."""
+    conv: Literal["auto", "plain", "fast"] = "auto"
+    """How the networks convolve: as XLA does, or on a CPU by Winograd's algorithm; auto measures which is faster."""
     seeds: int = 1
     """Run the whole table for so many seeds, from --seed on, and report mean and spread."""
     cache_frozen: bool = True

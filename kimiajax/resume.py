@@ -12,9 +12,9 @@ from kimiajax.finetune.checkpoints import differences
 from kimiajax.models.weights import load_converted
 from kimiajax.report.results import SCHEMA_VERSION
 
-# Settings that change no result; scans, manifest and weights are known by their content.
+# Settings that change no result; scans, manifest and weights are known by their content, convolutions by the choice.
 FREE = (
-    *("scans", "manifest", "cache", "out", "feed", "checkpoint_seconds", "fresh", "tensorboard"),
+    *("scans", "manifest", "cache", "out", "feed", "checkpoint_seconds", "fresh", "tensorboard", "conv"),
     *("distributed", "coordinator", "processes", "process", "peer_timeout"),
 )
 REMEDY = "choose another --out, or begin anew with --fresh"
@@ -29,6 +29,7 @@ def identity_of(results: dict[str, Any]) -> dict[str, Any]:
         "manifest_sha256": data["manifest_sha256"],
         "pixels_sha256": data["pixels_sha256"],
         "weights": {network: lineage["digest"] for network, lineage in results["weights"].items()},
+        "conv": {network: choice["way"] for network, choice in results["conv"].items()},
         "statistic_groups": results["statistic_groups"],
     }
 
@@ -38,6 +39,12 @@ def check_config(out: Path, config: dict[str, Any]) -> None:
     earlier = _read(out / "results.json")
     if earlier is not None:
         _check_same(out, {"config": _config_of(earlier)}, {"config": _config_of({"config": config})})
+
+
+def ways_of(out: Path) -> dict[str, str]:
+    """How each network convolves in the run that a folder holds, if it holds one."""
+    earlier = _read(out / "results.json")
+    return {} if earlier is None else {network: choice["way"] for network, choice in earlier["conv"].items()}
 
 
 def take_up(out: Path, results: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] | None:

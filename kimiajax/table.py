@@ -29,11 +29,13 @@ from kimiajax.features import extract_taps
 from kimiajax.files import only_run, sha256_file
 from kimiajax.finetune.blocks import blocks_of
 from kimiajax.finetune.checkpoints import Checkpoints
-from kimiajax.finetune.engines import engine_of
+from kimiajax.finetune.engines import Engine, engine_of
 from kimiajax.finetune.loop import Record
 from kimiajax.interruption import Interruption
 from kimiajax.metrics import kimia_scores
 from kimiajax.models.backbone import BACKBONES
+from kimiajax.models.conv import Way
+from kimiajax.models.ways import Choice, choose_way
 from kimiajax.models.weights import Weights, default_cache, load_weights, origin_of, root_of
 from kimiajax.progress import Download, Silent
 from kimiajax.report.history import History
@@ -47,7 +49,7 @@ from kimiajax.report.results import (
     write_results,
 )
 from kimiajax.report.seeds import summarise
-from kimiajax.resume import check_config, identity_of, take_up
+from kimiajax.resume import check_config, identity_of, take_up, ways_of
 
 SYNTHETIC = {"num_scans": paper.NUM_SCANS, "patch_size": 112, "grid": (6, 7), "test_patches": (3, 8)}
 
@@ -101,10 +103,12 @@ def run_table(
     cache = config.cache or default_cache()
     progress = progress if processes.is_first() else Silent()
     with _own_folder(config.folder(preset)) as out:
+        ways = {}
         if not config.fresh:
             processes.of_first(functools.partial(check_config, out, config.as_dict()))
+            ways = processes.of_first(functools.partial(ways_of, out))
         with processes.first_goes_first("data and weights"):  # which the others then find in the cache
-            runs = _prepare(preset, config, rows, out, cache, progress, interruption)
+            runs = _prepare(preset, config, rows, out, ways, cache, progress, interruption)
         processes.check_same("data, weights or settings", [identity_of(run.results) for run in runs])
         return _run(config, rows, runs, out, cache, progress)
 
@@ -231,6 +235,7 @@ def _prepare(
     config: TableConfig,
     rows: list[Row],
     out: Path,
+    before: dict[str, Way],
     cache: Path,
     progress: Silent,
     interruption: Interruption,
@@ -242,6 +247,8 @@ def _prepare(
     History.check(config.tensorboard)
     manifest = None if config.manifest is None else read_manifest(config.manifest)
     seeds = range(config.seed, config.seed + config.seeds)
+    cache.mkdir(parents=True, exist_ok=True)
+    ways = {network: _way(network, config, engine, cache, progress, before.get(network)) for network in taps}
     runs = []
     with _open_scans(preset, config, out, progress) as source:
         if manifest is not None:
@@ -250,7 +257,7 @@ def _prepare(
         for seed in seeds:
             own = replace(config, seed=seed, seeds=1)
             weights = _load_weights(taps, own, weights, cache, progress)
-            cache.mkdir(parents=True, exist_ok=True)
+            weights = {network: replace(loaded, conv=ways[network].way) for network, loaded in weights.items()}
             patches = _read_patches(source, manifest, own, cache, progress)
             data = _describe_data(source, patches.manifest, record_of(source, patches.manifest, cache))
             folder = out if len(seeds) == 1 else out / f"seed-{seed}"
@@ -258,7 +265,7 @@ def _prepare(
             results: dict[str, Any] = {}
             record, keeper = _recorder(history, results), _keeper(folder, results, own, progress, interruption)
             study = Study(own, data, *patches, weights, engine, progress, record, keeper)
-            results |= _begin_results(preset, study)
+            results |= _begin_results(preset, study, ways)
             runs.append(Run(folder, study, history, results))
     return runs
 
@@ -290,7 +297,17 @@ def _keeper(
     return checkpoints
 
 
-def _begin_results(preset: str, study: Study) -> dict[str, Any]:
+def _way(
+    network: str, config: TableConfig, engine: Engine, cache: Path, progress: Silent, before: Way | None
+) -> Choice:
+    """How a network convolves in this run."""
+    options = {"precision": config.precision, "devices": engine.devices, "cache": cache, "before": before}
+    choice = choose_way(config.conv, BACKBONES[network], config.image_size, config.batch_size, **options)
+    progress.say(f"{network}: {choice.way} convolutions ({choice.reason})")
+    return choice
+
+
+def _begin_results(preset: str, study: Study, ways: dict[str, Choice]) -> dict[str, Any]:
     """What `results.json` says before the first row."""
     notes = _notes(study)
     return {
@@ -301,6 +318,7 @@ def _begin_results(preset: str, study: Study) -> dict[str, Any]:
         "environment": describe_environment(),
         "data": study.data,
         "weights": {network: loaded.lineage for network, loaded in study.weights.items()},
+        "conv": {network: asdict(choice) for network, choice in ways.items()},
         "statistic_groups": len(study.engine.devices) if study.config.bn_statistics == "local" else 1,
         "notes": notes,
         "general_notes": len(notes),
@@ -504,6 +522,9 @@ def _training_notes(study: Study) -> list[str]:
     config, notes = study.config, []
     if config.precision != "float32":
         notes.append(f"Convolutions and matrix products in {config.precision}.")
+    fast = [network for network, loaded in study.weights.items() if loaded.conv == "fast"]
+    if fast:
+        notes.append(f"{' and '.join(fast)}: fast convolutions, which round otherwise than plain ones (--conv).")
     tuned = {
         row.approach: study.weights[row.network].backbone
         for row in ROWS

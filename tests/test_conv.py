@@ -234,3 +234,10 @@ def test_both_ways_are_measured_and_a_network_without_a_fast_way_is_plain():
     assert (layer.features, layer.size, layer.padding) == (192, (3, 3), "VALID")
     assert all(seconds > 0 for seconds in ways._measured(layer, shape, 1).values())
     assert choose_way("auto", BACKBONES["cnn"], 32, 8).way == "plain"
+
+
+def test_auto_goes_on_as_a_run_began_where_it_can():
+    assert choose_way("auto", BACKBONES["vgg16"], 32, 8, before="fast").way == "fast"
+    assert choose_way("auto", BACKBONES["vgg16"], 32, 8, before="plain").way == "plain"
+    assert choose_way("plain", BACKBONES["vgg16"], 32, 8, before="fast").way == "plain"
+    assert choose_way("auto", BACKBONES["vgg16"], 32, 8, before="fast", precision="bfloat16").way == "plain"

@@ -129,11 +129,12 @@ def child_of(process):
 
 
 def test_the_table_of_two_processes_is_that_of_one(scans, tmp_path):
-    (first, said), (second, others) = ends(start_two(command_of(scans, tmp_path, "two", "--epochs", "2")))
+    flags = ("--epochs", "2", "--conv", "plain")
+    (first, said), (second, others) = ends(start_two(command_of(scans, tmp_path, "two", *flags)))
     assert (first, second) == (0, 0), said + others
     assert "CNN (ours)" in said
     assert "CNN (ours)" not in others
-    assert main(command_of(scans, tmp_path, "one", "--epochs", "2")) == 0
+    assert main(command_of(scans, tmp_path, "one", *flags)) == 0
     one, two = (rows_of(tmp_path / name)[1] for name in ("one", "two"))
     assert list(one) == list(two)
     assert one["fe_vgg16"]["learnt_sha256"] == two["fe_vgg16"]["learnt_sha256"]

@@ -43,6 +43,7 @@ def choose_way(
     precision: Precision = "float32",
     devices: Sequence[jax.Device] | None = None,
     cache: Path | None = None,
+    before: Way | None = None,
 ) -> Choice:
     """How a network should convolve here.
 
@@ -54,6 +55,7 @@ def choose_way(
         precision: of convolutions.
         devices: that run it; by default this process's.
         cache: where the measurement is kept, by processor, cores, versions, flags, network, size and batch.
+        before: the way in which the work began, which "auto" goes on in where it can be had.
 
     Raises:
         UserError: "fast" is asked for, and cannot be had.
@@ -69,6 +71,8 @@ def choose_way(
     layer = None if obstacle else _costliest(backbone, size)
     if layer is None:
         return Choice("plain", obstacle or f"no convolution of {backbone.name} has a faster way")
+    if before:
+        return Choice(before, "as the run began")
     seconds = _kept_or_measured(layer, backbone, size, batch_size, cache)
     times = seconds["plain"] / seconds["fast"]
     what = f"measured on {backbone.name}'s costliest convolution: fast takes 1/{times:.2f} of plain's time"

@@ -16,7 +16,7 @@ from kimiajax.data.manifest import Manifest
 from kimiajax.files import write_text
 from kimiajax.shapes import Int
 
-SCHEMA_VERSION = 3  # 3: digests of what each row left; how many groups statistics were taken of
+SCHEMA_VERSION = 4  # 4: how each network convolved
 
 
 def clear_run(out: Path, rows: Sequence[str]) -> None:

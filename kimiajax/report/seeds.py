@@ -44,7 +44,7 @@ def summarise(runs: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[st
         rows.append(row)
     return {
         **{key: first[key] for key in ("schema_version", "preset", "environment")},
-        **{key: _common([run[key] for run in runs]) for key in ("data", "weights")},
+        **{key: _common([run[key] for run in runs]) for key in ("data", "weights", "conv")},
         "complete": all(run["complete"] for run in runs),
         "config": config,
         "seeds": seeds,
