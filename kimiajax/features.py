@@ -3,7 +3,9 @@
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,20 +17,25 @@ import numpy as np
 from kimiajax import __version__, processes
 from kimiajax.cache import load_array, mark_used, new_array, trim
 from kimiajax.checkpoints import digest
-from kimiajax.data.pixels import gray_to_unit_rgb
+from kimiajax.data.pixels import network_input
 from kimiajax.files import new_folder
 from kimiajax.models.backbone import Backbone, Variables
 from kimiajax.models.conv import Way
 from kimiajax.precision import Precision, compute_dtype, products_in
 from kimiajax.progress import Silent
-from kimiajax.shapes import Float, UInt8
+from kimiajax.shapes import Float, Shaped, UInt8
 
-VERSION = 1  # rises with every change to what a network computes: features of another version are not found
+VERSION = 2  # rises with every change to what a network computes: features of another version are not found
+
+
+def cores() -> int:
+    """Of this process: those it may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def batch_size_for(platform: str, conv: Way = "plain") -> int:
-    """Images in one forward pass: what was fastest. A CPU's caches hold few, which the fast way sees to by itself."""
-    return 128 if platform != "cpu" else 4 if conv == "plain" else 32
+    """Images in one pass: what was fastest. A CPU's caches hold few, which the fast way sees to by itself."""
+    return 128 if platform != "cpu" else cores() * (2 if conv == "plain" else 8)
 
 
 class Taps(NamedTuple):
@@ -82,7 +89,7 @@ def extract_taps(
     shapes = {tap: (len(images), *shape) for tap, shape in tap_shapes.items()}
     if cache is None:
         arrays = {tap: np.empty(shapes[tap], np.float32) for tap in taps}
-        _compute(backbone, variables, images, blocks, arrays, batch_size, precision, progress, description)
+        _compute(backbone, variables, images, arrays, batch_size, precision, progress, description)
         return Taps(arrays, cached=False)
 
     folder = cache / "features" / _key(backbone, variables, images, blocks, precision)
@@ -93,7 +100,7 @@ def extract_taps(
         return Taps(found, cached=True)
     with new_folder(folder) as aside:
         arrays = {tap: new_array(aside / f"{tap}.npy", shapes[tap], np.float32) for tap in taps}
-        _compute(backbone, variables, images, blocks, arrays, batch_size, precision, progress, description)
+        _compute(backbone, variables, images, arrays, batch_size, precision, progress, description)
         for array in arrays.values():
             array.flush()
         # Opened before they take their place, where another process may put its own.
@@ -102,35 +109,106 @@ def extract_taps(
     return Taps(kept, cached=False)
 
 
-@functools.partial(jax.jit, static_argnames=("backbone", "blocks", "taps", "precision"))
-def _forward(
+class Extractor:
+    """The outputs of some blocks of a network, batch by batch, compiled for inference.
+
+    On a CPU every core computes a part of the batch by itself, by a program of one thread: where XLA's own threads
+    divide each operation among the cores, they wait for one another at its end. No setting of the process is touched.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        variables: Variables,
+        size: int,
+        taps: Sequence[str],
+        *,
+        precision: Precision = "float32",
+    ):
+        """Folds what can be computed of the variables alone.
+
+        Args:
+            backbone: the network.
+            variables: its parameters and running statistics, for the blocks up to the last tap at least.
+            size: side of the images.
+            taps: names of the blocks whose outputs are wanted.
+            precision: of convolutions and matrix products; the outputs are float32 whatever it is.
+        """
+        self.backbone, self.taps, self.precision = backbone, tuple(taps), precision
+        self.blocks = backbone.up_to(backbone.last_of(taps))
+        self.threads = cores() if jax.default_backend() == "cpu" else 1
+        variables = jax.device_put(variables)
+        folds = backbone.conv == "fast"
+        self.variables = backbone.fold_for_inference(variables, size, self.blocks) if folds else variables
+
+    def __call__(self, images: Shaped[Any, "b ..."]) -> list[dict[str, jax.Array]]:
+        """The outputs by block, float32, of the batch's parts in their order.
+
+        Args:
+            images: gray patches, uint8 [b s s], or images in [0, 1], floats [b s s 3]. A batch that does not divide
+                among the cores goes as a whole.
+        """
+        parts = self._parts(images)
+        program = self.program(parts[0])
+        if len(parts) == 1:
+            return [program(self.variables, parts[0])]
+        return list(self._pool.map(lambda part: jax.block_until_ready(program(self.variables, part)), parts))
+
+    def program(self, part: Shaped[jax.Array, "b ..."]) -> Any:
+        """The compiled pass over parts of this shape and type."""
+        leaves, tree = jax.tree.flatten(jax.tree.map(_shape, self.variables))
+        what = self.backbone, self.blocks, self.taps, self.precision
+        return _compiled(*what, self.threads > 1, tree, tuple(leaves), _shape(part))
+
+    def _parts(self, images: Shaped[Any, "b ..."]) -> list[jax.Array]:
+        count = self.threads if len(images) % self.threads == 0 else 1
+        size = len(images) // count
+        return [jnp.asarray(images[start : start + size]) for start in range(0, len(images), size)]
+
+    @functools.cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.threads, thread_name_prefix="features")
+
+
+def _shape(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+@functools.lru_cache(maxsize=16)  # both splits, and every seed, are one program
+def _compiled(
     backbone: Backbone,
     blocks: tuple[str, ...],
     taps: tuple[str, ...],
     precision: Precision,
-    variables: Variables,
-    batch: jax.Array,
-) -> dict[str, jax.Array]:
-    with products_in(precision):
-        _, outputs, _ = backbone.apply(variables, gray_to_unit_rgb(batch), blocks, dtype=compute_dtype(precision))
-    return {tap: outputs[tap].astype(jnp.float32) for tap in taps}
+    alone: bool,
+    tree: jax.tree_util.PyTreeDef,
+    leaves: tuple[jax.ShapeDtypeStruct, ...],
+    part: jax.ShapeDtypeStruct,
+) -> Any:
+    """The pass as a program, of one thread where it is one of several."""
+
+    def forward(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+        with products_in(precision):
+            images = network_input(images)
+            _, outputs, _ = backbone.apply(variables, images, blocks, dtype=compute_dtype(precision))
+        return {tap: outputs[tap].astype(jnp.float32) for tap in taps}
+
+    lowered = jax.jit(forward).lower(tree.unflatten(leaves), part)
+    return lowered.compile({"xla_cpu_multi_thread_eigen": False} if alone else None)
 
 
 def _compute(
     backbone: Backbone,
     variables: Variables,
     images: np.ndarray,
-    blocks: Sequence[str],
     arrays: dict[str, np.ndarray],
     batch_size: int,
     precision: Precision,
     progress: Silent,
     description: str,
 ) -> None:
-    variables = jax.device_put(variables)
-    if backbone.conv == "fast":
-        variables = backbone.fold_for_inference(variables, images.shape[1], blocks)
-    batch_size = min(batch_size, len(images))
+    extractor = Extractor(backbone, variables, images.shape[1], tuple(arrays), precision=precision)
+    batch_size = min(batch_size, -(-len(images) // extractor.threads) * extractor.threads)
     # Of several processes each takes every so manieth batch; what they give is then known to all.
     together = batch_size * processes.count()
     starts = range(0, len(images), together)
@@ -138,12 +216,15 @@ def _compute(
         own = start + batch_size * processes.number()
         batch = images[own : own + batch_size]
         padding = ((0, batch_size - len(batch)), (0, 0), (0, 0))  # the last batches, so that one program serves
-        padded = jnp.asarray(np.pad(batch, padding))
-        outputs = _forward(backbone, tuple(blocks), tuple(arrays), precision, variables, padded)
-        for number, part in enumerate(processes.gathered(outputs)):
+        parts = extractor(np.pad(batch, padding))
+        for number, given in enumerate(processes.gathered(parts)):
+            rows = slice(start + batch_size * number, start + batch_size * (number + 1))
             for tap, array in arrays.items():
-                rows = array[start + batch_size * number :][:batch_size]
-                rows[:] = np.asarray(part[tap])[: len(rows)]
+                first = rows.start
+                for part in given:
+                    taken = array[first : min(first + len(part[tap]), rows.stop)]
+                    taken[:] = np.asarray(part[tap])[: len(taken)]
+                    first += len(part[tap])
 
 
 def _key(

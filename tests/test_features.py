@@ -1,10 +1,12 @@
 import os
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kimiajax.data.pixels import gray_to_unit_rgb
 from kimiajax.errors import UserError
-from kimiajax.features import extract_features, extract_taps
+from kimiajax.features import Extractor, extract_features, extract_taps
 from kimiajax.progress import Silent
 
 
@@ -23,6 +25,35 @@ def test_features_do_not_depend_on_the_batch_and_the_padded_last_one(cnn, networ
     assert one.shape == (7, 256)
     np.testing.assert_allclose(extract_features(cnn, network, images, batch_size=4), one, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(extract_features(cnn, network, images, batch_size=100), one, rtol=1e-5, atol=1e-6)
+
+
+def test_the_cores_share_a_batch_and_give_what_one_pass_gives(cnn, network, images, monkeypatch):
+    monkeypatch.setattr("kimiajax.features.cores", lambda: 3)
+    extractor = Extractor(cnn, network, 32, ("block4", "pooled"))
+    parts = extractor(images[:6])
+    assert [part["pooled"].shape for part in parts] == [(2, 256)] * 3
+    whole, *none = extractor(images)  # seven do not divide
+    assert not none
+    assert whole["pooled"].shape == (7, 256)
+    for tap in ("block4", "pooled"):
+        together = np.concatenate([np.asarray(part[tap]) for part in parts])
+        np.testing.assert_allclose(together, whole[tap][:6], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        extract_features(cnn, network, images, batch_size=3), whole["pooled"], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_another_seeds_weights_run_the_same_program(cnn, network, images, rng):
+    first, second = (Extractor(cnn, variables, 32, ("pooled",)) for variables in (network, cnn.init(rng, 32)))
+    images = jnp.asarray(images)
+    assert first.program(images) is second.program(images)
+    assert first.program(images) is not Extractor(cnn, network, 32, ("block4",)).program(images)
+
+
+def test_images_as_floats_are_taken_as_they_are(cnn, network, images):
+    extractor = Extractor(cnn, network, 32, ("pooled",))
+    (gray,), (unit,) = extractor(images), extractor(np.asarray(gray_to_unit_rgb(images)))
+    np.testing.assert_allclose(gray["pooled"], unit["pooled"], rtol=1e-5, atol=1e-6)
 
 
 def test_one_pass_gives_every_tap(cnn, network, images):

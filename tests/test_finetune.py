@@ -11,12 +11,13 @@ import pytest
 from conftest import randomise
 
 from kimiajax.data.augment import KERAS_2017
+from kimiajax.data.pixels import network_input
 from kimiajax.errors import UserError
 from kimiajax.finetune.blocks import TrainableBlocks, blocks_of, merge
 from kimiajax.finetune.engines import JitEngine
 from kimiajax.finetune.loop import NonFiniteError, fit, predict
 from kimiajax.finetune.optimizer import Optimization, for_blocks
-from kimiajax.finetune.steps import Batch, Training, network_input, train_step
+from kimiajax.finetune.steps import Batch, Training, train_step
 from kimiajax.models.backbone import BACKBONES, Classifier
 
 

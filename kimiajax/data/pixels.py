@@ -43,6 +43,11 @@ def gray_to_unit_rgb(gray: Shaped[object, "b h w"]) -> Float[object, "b h w 3"]:
     return (gray.astype(np.float32) / np.float32(255))[..., None].repeat(3, axis=-1)
 
 
+def network_input(inputs: Shaped[object, "b ..."]) -> Float[object, "b ..."]:
+    """Gray uint8 patches [b h w] become three channels in [0, 1]; images and activations, as floats, stay."""
+    return gray_to_unit_rgb(inputs) if inputs.dtype == np.uint8 else inputs
+
+
 def native_input(rgb: UInt8[object, "b h w 3"], expected: Mapping[str, Any]) -> Float[object, "b h w 3"]:
     """8-bit RGB to the input that weights were trained on, as their lineage's `expected_input` describes it.
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from kimiajax.data.augment import Augmentation, augment
-from kimiajax.data.pixels import gray_to_unit_rgb
+from kimiajax.data.pixels import gray_to_unit_rgb, network_input
 from kimiajax.errors import UserError
 from kimiajax.finetune.blocks import Params, TrainableBlocks, merge
 from kimiajax.finetune.optimizer import for_blocks
@@ -124,11 +124,6 @@ class StepMetrics(NamedTuple):
     loss: Float[jax.Array, ""]
     correct: Float[jax.Array, ""]
     count: Float[jax.Array, ""]
-
-
-def network_input(inputs: Shaped[jax.Array, "b ..."]) -> Float[jax.Array, "b ..."]:
-    """Gray uint8 patches become three channels in [0, 1]; activations are what they are."""
-    return gray_to_unit_rgb(inputs) if inputs.dtype == jnp.uint8 else inputs
 
 
 def train_step(
