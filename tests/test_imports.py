@@ -22,7 +22,10 @@ LAW = {
     **{f"weights_convert.{name}": FOREIGN for name in ("arrays", "tables", "keras", "torch", "convert", "export")},
     **{f"weights_convert.parity.{name}": FOREIGN for name in ("job", "ours", "certificate", "run")},
     # The judge knows nothing of this project: a fault shared by both sides would not show.
-    **{f"weights_convert.parity.{name}": ("kimiajax",) for name in ("job", "reference", "torch_networks")},
+    **{
+        f"weights_convert.parity.{name}": ("kimiajax",)
+        for name in ("job", "reference", "torch_networks", "keras_networks")
+    },
     **{
         f"weights_convert.parity.{name}_reference": ("kimiajax", "weights_convert.convert")
         for name in ("keras", "torch")

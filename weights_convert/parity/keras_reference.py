@@ -21,28 +21,19 @@ import numpy as np
 from keras.src.backend.common import dtypes
 
 from weights_convert.parity.job import Job
+from weights_convert.parity.keras_networks import block_layers, build, name_of, train_after
 from weights_convert.parity.reference import Outputs, main, read_images, score
 
-BUILDERS = {"vgg16": keras.applications.VGG16, "inception_v3": keras.applications.InceptionV3}
 PREPROCESS = {
     "vgg16": keras.applications.vgg16.preprocess_input,
     "inception_v3": keras.applications.inception_v3.preprocess_input,
 }
 
 
-def build(job: Job) -> keras.Model:
-    return BUILDERS[job.network](
-        weights=None,
-        include_top=job.classes is not None,
-        input_shape=(job.size, job.size, 3),
-        **({} if job.classes is None else {"classes": job.classes, "classifier_activation": None}),
-    )
-
-
 def make(job: Job) -> None:
     """A weight file as Keras saves it, every array random: constants would hide arrays that are exchanged."""
     rng = np.random.default_rng(job.seed)
-    model = build(job)
+    model = build(job.network, job.size, job.classes)
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name == "kernel":  # He's scale: activations keep their size
@@ -60,24 +51,6 @@ def load(model: keras.Model, path: str) -> None:
         return
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
         model.load_weights(archive.extract("model.weights.h5", folder))
-
-
-def block_layers(model: keras.Model) -> dict[str, keras.Layer]:
-    """The layer whose output is a block's, by the block's name here."""
-    layers = {layer.name: layer for layer in model.layers}
-    if "block1_pool" in layers:
-        names = {f"block{n}": f"block{n}_pool" for n in range(1, 6)} | {n: n for n in ("fc1", "fc2", "predictions")}
-        return {block: layers[name] for block, name in names.items() if name in layers}
-    pools = [layer for layer in model.layers if isinstance(layer, keras.layers.MaxPooling2D)]
-    blocks = {"stem": pools[1], **{f"mixed{n}": layers[f"mixed{n}"] for n in range(11)}}
-    return blocks | ({"predictions": layers["predictions"]} if "predictions" in layers else {})
-
-
-def name_of(variable: keras.Variable) -> str:
-    """As the converter names arrays: layers that Keras only numbers by their rank."""
-    layer, leaf = variable.path.rsplit("/", 1)
-    kind, _, number = layer.rpartition("_") if layer.rpartition("_")[2].isdigit() else (layer, "", "0")
-    return f"{kind}#{number}/{leaf}" if kind in ("conv2d", "batch_normalization") else variable.path
 
 
 def compute_in(dtype: str) -> None:
@@ -99,7 +72,7 @@ def run(job: Job, dtype: str, folder: Path) -> Outputs:
     outputs["input"] = np.asarray(images, dtype)
     images = outputs["input"][:count]
 
-    model = build(job)
+    model = build(job.network, job.size, job.classes)
     load(model, job.weights)
     layers = block_layers(model)
     taps = {block: layer.output for block, layer in layers.items()}
@@ -119,10 +92,7 @@ def run(job: Job, dtype: str, folder: Path) -> Outputs:
     with np.load(folder / "head.npz") as head:
         hidden.set_weights([head["hidden/kernel"], head["hidden/bias"]])
         logits.set_weights([head["logits/kernel"], head["logits/bias"]])
-    train = False
-    for layer in classifier.layers:  # in Keras' order of depth, which has all of a block before the next one
-        layer.trainable = train
-        train = train or layer is layers[job.boundary]
+    train_after(classifier, job.boundary)
     assert {variable.dtype for variable in classifier.weights} == {dtype}
     outputs |= train_steps(job, classifier, images)
     return outputs
