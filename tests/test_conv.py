@@ -70,6 +70,20 @@ def wrong_constant(tile, side, real=conv._matrices):
     return of_input, of_kernel, of_output
 
 
+def test_an_image_too_large_for_the_cache_goes_in_strips_with_the_same_result(rng, monkeypatch):
+    x = jnp.asarray(rng.standard_normal((2, 22, 17, 4)), jnp.float32)
+    kept = conv.transformed(jnp.asarray(rng.standard_normal((3, 3, 4, 5)), jnp.float32), 4)
+    whole = conv._winograd(x, kept, 3, 1)
+    monkeypatch.setattr(conv, "HELD", 0)
+    for strip, rows in ((0, 1), (3 * 5 * 36 * 4 * 4, 3)):
+        monkeypatch.setattr(conv, "STRIP", strip)
+        jaxpr = str(jax.make_jaxpr(lambda x: conv._winograd(x, kept, 3, 1))(x))
+        assert f"length={2 * 6 // rows}" in jaxpr
+        np.testing.assert_allclose(conv._winograd(x, kept, 3, 1), whole, atol=1e-4)
+    monkeypatch.setattr(conv, "READ_AGAIN", 0)
+    assert "scan" not in str(jax.make_jaxpr(lambda x: conv._winograd(x, kept, 3, 1))(x))
+
+
 def test_a_wrong_constant_shows_in_outputs_and_gradients(setting, rng, monkeypatch):
     monkeypatch.setattr(conv, "_matrices", wrong_constant)
     with jax.enable_x64(True):
@@ -193,7 +207,7 @@ def test_few_images_at_once_are_what_fits_and_dense_blocks_take_all():
         return BACKBONES["vgg16"].apply(arrays, x, blocks)[1], {}
 
     parts = backbone._parts(run, shapes, x, backbone.up_to("fc1"))
-    assert parts == [(("block1", "block2"), 1), (("block3",), 2), (("block4",), 4), (("block5",), 8)]
+    assert parts == [(("block1", "block2", "block3"), 1), (("block4",), 2), (("block5",), 4)]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from kimiajax.shapes import Float, Shaped
 Array = jax.Array | np.ndarray
 Variables = dict[str, Any]
 Taps = dict[str, jax.Array]
-AT_ONCE = 2**22  # bytes between two blocks for which images go through them together, in the fast way; a cache's worth
+AT_ONCE = 2**21  # bytes between two blocks for which images go through them together, in the fast way; a cache's worth
 
 
 @dataclass(frozen=True)

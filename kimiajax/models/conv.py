@@ -29,6 +29,9 @@ TRAINED_TILE = 2
 # Where Winograd's polynomials are evaluated, infinity beside them, by the side of the input tiles. Of 6, a search on
 # random layers: with Lavin and Gray's (0, 1, -1, 2, -2) a layer's output errs 2.2 times as far.
 POINTS = {4: (0.0, 1.0, -1.0), 6: (0.0, 0.625, -0.625, 1.5, -1.5)}
+# Bytes of an image's transformed input that a cache holds well enough; of a strip of a larger one; of a kernel that is
+# read again for each strip. By these VGG16's second convolution alone goes in strips.
+HELD, STRIP, READ_AGAIN = 2**23, 2**21, 2**20
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 _WAY: ContextVar[Way] = ContextVar("way", default="plain")
@@ -135,25 +138,51 @@ def _matrices(tile: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _winograd(x: jax.Array, kernel: jax.Array, side: int, margin: int) -> jax.Array:
-    """The convolution with a transformed kernel, which had `side` rows, of an input with so many zeros about it."""
+    """The convolution with a transformed kernel, which had `side` rows, of an input with so many zeros about it.
+
+    Transformed, a large image is more than the processor's cache holds. Then it goes strip by strip, each a few rows of
+    tiles, where the kernel that each strip reads again is small.
+    """
     tile = len(kernel) - side + 1
-    of_output = _matrices(tile, side)[2]
     size = [length + 2 * margin - side + 1 for length in x.shape[1:3]]
     count = [-(-length // tile) for length in size]
-    products = lax.dot_general(_to_tiles(x, tile, side, margin), kernel, (((3,), (2,)), ((0, 1), (0, 1))))
-    products = lax.optimization_barrier(products).reshape(*kernel.shape[:2], len(x), *count, -1)  # [a a b i j d]
-    rows = lax.optimization_barrier(_combined(of_output, products))
-    outputs = jnp.stack([jnp.stack(_combined(of_output, row), axis=3) for row in rows], axis=2)  # [b i m j m d]
-    outputs = outputs.reshape(len(x), count[0] * tile, count[1] * tile, -1)
+    x = _filled(x, tile, side, margin)
+    of_row = count[1] * kernel[..., 0].size * x.dtype.itemsize  # bytes of a transformed row of tiles
+    rows = count[0]
+    if of_row * rows > HELD and kernel.size * x.dtype.itemsize <= READ_AGAIN:
+        rows = max(n for n in range(1, rows + 1) if rows % n == 0 and n * of_row <= max(of_row, STRIP))
+    if rows == count[0]:
+        outputs = _of_tiles(x, kernel, side)
+    else:
+        strips = count[0] // rows
+
+        def of_strip(index: jax.Array) -> jax.Array:
+            at = (index // strips, index % strips * (rows * tile), 0, 0)
+            return _of_tiles(lax.dynamic_slice(x, at, (1, rows * tile + side - 1, *x.shape[2:])), kernel, side)
+
+        outputs = lax.map(of_strip, jnp.arange(len(x) * strips))
+        outputs = outputs.reshape(len(x), count[0] * tile, count[1] * tile, -1)
     return outputs[:, : size[0], : size[1]]
 
 
-def _to_tiles(x: jax.Array, tile: int, side: int, margin: int) -> jax.Array:
-    """[b h w c] -> [a a t c]: overlapping tiles of side a, transformed, t of them."""
+def _of_tiles(x: jax.Array, kernel: jax.Array, side: int) -> jax.Array:
+    """The convolution without margin of an input that whole tiles fill."""
+    tile = len(kernel) - side + 1
+    of_input, _, of_output = _matrices(tile, side)
+    count = [(length - side + 1) // tile for length in x.shape[1:3]]
+    products = lax.dot_general(_tiled(of_input, x, tile), kernel, (((3,), (2,)), ((0, 1), (0, 1))))
+    products = lax.optimization_barrier(products).reshape(*kernel.shape[:2], len(x), *count, -1)  # [a a b i j d]
+    rows = lax.optimization_barrier(_combined(of_output, products))
+    outputs = jnp.stack([jnp.stack(_combined(of_output, row), axis=3) for row in rows], axis=2)  # [b i m j m d]
+    return outputs.reshape(len(x), count[0] * tile, count[1] * tile, -1)
+
+
+def _filled(x: jax.Array, tile: int, side: int, margin: int) -> jax.Array:
+    """With the zeros of the margin, and as many more as whole tiles of output need."""
     for axis in (1, 2):
-        length = x.shape[axis] + 2 * margin
-        x = _padded(x, axis, margin, margin + -(length - side + 1) % tile)
-    return _tiled(_matrices(tile, side)[0], x, tile)
+        outputs = x.shape[axis] + 2 * margin - side + 1
+        x = _padded(x, axis, margin, margin + -outputs % tile)
+    return x
 
 
 def _tiled(matrix: np.ndarray, x: jax.Array, stride: int) -> jax.Array:
@@ -216,15 +245,12 @@ def _gradients(padding: str, given: tuple, gradient: jax.Array) -> tuple[jax.Arr
     if len(kernel) != 3:
         return *_direct_gradients(padding, (x, kernel), gradient), jnp.zeros_like(kept)
     side, tile, margin = len(kernel), TRAINED_TILE, _margin(len(kernel), padding)
-    _, of_kernel, of_output = _matrices(tile, side)
-    spread = gradient
-    for axis in (1, 2):
-        spread = _padded(spread, axis, 0, -spread.shape[axis] % tile)
-    spread = _tiled(of_output.T, spread, tile)  # [a a t d]
-    products = lax.dot_general(_to_tiles(x, tile, side, margin), spread, (((2,), (2,)), ((0, 1), (0, 1))))  # [a a c d]
+    of_input, of_kernel, of_output = _matrices(tile, side)
+    tiles = _tiled(of_input, _filled(x, tile, side, margin), tile)  # [a a t c]
+    spread = _tiled(of_output.T, _filled(gradient, tile, 1, 0), tile)  # [a a t d]
+    products = lax.dot_general(tiles, spread, (((2,), (2,)), ((0, 1), (0, 1))))  # [a a c d]
     turned = transformed(kernel[::-1, ::-1].swapaxes(2, 3), tile)
-    of_input = _winograd(gradient, turned, side, side - 1 - margin)
-    return of_input, _twice(of_kernel.T, products), jnp.zeros_like(kept)
+    return _winograd(gradient, turned, side, side - 1 - margin), _twice(of_kernel.T, products), jnp.zeros_like(kept)
 
 
 _inferred.defvjp(_differentiated, _gradients)
