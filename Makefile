@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: setup setup-torch demo test test-parity test-slow test-torch lint format lock clean
+.PHONY: setup setup-torch demo test test-parity test-slow test-torch bench bench-full bench-peers lint format lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -52,6 +52,23 @@ test-slow: $(STAMP)
 test-torch: $(STAMP)
 	$(BIN)/python -m pytest -m torch
 
+# The others that are raced against, each in an environment of its own with the versions that its file pins.
+PEERS := $(patsubst benchmarks/peers/%.txt,.peers/%/.ready,$(wildcard benchmarks/peers/*.txt))
+
+bench-peers: $(PEERS)
+
+.peers/%/.ready: benchmarks/peers/%.txt
+	$(PYTHON) -m venv --clear .peers/$*
+	.peers/$*/bin/python -m pip install -q --disable-pip-version-check -r $<
+	touch $@
+
+# The short form, under 25 minutes on two cores; and every batch size, image size and scope, hours.
+bench: $(STAMP)
+	$(BIN)/kimiajax bench --peers all --out runs/bench/bench.json
+
+bench-full: $(STAMP)
+	$(BIN)/kimiajax bench --full --peers all --out runs/bench/bench-full.json
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -66,4 +83,4 @@ lock: $(STAMP)
 		--no-emit-index-url --no-emit-find-links --group dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .peers .pytest_cache .ruff_cache

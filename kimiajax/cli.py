@@ -23,6 +23,7 @@ usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -
        kimiajax data explain --scans PATH   how many training patches each reading of the rules leaves
        kimiajax data export --scans PATH --out DIR   the patches as a folder of images with its manifest
        kimiajax parity NETWORK --reference keras|torch --weights FILE|random   proof that a network is the reference's
+       kimiajax bench [WORKLOAD ...] [--peers all]   how fast it runs, alone or beside others; from the source tree
        kimiajax --version
 `--debug` after any command shows where an error comes from."""
 
@@ -105,6 +106,8 @@ def _run(command: str, arguments: list[str], debug: bool) -> int:
             return _data(arguments)
         case "parity":
             return _parity(arguments)
+        case "bench":
+            return _bench(arguments)
         case _:
             raise UserError(f"no command {command!r}; `kimiajax --help` lists them")
     return 0
@@ -154,13 +157,18 @@ def _shared_table(preset: str, config: "TableConfig") -> int:
 
 
 def _show_table(preset: str, config: "TableConfig", *signals: int) -> int:
+    from kimiajax.models.weights import default_cache
+    from kimiajax.programs import keep_programs
     from kimiajax.progress import for_terminal
     from kimiajax.report.tables import render_table
     from kimiajax.table import run_table
 
-    interruption = Interruption()
+    progress, interruption = for_terminal(), Interruption()
+    kept = keep_programs(config.cache or default_cache())
+    if kept and processes.is_first():
+        progress.say(f"compiled programs: {kept.count} found in {kept.folder}, new ones go there")
     with interruption.on_signals(*signals):
-        results = run_table(preset, config, for_terminal(), interruption)
+        results = run_table(preset, config, progress, interruption)
     if processes.is_first():
         sys.stdout.reconfigure(errors="replace")  # the table's rules, where the terminal knows ASCII only
         print(render_table(results))
@@ -321,3 +329,15 @@ def _parity(arguments: list[str]) -> int:
     if certificate.verdict == NOT_RUN:
         return PARITY_NOT_RUN if config.require else 0
     return PARITY_FAILED if certificate.verdict == FAILED else 0
+
+
+def _bench(arguments: list[str]) -> int:
+    try:
+        from benchmarks.suite import main as bench
+    except ModuleNotFoundError as error:
+        if error.name != "benchmarks":
+            raise
+        raise UserError(
+            "bench needs the source tree: run it there, or install from there with `pip install -e .`"
+        ) from error
+    return bench(arguments)

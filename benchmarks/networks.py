@@ -1,0 +1,136 @@
+"""What the networks' workloads share: random arrays under every framework's names, images, and this project's side.
+
+Kernels are He-scaled, so that activations keep their size; all else is random as well, since a bias of 0 that is left
+out, or two equal variances that are exchanged, would not show.
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.race import Contender
+from kimiajax import paper
+from kimiajax.environment import describe_environment
+from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
+from kimiajax.models.ways import choose_way
+from kimiajax.precision import Precision
+from weights_convert import keras, torch
+
+# Relative to the largest output: float32 errs by some 1e-6 in features.
+TOLERANCES: dict[Precision, float] = {"float32": 3e-5, "tf32": 1e-2, "bfloat16": 6e-2}
+NETWORKS = ("vgg16", "inception_v3")
+IN_FLOAT64 = (("JAX_ENABLE_X64", "1"), ("JAX_PLATFORMS", "cpu"))
+E_FLAG = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-individual_dot"
+PEERS = (
+    Contender("keras/jax", "benchmarks.peers.on_keras", "keras_jax", (), (("KERAS_BACKEND", "jax"),)),
+    Contender(
+        "keras/jax, best flags",
+        "benchmarks.peers.on_keras",
+        "keras_jax",
+        (),
+        (("KERAS_BACKEND", "jax"), ("XLA_FLAGS", E_FLAG)),
+    ),
+    Contender(
+        "keras/tensorflow",
+        "benchmarks.peers.on_keras",
+        "keras_tensorflow",
+        (),
+        (("KERAS_BACKEND", "tensorflow"), ("TF_CPP_MIN_LOG_LEVEL", "2")),
+    ),
+    Contender("torch", "benchmarks.peers.on_torch", "torch"),
+    Contender("torch.compile", "benchmarks.peers.on_torch", "torch", (("compile", True),)),
+)
+
+
+def draw_variables(backbone: Backbone, size: int, blocks: tuple[str, ...], seed: int = 0) -> Variables:
+    """Random parameters and running statistics, NumPy arrays."""
+    rng = np.random.default_rng(seed)
+
+    def filled(path: tuple, leaf: np.ndarray) -> np.ndarray:
+        if path[-1].key == "kernel":
+            return leaf
+        drawn = rng.uniform(0.5, 2, leaf.shape) if path[-1].key == "var" else 0.1 * rng.standard_normal(leaf.shape)
+        return drawn.astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(filled, backbone.init(rng, size, blocks))
+
+
+def write_inputs(
+    folder: Path, network: str, size: int, batch: int, blocks: tuple[str, ...], head: bool = False
+) -> None:
+    """`images.npy`, float32 [b h w 3] in [0, 1], and the arrays: `ours.npz`, `keras.npz`, `torch.npz`, `labels.npy`."""
+    backbone = BACKBONES[network]
+    variables = draw_variables(backbone, size, blocks)
+    rng = np.random.default_rng(1)
+    if head:
+        variables["params"]["head"] = draw_head(backbone, variables, size)
+    flat = {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    np.savez(folder / "ours.npz", **flat)
+    for name, (table, *_) in (("keras", keras.TABLES[network]), ("torch", torch.TABLES[network])):
+        table = table | (torch.HEAD_TABLE if name == "torch" else keras.HEAD_TABLE)
+        given = {key: flat["/".join(to)] for key, (to, _) in table.items() if "/".join(to) in flat}
+        np.savez(folder / f"{name}.npz", **{key.replace("/", "|"): array for key, array in given.items()})
+    np.save(folder / "images.npy", rng.uniform(0, 1, (batch, size, size, 3)).astype(np.float32))
+    np.save(folder / "labels.npy", np.arange(batch, dtype=np.int32) % paper.NUM_SCANS)
+
+
+def names_of(network: str, paths: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Some parameters' names in every framework: framework -> what -> name."""
+    names: dict[str, dict[str, str]] = {"ours": paths}
+    for framework, module in (("keras", keras), ("torch", torch)):
+        table = module.TABLES[network][0] | module.HEAD_TABLE
+        to_name = {"/".join(to[1:]): name for name, (to, _) in table.items()}
+        names[framework] = {what: to_name[path] for what, path in paths.items()}
+    return names
+
+
+def draw_head(backbone: Backbone, variables: Variables, size: int) -> Variables:
+    """Random arrays of a head on this network."""
+    shape = backbone.tap_shapes(variables, size, backbone.trunk)[backbone.bottleneck]
+    return jax.tree.map(np.array, Classifier(backbone, (), paper.NUM_SCANS).init_head(jax.random.key(0), shape))
+
+
+def read_variables(folder: str) -> Variables:
+    """`ours.npz` as a tree."""
+    tree: Variables = {}
+    with np.load(Path(folder) / "ours.npz") as arrays:
+        for name in arrays.files:
+            *path, leaf = name.split("/")
+            node = tree
+            for key in path:
+                node = node.setdefault(key, {})
+            node[leaf] = arrays[name]
+    return tree
+
+
+def our_backbone(job: dict[str, Any]) -> Backbone:
+    """The network, convolving as the job says, "auto" if it says nothing."""
+    backbone = BACKBONES[job["network"]]
+    options = {"precision": job["precision"], "devices": jax.local_devices()[:1]}
+    choice = choose_way(job.get("conv", "auto"), backbone, job["size"], job["batch"], **options)
+    return replace(backbone, conv=choice.way, dropout=0.0)
+
+
+def compiled(function: Any, *arguments: Any) -> tuple[Any, dict[str, float]]:
+    """A jitted function as a program for these arguments, and the seconds of its phases."""
+    started = time.perf_counter()
+    lowered = function.lower(*arguments)
+    lower = time.perf_counter()
+    program = lowered.compile()
+    return program, {"lower": lower - started, "compile": time.perf_counter() - lower}
+
+
+def about_ours(backbone: Backbone, compiled: Any = None) -> dict[str, Any]:
+    """What the record says of this project's side."""
+    about = {"conv": backbone.conv, "environment": describe_environment()}
+    if compiled is not None:
+        memory = compiled.memory_analysis()
+        about["xla_flops"] = (compiled.cost_analysis() or {}).get("flops")
+        kinds = ("argument", "output", "temp")
+        about["program_bytes"] = {kind: getattr(memory, f"{kind}_size_in_bytes", None) for kind in kinds}
+    about["device_peak_bytes"] = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return about

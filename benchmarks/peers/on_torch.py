@@ -1,0 +1,213 @@
+"""PyTorch's side of the networks' workloads, channels_last, eager or compiled as the job says; and its ONNX file.
+
+On a GPU the networks are torchvision's, autocast where the job's precision is bfloat16.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.contender import Work, serve
+from weights_convert.parity import torch_networks
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def network_of(job: dict[str, Any]) -> nn.Module:
+    """The network in Keras' variant: average pools that leave the padding out, no scale in batch normalisation."""
+    torch_networks._average = lambda x: functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+    if job["network"] == "vgg16":
+        network = torch_networks.TorchvisionVGG16(
+            1000 if job["workload"] != "finetune_step" else None, job["size"] // 32
+        )
+    else:
+        network = torch_networks.InceptionV3(classes=None, auxiliary=False)
+    load(network, job)
+    return network.eval()
+
+
+def load(module: nn.Module, job: dict[str, Any]) -> None:
+    """The arrays of `torch.npz`, which lie as this project has them: (height, width, in, out) and (in, out)."""
+    with np.load(Path(job["folder"]) / "torch.npz") as arrays, torch.no_grad():
+        for name, array in module.state_dict().items():
+            if name in arrays.files:
+                array.copy_(torch.from_numpy(np.ascontiguousarray(_laid_out(name, arrays[name], job["size"] // 32))))
+            elif name.endswith("bn.weight"):
+                array.fill_(1)
+            elif not name.endswith("num_batches_tracked") and not name.startswith("classifier.6"):
+                raise KeyError(name)
+
+
+def _laid_out(name: str, array: np.ndarray, side: int) -> np.ndarray:
+    if array.ndim == 4:
+        return array.transpose(3, 2, 0, 1)
+    if name == "classifier.0.weight":  # which flattens channels first
+        return array.reshape(side, side, 512, -1).transpose(3, 2, 0, 1).reshape(array.shape[1], -1)
+    return array.T if array.ndim == 2 else array
+
+
+def images_of(job: dict[str, Any]) -> torch.Tensor:
+    images = torch.from_numpy(np.load(Path(job["folder"]) / "images.npy")).permute(0, 3, 1, 2)
+    return images.to(DEVICE, memory_format=torch.channels_last)
+
+
+def about(job: dict[str, Any]) -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
+    flags = {"channels_last": True, "compile": job.get("compile", False), "precision": job["precision"]}
+    return {"torch": torch.__version__, "device": device, "threads": torch.get_num_threads(), **flags}
+
+
+def set_precision(job: dict[str, Any]) -> Any:
+    """TF32 where the job says so; and the context in which the network runs."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = job["precision"] != "float32"
+    return torch.autocast(DEVICE, torch.bfloat16, enabled=job["precision"] == "bfloat16")
+
+
+def awaited(value: Any) -> Any:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return value
+
+
+class Features(nn.Module):
+    def __init__(self, network: nn.Module, tap: str):
+        super().__init__()
+        self.network, self.tap = network, tap
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network.blocks(x)[self.tap]
+
+
+def features_of(job: dict[str, Any]) -> Features:
+    return Features(network_of(job), "fc2" if job["network"] == "vgg16" else "pooled").eval()
+
+
+def features(job: dict[str, Any]) -> Work:
+    context = set_precision(job)
+    module, x = features_of(job).to(DEVICE, memory_format=torch.channels_last), images_of(job)
+    if job.get("compile"):
+        module = torch.compile(module, mode="max-autotune" if DEVICE == "cuda" else "default")
+
+    def run() -> torch.Tensor:
+        with torch.inference_mode(), context:
+            return awaited(module(x))
+
+    return Work(run, lambda y: {"features": y.float().cpu().numpy()}, about=about(job))
+
+
+class Classifier(nn.Module):
+    """A network's blocks after the boundary, or all of them, and the head."""
+
+    def __init__(self, job: dict[str, Any], network: nn.Module):
+        super().__init__()
+        self.network, self.vgg = network, job["network"] == "vgg16"
+        inputs = 512 * (job["size"] // 32) ** 2 if self.vgg else 2048
+        self.head_hidden, self.head_logits = nn.Linear(inputs, job["hidden"]), nn.Linear(job["hidden"], job["classes"])
+        with np.load(Path(job["folder"]) / "torch.npz") as arrays, torch.no_grad():
+            for name, module in (("hidden", self.head_hidden), ("logits", self.head_logits)):
+                module.weight.copy_(torch.from_numpy(arrays[f"head_{name}.weight"].T.copy()))
+                module.bias.copy_(torch.from_numpy(arrays[f"head_{name}.bias"]))
+
+    def before(self, x: torch.Tensor) -> torch.Tensor:
+        """The frozen blocks."""
+        network = self.network
+        return network.features[: self._cut()](x) if self.vgg else network.blocks_to_mixed8(x)
+
+    def _cut(self) -> int:
+        pools = [i for i, layer in enumerate(self.network.features) if isinstance(layer, nn.MaxPool2d)]
+        return pools[3] + 1
+
+    def after(self, x: torch.Tensor) -> torch.Tensor:
+        """The trained blocks and the head."""
+        if self.vgg:
+            x = self.network.features[self._cut() :](x)
+            x = x.permute(0, 2, 3, 1).flatten(1)  # the head's arrays take height, width, channels
+        else:
+            x = self.network.Mixed_7c(self.network.Mixed_7b(x)).mean((2, 3))
+        return self.head_logits(torch.relu(self.head_hidden(x)))
+
+    def trained(self) -> list[nn.Module]:
+        network = self.network
+        blocks = [network.features[self._cut() :]] if self.vgg else [network.Mixed_7b, network.Mixed_7c]
+        return [*blocks, self.head_hidden, self.head_logits]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(self.before(x))
+
+
+class Tail(nn.Module):
+    """What is left where the frozen blocks' outputs are stored."""
+
+    def __init__(self, classifier: Classifier):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier.after(x)
+
+
+def _blocks_to_mixed8(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    x = network.Conv2d_2b_3x3(network.Conv2d_2a_3x3(network.Conv2d_1a_3x3(x)))
+    x = network.Conv2d_4a_3x3(network.Conv2d_3b_1x1(functional.max_pool2d(x, 3, 2)))
+    x = functional.max_pool2d(x, 3, 2)
+    for letter in ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a"):
+        x = getattr(network, f"Mixed_{letter}")(x)
+    return x
+
+
+torch_networks.InceptionV3.blocks_to_mixed8 = _blocks_to_mixed8
+
+
+def finetune_step(job: dict[str, Any]) -> Work:
+    context = set_precision(job)
+    classifier = Classifier(job, network_of(job)).eval().to(DEVICE, memory_format=torch.channels_last)
+    x, y = images_of(job), torch.from_numpy(np.load(Path(job["folder"]) / "labels.npy").astype(np.int64)).to(DEVICE)
+    trained = [classifier] if not job["boundary"] else classifier.trained()
+    classifier.requires_grad_(False)
+    for module in trained:
+        module.requires_grad_(True)
+        module.train()
+    model: nn.Module = classifier
+    if job["cached"]:
+        with torch.no_grad():
+            x = torch.cat([classifier.before(part) for part in x.split(8)]).to(memory_format=torch.channels_last)
+        model = Tail(classifier)
+    if job.get("compile"):
+        model = torch.compile(model, mode="max-autotune" if DEVICE == "cuda" else "default")
+    parameters = [p for p in classifier.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=job["learning_rate"], momentum=job["momentum"])
+    state = {name.removeprefix("network."): array for name, array in classifier.state_dict().items()}
+    watched = {what: state[name] for what, name in job["watched"]["torch"].items()}
+    start = {what: array.clone() for what, array in watched.items()}
+
+    def run() -> torch.Tensor:
+        optimizer.zero_grad()
+        with context:
+            loss = functional.cross_entropy(model(x).float(), y)
+        loss.backward()
+        optimizer.step()
+        return awaited(loss.detach())
+
+    def fetch(loss: torch.Tensor) -> dict[str, np.ndarray]:
+        moved = {what: (array - start[what]).float().cpu().numpy() for what, array in watched.items()}
+        moved = {what: a.transpose(2, 3, 1, 0) if a.ndim == 4 else a.T for what, a in moved.items()}
+        return {"loss": np.atleast_1d(loss.cpu().numpy()), **moved}
+
+    return Work(run, fetch, about=about(job))
+
+
+def export(job: dict[str, Any]) -> Work:
+    """Writes `network.onnx`; runs nothing."""
+    path = Path(job["folder"]) / "network.onnx"
+    torch.onnx.export(features_of(job), (images_of(job),), str(path), dynamo=True, external_data=True, verbose=False)
+    return Work(lambda: None, lambda nothing: {}, about=about(job))
+
+
+WORKLOADS = {"features": features, "finetune_step": finetune_step, "export": export}
+
+if __name__ == "__main__":
+    serve(lambda job: WORKLOADS[job.get("do", job["workload"])](job))

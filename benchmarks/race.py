@@ -1,0 +1,422 @@
+"""Races: contenders that do the same work, each in a process of its own, take turns; outputs are judged before times.
+
+A turn lasts a second at least, and while one runs the others are stopped (SIGSTOP): no thread of theirs spins. The
+ratio of two contenders is the median over rounds of the ratio of their neighbouring turns.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+PEERS = ROOT / ".peers"
+OURS = "kimiajax"
+TURN = 1.0  # seconds that a turn fills at least
+SETTLED = 0.2  # of a run's time: if the outputs take longer than that to arrive, the run was not awaited
+
+Outputs = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who takes part.
+
+    Attributes:
+        name: as it is printed.
+        module: the module that prepares and serves it.
+        environment: the peer environment that it runs in; None for the project's own.
+        options: what of the job is its own, such as flags.
+        variables: of the process environment.
+    """
+
+    name: str
+    module: str
+    environment: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    variables: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def python(self) -> Path:
+        return Path(sys.executable) if self.environment is None else PEERS / self.environment / "bin" / "python"
+
+    @property
+    def present(self) -> bool:
+        return self.python.exists()
+
+
+@dataclass(frozen=True)
+class Case:
+    """The work of one race.
+
+    Attributes:
+        workload: the name of its module.
+        settings: what the work is, as every contender is told.
+        amount: of `unit` in one run.
+        unit: what is counted.
+        contenders: ours first; others whose names begin like ours are no peers.
+        tolerance: of each output by name: the largest error over the largest absolute value of the judge's.
+        write: puts the inputs into a folder.
+        judge: computes the outputs that are right, in another way than any contender.
+        shared: what contenders are told besides.
+        target: the least ratio to the best peer; None where none is set.
+        once: whether a fresh process does the work once each round, all of it from its start on; others take turns.
+        against: the one peer that the target is about, where it is not the best.
+    """
+
+    workload: str
+    settings: dict[str, Any]
+    amount: float
+    unit: str
+    contenders: tuple[Contender, ...]
+    tolerance: dict[str, float]
+    write: Callable[[Path], None]
+    judge: Contender
+    shared: dict[str, Any] = field(default_factory=dict)
+    target: float | None = None
+    against: str | None = None
+    once: bool = False
+
+    @property
+    def name(self) -> str:
+        return " ".join([self.workload, *(_said(key, value) for key, value in self.settings.items())])
+
+
+def _said(key: str, value: Any) -> str:
+    return str(value) if isinstance(value, str) else f"{key} {value}"
+
+
+@dataclass
+class Showing:
+    """How a contender did: what it said of itself, every sample, and whether its outputs are the reference's."""
+
+    name: str
+    state: str = "absent"  # absent | failed | INVALID | valid
+    why: str = ""
+    error: dict[str, float] = field(default_factory=dict)
+    phases: dict[str, float] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    turns: list[list[float]] = field(default_factory=list)  # seconds a run, by round
+    settling: list[list[float]] = field(default_factory=list)
+    peak_bytes: int | None = None
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of a run, by round: the median of the turn."""
+        return [statistics.median(turn) for turn in self.turns]
+
+
+class _Process:
+    """A contender's process."""
+
+    def __init__(self, contender: Contender, case: Case, folder: Path):
+        self.path = folder / f"outputs of {contender.name.replace('/', ' on ')}.npz"
+        self.log = self.path.with_suffix(".log")
+        job = {**case.settings, **case.shared, **dict(contender.options)}
+        job |= {"workload": case.workload, "folder": str(folder), "outputs": str(self.path)}
+        command = [str(contender.python), "-m", contender.module, json.dumps(job)]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **dict(contender.variables)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+    def outputs(self) -> Outputs:
+        """Of its first run."""
+        with np.load(self.path) as arrays:
+            return dict(arrays)
+
+    def answer(self) -> dict[str, Any] | None:
+        """The next answer; None where the process has ended without one."""
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else None
+
+    def turn(self, seconds: float) -> dict[str, Any] | None:
+        self.process.send_signal(signal.SIGCONT)
+        try:
+            self.process.stdin.write(f"{seconds}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return None
+        answer = self.answer()
+        self.process.send_signal(signal.SIGSTOP)
+        return answer
+
+    def pause(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def finish(self) -> dict[str, Any] | None:
+        self.process.send_signal(signal.SIGCONT)
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        answer = self.answer()
+        self.process.wait()
+        self.process.stdout.close()
+        return answer
+
+    def kill(self) -> None:
+        self.process.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def last_words(self) -> str:
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1][:300] if lines else f"ended with status {self.process.poll()}"
+
+
+@contextlib.contextmanager
+def _inputs(case: Case) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="kimiajax-bench-") as name:
+        folder = Path(name)
+        case.write(folder)
+        yield folder
+
+
+def race(case: Case, rounds: int, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Runs one case.
+
+    Args:
+        case: the work and who does it.
+        rounds: turns that each contender takes.
+        say: is told what goes on.
+
+    Returns:
+        What the record holds of it: every sample of every contender, the errors of their outputs, and the verdict.
+    """
+    with _inputs(case) as folder:
+        reference = prepare_apart(case.judge, case, folder)
+        showings = {contender.name: Showing(contender.name) for contender in case.contenders}
+        present = [contender for contender in case.contenders if contender.present]
+        (_run_anew if case.once else _take_turns)(case, present, showings, folder, reference, rounds, say)
+    for showing in showings.values():
+        _check_awaited(showing)
+    return _result(case, list(showings.values()))
+
+
+def _take_turns(
+    case: Case,
+    present: Sequence[Contender],
+    showings: dict[str, Showing],
+    folder: Path,
+    reference: Outputs,
+    rounds: int,
+    say: Callable[[str], None],
+) -> None:
+    """Prepares every contender, and lets each run in its turn."""
+    running: dict[str, _Process] = {}
+    try:
+        for contender in present:
+            process = _begin(case, contender, folder, reference, showings[contender.name], say)
+            if process is not None:
+                running[contender.name] = process
+        for _ in range(rounds):
+            for name in list(running):
+                given = running[name].turn(TURN)
+                if given is None:
+                    _fail(showings[name], running.pop(name))
+                    continue
+                showings[name].turns.append(given["seconds"])
+                showings[name].settling.append(given["settling"])
+        for name, process in running.items():
+            showings[name].peak_bytes = (process.finish() or {}).get("peak_bytes")
+    finally:
+        for process in running.values():
+            process.kill()
+
+
+def _run_anew(
+    case: Case,
+    present: Sequence[Contender],
+    showings: dict[str, Showing],
+    folder: Path,
+    reference: Outputs,
+    rounds: int,
+    say: Callable[[str], None],
+) -> None:
+    """Every contender's whole process, one after the other; the time is that of all its phases."""
+    for _ in range(rounds):
+        for contender in present:
+            showing = showings[contender.name]
+            process = _begin(case, contender, folder, reference, showing, say)
+            if process is not None:
+                showing.turns.append([sum(showing.phases.values())])
+                showing.peak_bytes = (process.finish() or {}).get("peak_bytes")
+
+
+def prepare_apart(contender: Contender, case: Case, folder: Path) -> Outputs:
+    """The outputs of a contender's first run, after which it ends.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    process = _Process(contender, case, folder)
+    try:
+        if process.answer() is None:
+            raise SystemExit(f"{case.name}: the {contender.name} failed: {process.last_words()}")
+        return process.outputs()
+    finally:
+        process.kill()
+
+
+def _begin(
+    case: Case,
+    contender: Contender,
+    folder: Path,
+    reference: Outputs,
+    showing: Showing,
+    say: Callable[[str], None],
+) -> _Process | None:
+    """Starts a contender and judges its first outputs; one that is not valid does not run on."""
+    say(f"{case.name}: {contender.name} prepares")
+    process = _Process(contender, case, folder)
+    try:
+        first = process.answer()
+        if first is None:
+            _fail(showing, process)
+            return None
+        process.pause()
+        showing.phases, showing.about = first["ready"]["phases"], first["ready"]["about"]
+        showing.error, problem = errors_of(process.outputs(), reference, case.tolerance)
+        showing.state, showing.why = ("INVALID", problem) if problem else ("valid", "")
+    except BaseException:
+        process.kill()
+        raise
+    if problem:
+        process.kill()
+        return None
+    return process
+
+
+def _fail(showing: Showing, process: _Process) -> None:
+    process.kill()
+    showing.state, showing.why = "failed", process.last_words()
+
+
+def errors_of(outputs: Outputs, reference: Outputs, tolerance: dict[str, float]) -> tuple[dict[str, float], str]:
+    """The largest error of each output over the reference's largest absolute value, and what is wrong, if anything."""
+    errors, problem = {}, ""
+    for name, expected in reference.items():
+        found = outputs.get(name)
+        if found is None:
+            return errors, f"no output {name!r}"
+        if found.shape[0] < expected.shape[0] or found.shape[1:] != expected.shape[1:]:
+            return errors, f"{name} has shape {found.shape}, not {expected.shape}"
+        found = found[: len(expected)]
+        if not np.isfinite(found).all():
+            return errors, f"{name} is not finite"
+        scale = np.abs(expected).max()
+        apart = np.abs(found.astype(np.float64) - expected).max()
+        errors[name] = float(apart / scale) if scale else float(apart)
+        if errors[name] > tolerance[name] and not problem:
+            problem = f"{name} is {errors[name]:.1e} from the judge's; at most {tolerance[name]:.0e} is right"
+    return errors, problem
+
+
+def _check_awaited(showing: Showing) -> None:
+    if showing.state != "valid" or not showing.settling:
+        return
+    run = statistics.median(s for turn in showing.turns for s in turn)
+    settling = statistics.median(s for turn in showing.settling for s in turn)
+    if settling > SETTLED * run:
+        showing.state = "INVALID"
+        showing.why = f"its outputs arrived {settling:.2g} s after it said that it was done: the run was not awaited"
+
+
+def _result(case: Case, showings: Sequence[Showing]) -> dict[str, Any]:
+    """A case's entry in the record."""
+    ours, peers = showings[0], [each for each in showings if not each.name.startswith(OURS)]
+    valid = [peer for peer in peers if peer.state == "valid" and case.against in (None, peer.name)]
+    best = min(valid, key=lambda peer: statistics.median(peer.seconds), default=None)
+    ratio = ratio_of(ours, best) if best and ours.state == "valid" else None
+    if ours.state != "valid" or any(peer.state == "INVALID" for peer in peers):
+        verdict = "INVALID"
+    elif case.target is None or ratio is None:
+        verdict = "no target" if case.target is None else "no peer"
+    else:
+        verdict = "ok" if ratio["median"] >= case.target else "below target"
+    return {
+        "name": case.name,
+        "workload": case.workload,
+        "settings": case.settings,
+        "unit": case.unit,
+        "amount": case.amount,
+        "tolerance": case.tolerance,
+        "contenders": [asdict(showing) for showing in showings],
+        "best_peer": best and best.name,
+        "ratio": ratio,
+        "target": case.target,
+        "verdict": verdict,
+    }
+
+
+def ratio_of(ours: Showing, peer: Showing) -> dict[str, float]:
+    """How many times as fast ours is: the median over rounds, and the quartiles."""
+    ratios = [theirs / own for theirs, own in zip(peer.seconds, ours.seconds)]
+    low, middle, high = quartiles(ratios)
+    return {"median": middle, "low": low, "high": high}
+
+
+def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
+    low, middle, high = statistics.quantiles(samples, n=4) if len(samples) > 1 else [samples[0]] * 3
+    return low, middle, high
+
+
+def line_of(result: dict[str, Any]) -> str:
+    """One line: ours, the best peer, ratio with its spread, target, verdict."""
+    shown = {each["name"]: each for each in result["contenders"]}
+    names = [result["contenders"][0]["name"], result["best_peer"]]
+    rates = [f"{name} {_rate(result, shown[name])}" for name in names if name and shown[name]["state"] == "valid"]
+    parts = [f"{result['name']:42}", *(f"{rate:30}" for rate in rates)]
+    if result["ratio"]:
+        parts.append("ratio {median:.2f} ({low:.2f} to {high:.2f})".format(**result["ratio"]))
+    if result["target"]:
+        parts.append(f"target {result['target']:g}")
+    wrong = [
+        f"{each['name']}: {each['why']}" for each in result["contenders"] if each["state"] in ("INVALID", "failed")
+    ]
+    return "  ".join([*parts, result["verdict"], *(f"({each})" for each in wrong)])
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    """One line a contender, the fastest first."""
+    shown = result["contenders"]
+    ran = sorted((each for each in shown if each["state"] == "valid"), key=lambda each: _median(each))
+    lines = [
+        f"  {each['name']:28} {_rate(result, each):>20}   first run after {sum(each['phases'].values()):5.1f} s"
+        f"{_memory(each)}   error {max(each['error'].values(), default=0):.1e}"
+        for each in ran
+    ]
+    return lines + [
+        f"  {each['name']:28} {each['state']}: {each['why']}".rstrip(": ") for each in shown if each not in ran
+    ]
+
+
+def _memory(showing: dict[str, Any]) -> str:
+    return f"   peak {showing['peak_bytes'] / 2**30:4.1f} GiB" if showing["peak_bytes"] else ""
+
+
+def _median(showing: dict[str, Any]) -> float:
+    return statistics.median(statistics.median(turn) for turn in showing["turns"])
+
+
+def _rate(result: dict[str, Any], showing: dict[str, Any]) -> str:
+    rate = result["amount"] / _median(showing)
+    return f"{rate:,.{max(0, 2 - len(str(int(rate))) + 1)}f} {result['unit']}/s"

@@ -1,0 +1,90 @@
+"""`kimiajax bench`, the same as `python -m benchmarks`: what is timed, against whom, and what comes of it."""
+
+import argparse
+import importlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.race import OURS, Case, line_of, lines_of, race
+
+WORKLOADS = ("features", "finetune_step", "head", "augment", "svm", "metrics", "distance", "table")
+SIDE = {  # commands of their own: name -> module with a `main`
+    "roofline": "benchmarks.roofline",
+    "compare": "benchmarks.compare",
+    "cut": "benchmarks.cut",
+    "resize": "benchmarks.resize",
+    "plots": "benchmarks.plots",
+}
+ROUNDS, QUICK_ROUNDS = 5, 2
+INVALID = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Races some workloads and returns the exit status: 1 where any is INVALID."""
+    argv = list(argv) if argv is not None else None
+    parser = _parser()
+    if argv and argv[0] in SIDE:
+        return importlib.import_module(SIDE[argv[0]]).main(argv[1:]) or 0
+    options = parser.parse_args(argv)
+    given = {
+        name: tuple(value)
+        for name in ("networks", "sizes", "batches", "precisions", "engines", "scopes")
+        if (value := getattr(options, name))
+    }
+    results, rounds = [], options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    started = time.perf_counter()
+    for workload in options.workloads or WORKLOADS:
+        for case in importlib.import_module(f"benchmarks.{workload}").cases(full=options.full, **given):
+            result = race(_with_peers(case, options.peers), rounds, _say)
+            results.append(result)
+            print("\n".join([line_of(result), *lines_of(result)]), flush=True)
+            if options.out:
+                write_record(options.out, results)
+    if len(results) > 1:
+        print(f"\n{len(results)} races in {(time.perf_counter() - started) / 60:.0f} minutes")
+        print("\n".join(map(line_of, results)))
+    return INVALID if any(result["verdict"] == "INVALID" for result in results) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kimiajax bench",
+        description="Times this project, alone or beside others on the same work. Further: "
+        + "; ".join(f"`kimiajax bench {name} -h`" for name in SIDE),
+    )
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"by default all: {', '.join(WORKLOADS)}")
+    parser.add_argument("--peers", nargs="*", default=[], help="`all`, or names, as `torch` and `keras/jax`")
+    parser.add_argument("--quick", action="store_true", help="two rounds in place of five")
+    parser.add_argument("--full", action="store_true", help="every batch size, image size and scope")
+    parser.add_argument("--rounds", type=int, help="turns that each contender takes")
+    parser.add_argument("--networks", nargs="+", choices=("vgg16", "inception_v3"))
+    parser.add_argument("--sizes", nargs="+", type=int, help="sides of the networks' input")
+    parser.add_argument("--batches", nargs="+", type=int)
+    parser.add_argument("--precisions", nargs="+", choices=("float32", "tf32", "bfloat16"))
+    parser.add_argument("--engines", nargs="+", choices=("jit", "pmap"))
+    parser.add_argument("--scopes", nargs="+", choices=("step", "tail", "whole"))
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    return parser
+
+
+def _with_peers(case: Case, peers: Sequence[str]) -> Case:
+    """The case with ours and the peers that are asked for."""
+    kept = [each for each in case.contenders if each.name.startswith(OURS) or "all" in peers or each.name in peers]
+    return replace(case, contenders=tuple(kept))
+
+
+def _say(line: str) -> None:
+    print(f"# {line}", flush=True)
+
+
+def write_record(path: Path, results: Sequence[dict[str, Any]]) -> None:
+    """What was measured, with where."""
+    from kimiajax.environment import describe_environment
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"schema_version": 1, "environment": describe_environment(), "results": list(results)}
+    path.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,111 @@
+"""The whole comparison table, from scans to five rows of predictions, in a process that begins with nothing.
+
+Claim: five times as fast as a Keras and scikit-learn script of the same protocol.
+
+Both have the same patches, weights (random, as Keras' own files) and epochs. This project cuts the patches from a scan
+file and resizes them, and compiles its programs anew ("programs kept": finds them, as from its second run on); the
+script (`peers/keras_table.py`) is given the patches, resized. The two linear SVMs' predictions are compared with those
+of plain convolutions; networks that are trained from other random numbers predict otherwise in every framework.
+"""
+
+import csv
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import networks
+from benchmarks.contender import Work, serve
+from benchmarks.race import OURS, Case, Contender
+
+SIZE, COMPARED = 224, ("fe_vgg16", "fe_inception_v3")
+SCANS = {"num_scans": 24, "patch_size": SIZE, "grid": (4, 5), "test_patches": (2, 2)}
+PEERS = tuple(
+    Contender(peer.name, "benchmarks.peers.keras_table", peer.environment, (), peer.variables)
+    for peer in networks.PEERS
+    if peer.name.startswith("keras/")
+)
+
+
+def cases(full: bool = False, **given: Any) -> list[Case]:
+    """48 training patches and 3 epochs; in full 240 and 10, as `kimiajax table quick` has them with 10 from a scan."""
+    return [case(10, 10, 50) if full else case(2, 3, 10)]
+
+
+def case(patches_per_scan: int, epochs: int, head_epochs: int) -> Case:
+    settings = {"patches a scan": patches_per_scan, "epochs": epochs}
+    return Case(
+        workload="table",
+        settings=settings,
+        shared={
+            "patches_per_scan": patches_per_scan,
+            "head_epochs": head_epochs,
+            "learning_rate": 1e-3,
+            "programs": "anew",
+        },
+        amount=1,
+        unit="tables",
+        contenders=(
+            Contender(OURS, "benchmarks.table"),
+            Contender(f"{OURS}, programs kept", "benchmarks.table", None, (("programs", "kept"),)),
+            *PEERS,
+        ),
+        tolerance=dict.fromkeys(COMPARED, 0),
+        write=lambda folder: write(folder, patches_per_scan),
+        judge=Contender("judge", "benchmarks.table", None, (("conv", "plain"), ("rows", COMPARED))),
+        target=5.0,
+        once=True,
+    )
+
+
+def write(folder: Path, patches_per_scan: int) -> None:
+    """The scan file, the patches at the networks' size for the peers, and the weights as Keras saves them."""
+    from kimiajax.data.opening import open_scans
+    from kimiajax.data.patches import Rules
+    from kimiajax.data.reading import prepare_patches
+    from kimiajax.data.synthetic import write_synthetic_scans
+    from kimiajax.models.weights import load_weights
+    from weights_convert.export import export
+
+    write_synthetic_scans(folder / "scans.h5", seed=0, **SCANS)
+    with open_scans(folder / "scans.h5") as scans:
+        manifest, train, test = prepare_patches(scans, Rules(patches_per_scan=patches_per_scan), SIZE, "box")
+    np.savez(folder / "patches.npz", train=train, train_scans=manifest.labels("train"), test=test)
+    for network in networks.NETWORKS:
+        load_weights(network, "random", image_size=SIZE).save(folder / network)
+        export(folder / network, folder / f"{network}.h5")
+
+
+def prepare(job: dict[str, Any]) -> Work:
+    folder = Path(job["folder"])
+    out, cache = folder / "table", folder / "cache"
+    for leftover in (out, cache):
+        shutil.rmtree(leftover, ignore_errors=True)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "programs"))
+    if job["programs"] == "anew":
+        shutil.rmtree(folder / "programs", ignore_errors=True)
+    command = ["table", "quick", "--scans", str(folder / "scans.h5"), "--out", str(out), "--cache", str(cache)]
+    command += ["--vgg16-weights", str(folder / "vgg16.h5"), "--inception-v3-weights", str(folder / "inception_v3.h5")]
+    command += ["--patches-per-scan", str(job["patches_per_scan"]), "--epochs", str(job["epochs"])]
+    command += ["--head-epochs", str(job["head_epochs"]), "--conv", job.get("conv", "auto")]
+    command += ["--rows", *job["rows"]] if "rows" in job else []
+
+    def run() -> None:
+        from kimiajax.cli import main
+
+        if main(command):
+            raise SystemExit("the table failed")
+
+    return Work(run, lambda nothing: {path.stem: _predicted(path) for path in (out / "predictions").glob("*.csv")})
+
+
+def _predicted(path: Path) -> np.ndarray:
+    with path.open() as lines:
+        rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    return np.array([int(row["predicted"]) for row in rows])
+
+
+if __name__ == "__main__":
+    serve(prepare)
