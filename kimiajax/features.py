@@ -113,7 +113,8 @@ class Extractor:
     """The outputs of some blocks of a network, batch by batch, compiled for inference.
 
     On a CPU every core computes a part of the batch by itself, by a program of one thread: where XLA's own threads
-    divide each operation among the cores, they wait for one another at its end. No setting of the process is touched.
+    divide each operation among the cores, they wait for one another at its end. Dense blocks, which read their many
+    parameters once a call, take the whole batch. No setting of the process is touched.
     """
 
     def __init__(
@@ -135,11 +136,14 @@ class Extractor:
             precision: of convolutions and matrix products; the outputs are float32 whatever it is.
         """
         self.backbone, self.taps, self.precision = backbone, tuple(taps), precision
-        self.blocks = backbone.up_to(backbone.last_of(taps))
+        blocks = backbone.up_to(backbone.last_of(taps))
         self.threads = cores() if jax.default_backend() == "cpu" else 1
         variables = jax.device_put(variables)
         folds = backbone.conv == "fast"
-        self.variables = backbone.fold_for_inference(variables, size, self.blocks) if folds else variables
+        self.variables = backbone.fold_for_inference(variables, size, blocks) if folds else variables
+        dense = [block for block in blocks if _is_dense(self.variables["params"].get(block, {}))]
+        cut = blocks.index(dense[0]) if dense and self.threads > 1 else len(blocks)
+        self.shared, self.whole = blocks[:cut], blocks[cut:]
 
     def __call__(self, images: Shaped[Any, "b ..."]) -> list[dict[str, jax.Array]]:
         """The outputs by block, float32, of the batch's parts in their order.
@@ -150,15 +154,29 @@ class Extractor:
         """
         parts = self._parts(images)
         program = self.program(parts[0])
-        if len(parts) == 1:
-            return [program(self.variables, parts[0])]
-        return list(self._pool.map(lambda part: jax.block_until_ready(program(self.variables, part)), parts))
+
+        def run(part: jax.Array) -> dict[str, jax.Array]:
+            return jax.block_until_ready(program(self.variables, part))
+
+        outputs = list(self._pool.map(run, parts)) if len(parts) > 1 else [program(self.variables, parts[0])]
+        if self.whole:
+            last = self.shared[-1]
+            x = jnp.concatenate([output[last] for output in outputs])
+            rest = self._program(self.whole, x)(self.variables, x)
+            size = len(parts[0])
+            for number, output in enumerate(outputs):
+                output |= {tap: each[number * size : (number + 1) * size] for tap, each in rest.items()}
+        return [{tap: output[tap] for tap in self.taps} for output in outputs]
 
     def program(self, part: Shaped[jax.Array, "b ..."]) -> Any:
-        """The compiled pass over parts of this shape and type."""
+        """The compiled pass over parts of this shape and type, up to the dense blocks."""
+        return self._program(self.shared, part)
+
+    def _program(self, blocks: tuple[str, ...], x: jax.Array) -> Any:
+        wanted = tuple(block for block in blocks if block in self.taps or (self.whole and block == self.shared[-1]))
         leaves, tree = jax.tree.flatten(jax.tree.map(_shape, self.variables))
-        what = self.backbone, self.blocks, self.taps, self.precision
-        return _compiled(*what, self.threads > 1, tree, tuple(leaves), _shape(part))
+        alone = self.threads > 1 and blocks == self.shared
+        return _compiled(self.backbone, blocks, wanted, self.precision, alone, tree, tuple(leaves), _shape(x))
 
     def _parts(self, images: Shaped[Any, "b ..."]) -> list[jax.Array]:
         count = self.threads if len(images) % self.threads == 0 else 1
@@ -168,6 +186,10 @@ class Extractor:
     @functools.cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads, thread_name_prefix="features")
+
+
+def _is_dense(params: Any) -> bool:
+    return any(leaf.ndim == 2 for leaf in jax.tree.leaves(params))
 
 
 def _shape(array: Any) -> jax.ShapeDtypeStruct:

@@ -7,6 +7,7 @@ import pytest
 from kimiajax.data.pixels import gray_to_unit_rgb
 from kimiajax.errors import UserError
 from kimiajax.features import Extractor, extract_features, extract_taps
+from kimiajax.models.backbone import BACKBONES
 from kimiajax.progress import Silent
 
 
@@ -41,6 +42,21 @@ def test_the_cores_share_a_batch_and_give_what_one_pass_gives(cnn, network, imag
     np.testing.assert_allclose(
         extract_features(cnn, network, images, batch_size=3), whole["pooled"], rtol=1e-5, atol=1e-6
     )
+
+
+def test_dense_blocks_take_the_whole_batch_and_give_what_one_pass_gives(rng, monkeypatch):
+    monkeypatch.setattr("kimiajax.features.cores", lambda: 2)
+    backbone = BACKBONES["vgg16"]
+    variables = backbone.init(rng, 32, backbone.up_to("fc2"))
+    images = rng.integers(0, 255, (4, 32, 32), dtype=np.uint8)
+    extractor = Extractor(backbone, variables, 32, ("block4", "fc1", "fc2"))
+    assert (extractor.shared[-1], extractor.whole) == ("block5", ("fc1", "fc2"))
+    parts = extractor(images)
+    _, taps, _ = backbone.apply(variables, gray_to_unit_rgb(images))
+    assert [set(part) for part in parts] == [{"block4", "fc1", "fc2"}] * 2
+    for tap in parts[0]:
+        together = np.concatenate([np.asarray(part[tap]) for part in parts])
+        np.testing.assert_allclose(together, taps[tap], rtol=1e-4, atol=1e-5)
 
 
 def test_another_seeds_weights_run_the_same_program(cnn, network, images, rng):

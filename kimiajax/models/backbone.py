@@ -184,7 +184,7 @@ class Backbone:
             blocks = self.held_by(variables)
         self.check_blocks(blocks)
         self._check_leaves(variables, blocks)
-        module = self._build(1000 if "predictions" not in blocks else _classes(variables))
+        module = self._build_for(variables, blocks)
         x, params = jnp.asarray(x, dtype), variables["params"]
         arrays = {**variables, "params": params if dtype is None else cast_kernels(params, dtype)}
 
@@ -214,7 +214,7 @@ class Backbone:
             size: side of the images.
             blocks: a run of blocks that starts at the first.
         """
-        module = self._build(1000 if "predictions" not in blocks else _classes(variables))
+        module = self._build_for(variables, blocks)
 
         @jax.jit
         def kept(variables: Variables) -> Variables:
@@ -262,6 +262,9 @@ class Backbone:
     def _build(self, num_classes: int) -> nn.Module:
         options = {"num_classes": num_classes, **dict(self.options)}
         return self.module(**{key: value for key, value in options.items() if key in self.module.__dataclass_fields__})
+
+    def _build_for(self, variables: Variables, blocks: Sequence[str]) -> nn.Module:
+        return self._build(_classes(variables) if "predictions" in blocks else 1000)
 
     def _check_leaves(self, variables: Variables, blocks: Sequence[str]) -> None:
         """Refuses parameters of another variant: Flax would pass over a leaf that it does not know."""
