@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: setup setup-torch demo test test-parity test-slow test-torch bench bench-full bench-peers lint format lock clean
+.PHONY: setup setup-torch demo test test-parity test-slow test-torch bench bench-full bench-gpu bench-peers lint format lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -68,6 +68,13 @@ bench: $(STAMP)
 
 bench-full: $(STAMP)
 	$(BIN)/kimiajax bench --full --peers all --out runs/bench/bench-full.json
+
+# Where a GPU is, with the environment that is active there: jax, torch and this package.
+bench-gpu:
+	python -m benchmarks features finetune_step --in-place --peers torch torch.compile --batches 32 128 256 \
+		--precisions float32 tf32 bfloat16 --scopes step tail --out runs/bench/bench-gpu.json
+	python -m benchmarks roofline vgg16 --batch 128 --precision bfloat16 --out runs/bench/roofline-vgg16-gpu.json
+	python -m benchmarks roofline inception_v3 --batch 128 --precision bfloat16 --out runs/bench/roofline-inception_v3-gpu.json
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -76,7 +76,7 @@ def prepare(job: dict[str, Any]) -> Work:
     variables, images = networks.read_variables(job["folder"]), np.load(Path(job["folder"]) / "images.npy")
     if job.get("judge"):
         return _judge(job, variables, images)
-    backbone = networks.our_backbone(job)
+    backbone = networks.our_backbone(job, jax.local_devices()[:1])
     tap, size = backbone.features, job["size"]
     started = time.perf_counter()
     extractor = Extractor(backbone, variables, size, (tap,), precision=job["precision"])

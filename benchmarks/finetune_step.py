@@ -11,7 +11,6 @@ with plain convolutions in float64.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +92,9 @@ def case(network: str, scope: str, size: int, batch: int, precision: str, engine
 
 def prepare(job: dict[str, Any]) -> Work:
     variables, folder = networks.read_variables(job["folder"]), Path(job["folder"])
-    backbone = networks.our_backbone(job)
+    engine = engine_of("jit" if job.get("judge") else job["engine"])
+    backbone = networks.our_backbone({"conv": "plain", **job} if job.get("judge") else job, engine.devices)
     if job.get("judge"):
-        backbone, job = replace(backbone, conv="plain"), {**job, "engine": "jit"}
         variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), variables)
     images, labels = np.load(folder / "images.npy"), np.load(folder / "labels.npy")
     boundary, span = job["boundary"], backbone.trunk
@@ -112,7 +111,6 @@ def prepare(job: dict[str, Any]) -> Work:
     )
     watched = {what: name.split("/") for what, name in job["watched"]["ours"].items()}
     start = {what: np.array(_at(variables["params"], path)) for what, path in watched.items()}
-    engine = engine_of(job["engine"])
     batch = Batch(images, labels, np.ones(len(labels), bool), np.arange(len(labels), dtype=np.int32))
     state, batch = engine.place(training.start(variables, jax.random.key(0))), engine.spread(batch)
     compiled, phases = networks.compiled(engine.wrap_step(training), state, batch)

@@ -5,6 +5,7 @@ out, or two equal variances that are exchanged, would not show.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,10 @@ def read_variables(folder: str) -> Variables:
     return tree
 
 
-def our_backbone(job: dict[str, Any]) -> Backbone:
-    """The network, convolving as the job says, "auto" if it says nothing."""
+def our_backbone(job: dict[str, Any], devices: Sequence[jax.Device]) -> Backbone:
+    """The network without dropout, convolving on these devices as the job says, "auto" if it says nothing."""
     backbone = BACKBONES[job["network"]]
-    options = {"precision": job["precision"], "devices": jax.local_devices()[:1]}
+    options = {"precision": job["precision"], "devices": devices}
     choice = choose_way(job.get("conv", "auto"), backbone, job["size"], job["batch"], **options)
     return replace(backbone, conv=choice.way, dropout=0.0)
 

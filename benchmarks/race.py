@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 PEERS = ROOT / ".peers"
 OURS = "kimiajax"
 TURN = 1.0  # seconds that a turn fills at least
+ROUNDS_OF_ALL, FAR = 2, 1.3  # after so many rounds, peers so many times slower than the fastest peer take no more turns
 SETTLED = 0.2  # of a run's time: if the outputs take longer than that to arrive, the run was not awaited
 
 Outputs = dict[str, np.ndarray]
@@ -226,8 +227,8 @@ def _take_turns(
             process = _begin(case, contender, folder, reference, showings[contender.name], say)
             if process is not None:
                 running[contender.name] = process
-        for _ in range(rounds):
-            for name in list(running):
+        for number in range(rounds):
+            for name in _still_racing(showings, running, number):
                 given = running[name].turn(TURN)
                 if given is None:
                     _fail(showings[name], running.pop(name))
@@ -239,6 +240,14 @@ def _take_turns(
     finally:
         for process in running.values():
             process.kill()
+
+
+def _still_racing(showings: dict[str, Showing], running: dict[str, _Process], number: int) -> list[str]:
+    """Who takes a turn in this round: ours, and the peers that can still be the best."""
+    if number < ROUNDS_OF_ALL:
+        return list(running)
+    seconds = {name: statistics.median(showings[name].seconds) for name in running if not name.startswith(OURS)}
+    return [name for name in running if name not in seconds or seconds[name] <= FAR * min(seconds.values())]
 
 
 def _run_anew(

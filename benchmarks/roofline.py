@@ -18,9 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from kimiajax import paper
 from kimiajax.environment import describe_environment
-from kimiajax.models.backbone import BACKBONES, Backbone
+from kimiajax.finetune.blocks import blocks_of
+from kimiajax.finetune.steps import Batch, Training, train_step
+from kimiajax.models.backbone import BACKBONES, Backbone, Classifier
 from kimiajax.models.flops import flops_of
 from kimiajax.models.ways import choose_way
 from kimiajax.precision import Precision, compute_dtype, products_in
@@ -77,8 +81,33 @@ def measure(network: str, batch: int, size: int, precision: Precision, conv: str
         "peak_flops_per_second": peak,
         "bytes_per_second": bandwidth,
         "blocks": rows,
+        "step": _step(backbone, variables, batch, size, precision),
         "environment": describe_environment(),
     }
+
+
+def _step(backbone: Backbone, variables: Any, batch: int, size: int, precision: Precision) -> dict[str, Any]:
+    """A fine-tuning step of the paper's blocks and the head: operations of what it must compute, and its seconds."""
+    classifier = Classifier(backbone, backbone.trunk, paper.NUM_SCANS)
+    shape = backbone.tap_shapes(variables, size, backbone.trunk)[backbone.bottleneck]
+    head = classifier.init_head(jax.random.key(0), shape)
+    variables = {kind: {b: part[b] for b in backbone.trunk if b in part} for kind, part in variables.items()}
+    variables["params"]["head"] = head
+    training = Training(classifier, optax.sgd(1e-4, 0.9), blocks_of(backbone, ("paper",)), precision=precision)
+    images = np.random.default_rng(1).integers(0, 256, (batch, size, size), dtype=np.uint8)
+    labels = np.arange(batch, dtype=np.int32) % paper.NUM_SCANS
+    given = Batch(*map(jnp.asarray, (images, labels, np.ones(batch, bool), np.arange(batch, dtype=np.int32))))
+    state = training.start(variables, jax.random.key(0))
+    plain = replace(training, classifier=replace(classifier, backbone=replace(backbone, conv="plain")))
+    flops = flops_of(lambda state, given: train_step(plain, state, given), state, given)
+    compiled = jax.jit(lambda state, given: train_step(training, state, given), donate_argnums=0)
+    held = [state]
+
+    def run() -> Any:
+        held[0], metrics = compiled(held[0], given)
+        return metrics
+
+    return {"flops": flops, "seconds": timed(run)[0]}
 
 
 def _block(
@@ -166,5 +195,10 @@ def lines_of(record: dict[str, Any]) -> list[str]:
     lines.append(
         f"{'sum':8} {flops / 1e9:8.2f} {'':9} {'':8} {total * 1e3:9.2f} {flops / total / 1e9:9.1f} {share:8.0%}"
         f"  ({record['batch'] / total:,.1f} images/s)"
+    )
+    seconds, flops = statistics.median(record["step"]["seconds"]), record["step"]["flops"]
+    lines.append(
+        f"fine-tuning step, backward where it trains: {flops / 1e9:,.1f} GFLOP in {seconds * 1e3:,.1f} ms, "
+        f"{record['batch'] / seconds:,.1f} images/s, MFU {flops / seconds / record['peak_flops_per_second']:.0%}"
     )
     return lines

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.race import OURS, Case, line_of, lines_of, race
+from kimiajax.errors import UserError
 
 WORKLOADS = ("features", "finetune_step", "head", "augment", "svm", "metrics", "distance", "table")
 SIDE = {  # commands of their own: name -> module with a `main`
     "roofline": "benchmarks.roofline",
+    "scaling": "benchmarks.scaling",
     "compare": "benchmarks.compare",
     "cut": "benchmarks.cut",
     "resize": "benchmarks.resize",
@@ -24,12 +27,18 @@ INVALID = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Races some workloads and returns the exit status: 1 where any is INVALID."""
-    argv = list(argv) if argv is not None else None
-    parser = _parser()
+    """Races some workloads and returns the exit status: 1 where any is INVALID.
+
+    Raises:
+        UserError: no such workload.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in SIDE:
         return importlib.import_module(SIDE[argv[0]]).main(argv[1:]) or 0
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
+    unknown = [name for name in options.workloads if name not in WORKLOADS]
+    if unknown:
+        raise UserError(f"bench {unknown[0]}: no such workload; choose from {', '.join((*WORKLOADS, *SIDE))}")
     given = {
         name: tuple(value)
         for name in ("networks", "sizes", "batches", "precisions", "engines", "scopes")
@@ -39,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     for workload in options.workloads or WORKLOADS:
         for case in importlib.import_module(f"benchmarks.{workload}").cases(full=options.full, **given):
-            result = race(_with_peers(case, options.peers), rounds, _say)
+            result = race(_with_peers(case, options.peers, options.in_place), rounds, _say)
             results.append(result)
             print("\n".join([line_of(result), *lines_of(result)]), flush=True)
             if options.out:
@@ -58,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"by default all: {', '.join(WORKLOADS)}")
     parser.add_argument("--peers", nargs="*", default=[], help="`all`, or names, as `torch` and `keras/jax`")
+    parser.add_argument(
+        "--in-place", action="store_true", help="peers are installed in this environment, and run in it"
+    )
     parser.add_argument("--quick", action="store_true", help="two rounds in place of five")
     parser.add_argument("--full", action="store_true", help="every batch size, image size and scope")
     parser.add_argument("--rounds", type=int, help="turns that each contender takes")
@@ -71,10 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _with_peers(case: Case, peers: Sequence[str]) -> Case:
-    """The case with ours and the peers that are asked for."""
+def _with_peers(case: Case, peers: Sequence[str], in_place: bool) -> Case:
+    """The case with ours and the peers that are asked for, in environments of their own or in this one."""
     kept = [each for each in case.contenders if each.name.startswith(OURS) or "all" in peers or each.name in peers]
-    return replace(case, contenders=tuple(kept))
+    return replace(case, contenders=tuple(replace(each, environment=None) if in_place else each for each in kept))
 
 
 def _say(line: str) -> None:

@@ -69,7 +69,7 @@ def test_flags_of_the_readme_exist(capsys):
         weights_convert(["torch", "--help"])
     known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     shown = set(re.findall(r"(?<=[ `])--[a-z0-9-]+", README))
-    shown -= {"--precisions", "--engines"}  # of the benchmark
+    shown -= {"--peers", "--in-place", "--precisions", "--out", "--full", "--batch"}  # of the benchmarks
     shown -= {"--nodes", "--ntasks-per-node", "--gpus-per-node"}  # of srun
     assert {"--rows", "--require", "--fold-scale"} <= shown
     assert shown <= known
