@@ -21,6 +21,7 @@ SIDE = {  # commands of their own: name -> module with a `main`
     "cut": "benchmarks.cut",
     "resize": "benchmarks.resize",
     "plots": "benchmarks.plots",
+    "show": "benchmarks.show",
 }
 ROUNDS, QUICK_ROUNDS = 5, 2
 INVALID = 1

@@ -66,6 +66,7 @@ def write(folder: Path, patches_per_scan: int) -> None:
     from kimiajax.data.patches import Rules
     from kimiajax.data.reading import prepare_patches
     from kimiajax.data.synthetic import write_synthetic_scans
+    from kimiajax.models.backbone import BACKBONES
     from kimiajax.models.weights import load_weights
     from weights_convert.export import export
 
@@ -74,7 +75,8 @@ def write(folder: Path, patches_per_scan: int) -> None:
         manifest, train, test = prepare_patches(scans, Rules(patches_per_scan=patches_per_scan), SIZE, "box")
     np.savez(folder / "patches.npz", train=train, train_scans=manifest.labels("train"), test=test)
     for network in networks.NETWORKS:
-        load_weights(network, "random", image_size=SIZE).save(folder / network)
+        # With the 1000 logits of Keras' files, which the study does not read.
+        load_weights(network, "random", blocks=BACKBONES[network].blocks, image_size=SIZE).save(folder / network)
         export(folder / network, folder / f"{network}.h5")
 
 

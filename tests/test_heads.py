@@ -82,6 +82,18 @@ def test_each_planted_fault_shows(both, monkeypatch, fault):
         heads._epoch.clear_cache()
 
 
+def test_heads_that_run_together_as_on_an_accelerator_end_where_each_alone_does(both, monkeypatch):
+    together, alone = both
+    monkeypatch.setattr(heads, "_run_apart", lambda count: False)
+    assert apart(together(), alone) < 1e-5
+    monkeypatch.setattr(heads, "order_of", FAULTS["one order for all"][2])
+    heads._epoch.clear_cache()
+    try:
+        assert apart(together(), alone) > 1e-4
+    finally:
+        heads._epoch.clear_cache()
+
+
 def test_heads_that_do_not_fit_on_the_device_together_take_turns(both, monkeypatch):
     together, alone = both
     monkeypatch.setattr(heads, "AT_ONCE", 2 * COUNT * SIZE * 4)

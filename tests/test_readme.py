@@ -1,5 +1,6 @@
 """What the README shows is what happens."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,13 +9,15 @@ import numpy as np
 import pytest
 from conftest import randomise
 
+from benchmarks.show import table_of
 from kimiajax.cli import main
 from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.models.backbone import BACKBONES, Classifier
 from kimiajax.models.weights import fine_tuned, load_weights
 from weights_convert.export import export
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
@@ -73,3 +76,11 @@ def test_flags_of_the_readme_exist(capsys):
     shown -= {"--nodes", "--ntasks-per-node", "--gpus-per-node"}  # of srun
     assert {"--rows", "--require", "--fold-scale"} <= shown
     assert shown <= known
+
+
+def test_the_benchmarks_table_is_that_of_the_committed_record():
+    record = json.loads((ROOT / "benchmarks/results/bench-cpu.json").read_text())
+    assert "\n".join(table_of(record)) in README
+    assert record["environment"]["processor"] in README
+    for picture in re.findall(r"benchmarks/results/\S+?\.svg", README):
+        assert (ROOT / picture).is_file()

@@ -1,4 +1,8 @@
-"""Heads on bottleneck features, those of several seeds at once: vmap over an epoch that is one scan of `train_step`."""
+"""Heads on bottleneck features, those of several seeds at once, an epoch being one scan of `train_step`.
+
+On an accelerator `vmap` runs them together. A CPU runs them one after the other: its products of a batch of matrices,
+even of a batch of one, are three times as slow.
+"""
 
 import contextlib
 import functools
@@ -101,8 +105,10 @@ def _fit_together(
     count = len(labels[0])
     plan = Plan(count, min(batch_size, count), min(batch_size, count))
     states = _stacked([training.start(start, jax.random.key(seed)) for start, seed in zip(starts, seeds)])
-    features = jnp.asarray(inputs[0][None] if len(inputs) == 1 else np.stack(inputs))
-    scans = jnp.asarray(np.stack(labels))
+    features, scans = tuple(map(jnp.asarray, inputs)), tuple(map(jnp.asarray, labels))
+    apart = _run_apart(len(seeds))
+    if not apart:
+        features, scans = jnp.stack(features), jnp.stack(scans)
     histories: list[list[Epoch]] = [[] for _ in seeds]
     stopped: dict[int, NonFiniteError] = {}
     which = description if len(seeds) == 1 else f"{description}, seeds {', '.join(map(str, seeds))}"
@@ -121,7 +127,7 @@ def _fit_together(
     done = len(histories[0])
     for epoch in progress.track(range(done + 1, epochs + 1), which, epochs, "epochs", done=done):
         before, started = states, time.perf_counter()
-        states, metrics = _epoch(training, plan, states, features, scans, np.int32(epoch))
+        states, metrics = _epoch(training, plan, apart, states, features, scans, np.int32(epoch))
         losses, correct, counts = jax.device_get(metrics)
         finite = np.asarray(jax.vmap(all_finite)(states.variables))
         seconds = time.perf_counter() - started
@@ -150,16 +156,17 @@ def _fit_together(
     return [stopped[k] if k in stopped else (_one(states, k).variables, histories[k]) for k in range(len(seeds))]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _epoch(
     training: Training,
     plan: Plan,
+    apart: bool,
     states: TrainState,
-    features: Float[jax.Array, "k n ..."],
-    scans: Int[jax.Array, "k n"],
+    features: Float[jax.Array, "k n ..."] | tuple[Float[jax.Array, "n ..."], ...],
+    scans: Int[jax.Array, "k n"] | tuple[Int[jax.Array, " n"], ...],
     epoch: Int[jax.Array, ""],
 ) -> tuple[TrainState, StepMetrics]:
-    """An epoch of every head: the states after it, and each step's sums, [k s]."""
+    """An epoch of every head, together or apart: the states after it, and each step's sums, [k s]."""
     index = jnp.arange(plan.rows, dtype=jnp.int32)
 
     def one(state: TrainState, features: jax.Array, scans: jax.Array) -> tuple:
@@ -171,11 +178,17 @@ def _epoch(
 
         return jax.lax.scan(step, state, (order[plan.places], jnp.asarray(plan.mask)))
 
-    return jax.vmap(one)(states, features, scans)
+    if not apart:
+        return jax.vmap(one)(states, features, scans)
+    return _stacked([one(_one(states, k), *given) for k, given in enumerate(zip(features, scans))])
 
 
-def _stacked(states: Sequence[TrainState]) -> TrainState:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+def _run_apart(count: int) -> bool:
+    return count == 1 or jax.default_backend() == "cpu"
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def _one(states: TrainState, k: int) -> TrainState:
