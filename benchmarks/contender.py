@@ -6,8 +6,10 @@ then sent, of seconds to fill, it answers {"seconds": [...], "settling": [...]};
 {"peak_bytes": ...}.
 """
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -44,6 +46,7 @@ def serve(prepare: Callable[[dict[str, Any]], Work]) -> None:
     if "served" in globals():
         raise RuntimeError("a process measures one configuration; start another for the next")
     globals()["served"] = True
+    _end_with_parent()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a framework prints is not an answer
 
@@ -70,6 +73,12 @@ def serve(prepare: Callable[[dict[str, Any]], Work]) -> None:
             settling.append(time.perf_counter() - done)
         answer(seconds=seconds, settling=settling)
     answer(peak_bytes=peak())
+
+
+def _end_with_parent() -> None:
+    """Asks Linux to kill this process when its parent has ended, since a stopped one would stay for ever."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def peak() -> int | None:

@@ -179,6 +179,7 @@ class _Process:
 
     def last_words(self) -> str:
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith(("For simplicity, JAX", "---"))]
         return lines[-1][:300] if lines else f"ended with status {self.process.poll()}"
 
 
@@ -202,6 +203,7 @@ def race(case: Case, rounds: int, say: Callable[[str], None] = lambda line: None
         What the record holds of it: every sample of every contender, the errors of their outputs, and the verdict.
     """
     with _inputs(case) as folder:
+        say(f"{case.name}: the judge computes")
         reference = prepare_apart(case.judge, case, folder)
         showings = {contender.name: Showing(contender.name) for contender in case.contenders}
         present = [contender for contender in case.contenders if contender.present]

@@ -9,11 +9,11 @@ of plain convolutions; networks that are trained from other random numbers predi
 """
 
 import csv
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from benchmarks import networks
@@ -85,9 +85,9 @@ def prepare(job: dict[str, Any]) -> Work:
     out, cache = folder / "table", folder / "cache"
     for leftover in (out, cache):
         shutil.rmtree(leftover, ignore_errors=True)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "programs"))
     if job["programs"] == "anew":
         shutil.rmtree(folder / "programs", ignore_errors=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
     command = ["table", "quick", "--scans", str(folder / "scans.h5"), "--out", str(out), "--cache", str(cache)]
     command += ["--vgg16-weights", str(folder / "vgg16.h5"), "--inception-v3-weights", str(folder / "inception_v3.h5")]
     command += ["--patches-per-scan", str(job["patches_per_scan"]), "--epochs", str(job["epochs"])]

@@ -1,8 +1,13 @@
 """Races: a fault that is planted into a contender ends INVALID or is refused, and no ratio is printed of it."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +118,24 @@ def test_work_that_is_done_once_is_timed_from_the_start_of_its_process():
     assert result["verdict"] in ("ok", "below target")
     assert [len(each["turns"]) for each in shown.values()] == [2, 2]
     assert min(turn for (turn,) in shown["peer"]["turns"]) > 0.5
+
+
+def test_a_contender_that_is_stopped_does_not_outlive_its_parent(tmp_path):
+    program = (
+        "import os, sys\nfrom pathlib import Path\nfrom benchmarks import race\nfrom tests import test_race\n"
+        "case = test_race.case_of(test_race.contender(race.OURS))\nfolder = Path(sys.argv[1])\n"
+        "test_race.write(folder)\nprocess = race._Process(case.contenders[0], case, folder)\nprocess.answer()\n"
+        "process.pause()\nprint(process.process.pid, flush=True)\nos._exit(0)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=race.ROOT, env={**os.environ, "PYTHONPATH": "tests"}
+    )
+    assert done.returncode == 0, done.stderr
+    status, until = Path(f"/proc/{int(done.stdout)}/stat"), time.monotonic() + 10
+    while status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_a_judge_that_fails_ends_the_race():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import groupby, takewhile
 from typing import Any
 
@@ -214,14 +214,7 @@ class Backbone:
             size: side of the images.
             blocks: a run of blocks that starts at the first.
         """
-        module = self._build_for(variables, blocks)
-
-        @jax.jit
-        def kept(variables: Variables) -> Variables:
-            with convolving(self.conv):
-                return module.apply(variables, jnp.zeros((1, size, size, 3)), tuple(blocks), mutable=[KEPT])[1]
-
-        return {**variables, **kept(variables)}
+        return {**variables, **_kept(self, size, tuple(blocks), variables)}
 
     def _in_parts(self, run: Callable, arrays: Variables, x: Array, blocks: Sequence[str]) -> Taps:
         """The outputs of convolutional blocks, from the first on, through which few images go at once."""
@@ -276,6 +269,13 @@ class Backbone:
                     f"{block} of {self.name}: {len(wrong)} arrays are missing or not its own ({wrong[0]}, ...); use "
                     "the `backbone` of the weights that `load_weights` gives"
                 )
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _kept(backbone: Backbone, size: int, blocks: tuple[str, ...], variables: Variables) -> Variables:
+    module = backbone._build_for(variables, blocks)
+    with convolving(backbone.conv):
+        return module.apply(variables, jnp.zeros((1, size, size, 3)), blocks, mutable=[KEPT])[1]
 
 
 def cast_kernels(params: Variables, dtype: Any) -> Variables:
