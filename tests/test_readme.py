@@ -10,6 +10,7 @@ import pytest
 from conftest import randomise
 
 from benchmarks.show import table_of
+from benchmarks.suite import main as bench
 from kimiajax.cli import main
 from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.models.backbone import BACKBONES, Classifier
@@ -70,9 +71,10 @@ def test_flags_of_the_readme_exist(capsys):
     known = {flag(field.name) for config in configs for field in fields(config)}
     with pytest.raises(SystemExit):
         weights_convert(["torch", "--help"])
+    with pytest.raises(SystemExit):
+        bench(["--help"])
     known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     shown = set(re.findall(r"(?<=[ `])--[a-z0-9-]+", README))
-    shown -= {"--peers", "--in-place", "--precisions", "--out", "--full", "--batch"}  # of the benchmarks
     shown -= {"--nodes", "--ntasks-per-node", "--gpus-per-node"}  # of srun
     assert {"--rows", "--require", "--fold-scale"} <= shown
     assert shown <= known
