@@ -20,6 +20,7 @@ from kimiajax.models.weights import Weights, load_converted, load_weights
 from weights_convert.__main__ import main as weights_convert
 
 SMALL = ["--image-size", "75", "--patches-per-scan", "4", "--epochs", "1", "--head-epochs", "2", "--batch-size", "8"]
+SMALL += ["--conv", "plain"]  # a measurement on a busy machine could choose otherwise for the next run
 RANDOM = ["--vgg16-weights", "random", "--inception-v3-weights", "random"]
 ROWS = ["cnn", "fe_vgg16", "tl_vgg16", "fe_inception_v3", "tl_inception_v3"]
 
