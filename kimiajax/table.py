@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from kimiajax import paper, processes
-from kimiajax.approaches import ROWS, Features, Outcome, Row, Study, anything_moves
+from kimiajax.approaches import ROWS, Features, Outcome, Row, Study
 from kimiajax.checkpoints import digest, save_tree
 from kimiajax.config import TableConfig
 from kimiajax.data.audit import record_of
@@ -27,7 +27,6 @@ from kimiajax.environment import describe_environment
 from kimiajax.errors import UserError
 from kimiajax.features import extract_taps
 from kimiajax.files import only_run, sha256_file
-from kimiajax.finetune.blocks import blocks_of
 from kimiajax.finetune.checkpoints import Checkpoints
 from kimiajax.finetune.engines import Engine, engine_of
 from kimiajax.finetune.loop import Record
@@ -36,7 +35,8 @@ from kimiajax.metrics import kimia_scores
 from kimiajax.models.backbone import BACKBONES
 from kimiajax.models.conv import Way
 from kimiajax.models.ways import Choice, choose_way
-from kimiajax.models.weights import Weights, default_cache, load_weights, origin_of, root_of
+from kimiajax.models.weights import Weights, default_cache, load_weights
+from kimiajax.notes import mixed_lineages, notes_of
 from kimiajax.progress import Download, Silent
 from kimiajax.report.history import History
 from kimiajax.report.results import (
@@ -309,7 +309,7 @@ def _way(
 
 def _begin_results(preset: str, study: Study, ways: dict[str, Choice]) -> dict[str, Any]:
     """What `results.json` says before the first row."""
-    notes = _notes(study)
+    notes = notes_of(study)
     return {
         "schema_version": SCHEMA_VERSION,
         "complete": False,
@@ -381,22 +381,13 @@ def _load_weights(
             cache=cache,
             progress=functools.partial(Download, progress),
         )
-    mixed = _mixed_lineages(loaded)
+    mixed = mixed_lineages(loaded)
     if mixed and not config.mixed_lineages:
         raise UserError(
             f"{mixed}, trained apart and on other inputs; choose weights of one origin, or allow these with "
             "--mixed-lineages, which the table will say"
         )
     return loaded
-
-
-def _mixed_lineages(weights: dict[str, Weights]) -> str | None:
-    """Says so where the networks' weights were not trained by the same framework, or one's were fine-tuned since."""
-    origins = {network: origin_of(loaded.lineage) for network, loaded in weights.items()}
-    known = {network: origin for network, origin in origins.items() if origin}
-    if len(set(known.values())) < 2:
-        return None
-    return " and ".join(f"{network}'s weights come from {origin}" for network, origin in known.items())
 
 
 def _extract(network: str, run: Run, taps: set[str], cache: Path) -> Features:
@@ -473,83 +464,3 @@ def _scores(predicted: np.ndarray | None, manifest: Manifest) -> dict[str, Any]:
         "correct": int(np.asarray(scores.correct).sum()),
         "tested": int(np.asarray(scores.tested).sum()),
     }
-
-
-def _notes(study: Study) -> list[str]:
-    """What a reader must know of the run as a whole."""
-    config, data, notes = study.config, study.data, []
-    if data["synthetic"]:
-        notes.append("The scans are drawn by a program: these figures say nothing about tissue, nor about the paper.")
-    elif (data["scans"], data["test"]) != (paper.NUM_SCANS, paper.TEST_PATCHES):
-        notes.append(
-            f"Not Kimia Path24, which has {paper.NUM_SCANS} scans and {paper.TEST_PATCHES:,} test patches: the paper's "
-            "figures stand beside for orientation only."
-        )
-    if config.manifest is not None:
-        notes.append(f"The patches are those of {config.manifest}, chosen by what its header says and not by this run.")
-    audit = data["audit"]
-    if audit is None and not data["synthetic"]:
-        notes.append(f"Not audited: `kimiajax data audit --scans {data['source']}` tells whether to trust these data.")
-    elif audit is not None and audit["failed"]:
-        notes.append(f"The audit of these data FAILED ({', '.join(audit['failed'])}): no figure here can be relied on.")
-    random = [network for network, loaded in study.weights.items() if root_of(loaded.lineage)["source"] == "random"]
-    if random:
-        notes.append(f"{' and '.join(random)}: random weights, so their rows say nothing about pre-training.")
-    tuned = [network for network, loaded in study.weights.items() if "trained_blocks" in loaded.lineage]
-    if tuned:
-        notes.append(f"{' and '.join(tuned)}: weights that an earlier run fine-tuned, so not pre-trained ones alone.")
-    broken = [network for network in tuned if study.weights[network].lineage.get("run", {}).get("failure")]
-    if broken:
-        notes.append(f"{' and '.join(broken)}: weights of a training that stopped for want of finite numbers.")
-    mixed = _mixed_lineages(study.weights)
-    if mixed:
-        notes.append(f"{mixed}, trained apart and on other inputs: these rows do not compare the networks alone.")
-    notes += _training_notes(study)
-    if config.patches_per_scan == "all":
-        published = ", ".join(f"{count:,} ({who})" for who, count in paper.TRAINING_PATCHES_PUBLISHED.items())
-        notes.append(f"All {data['train']:,} training patches; published counts of Kimia Path24 are {published}.")
-    asked = 0 if config.patches_per_scan == "all" else config.patches_per_scan
-    short = [scan for scan, count in enumerate(data["train_per_scan"]) if count < asked]
-    if short:
-        notes.append(
-            f"Scans {', '.join(map(str, short))} have fewer than the {asked} training patches asked for, and give all."
-        )
-    return notes
-
-
-def _training_notes(study: Study) -> list[str]:
-    """What a reader must know of how networks were run and the fine-tuned rows trained."""
-    config, notes = study.config, []
-    if config.precision != "float32":
-        notes.append(f"Convolutions and matrix products in {config.precision}.")
-    fast = [network for network, loaded in study.weights.items() if loaded.conv == "fast"]
-    if fast:
-        notes.append(f"{' and '.join(fast)}: fast convolutions, which round otherwise than plain ones (--conv).")
-    tuned = {
-        row.approach: study.weights[row.network].backbone
-        for row in ROWS
-        if row.name in config.rows and row.scheme == "fine-tuned"
-    }
-    tuned = {approach: backbone for approach, backbone in tuned.items() if anything_moves(backbone, config)}
-    if tuned:
-        how = config.fine_tuning()
-        augmented = "no augmentation" if config.augmentation == "none" else f"augmentation as of {config.augmentation}"
-        extras = [
-            f"{name.replace('_', ' ')} {value:g}"
-            for name, value in asdict(how).items()
-            if name in ("weight_decay", "warmup_epochs", "label_smoothing") and value
-        ]
-        notes.append(
-            f"Fine-tuned for {config.epochs} epochs by {how.optimizer} at {how.learning_rate:g}, {how.schedule}"
-            f"{''.join(', ' + extra for extra in extras)}, with {augmented}; the paper: 200 epochs by SGD at 0.0001, "
-            "augmented."
-        )
-    if config.bn_statistics == "local" and len(study.engine.devices) > 1:
-        notes.append(f"Mini-batch statistics are local to each of {len(study.engine.devices)} devices.")
-    for approach, backbone in tuned.items():
-        blocks = config.blocks(backbone)
-        if blocks.names != blocks_of(backbone, ("paper",)).names:
-            notes.append(f"{approach} trains {', '.join(blocks.names) or 'no weight'}; the paper, its last blocks.")
-        if blocks.frozen_normalises(backbone):
-            notes.append(f"{approach}: frozen batch normalisation in mode {blocks.frozen_bn}.")
-    return notes
