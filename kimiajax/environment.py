@@ -20,13 +20,28 @@ def describe_environment() -> dict[str, object]:
         "revision": _revision(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
+        **describe_machine(),
+    }
+
+
+def describe_machine() -> dict[str, object]:
+    """What the speed of a program on the host depends on."""
+    return {
+        "packages": {name: _version(name) for name in PACKAGES},
         "cores": os.cpu_count(),
-        "processor": _processor(),
+        "processor": processor_facts().get("model name") or platform.processor() or None,
         "xla_flags": os.environ.get("XLA_FLAGS"),
     }
+
+
+def processor_facts() -> dict[str, str]:
+    """What Linux says of the first core, by name; nothing elsewhere."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    pairs = (line.split(":", 1) for line in lines if ":" in line)
+    return {name.strip(): value.strip() for name, value in reversed(list(pairs))}
 
 
 def _version(package: str) -> str | None:
@@ -34,13 +49,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _processor() -> str | None:
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or None
 
 
 def _revision() -> str | None:

@@ -138,9 +138,7 @@ class Extractor:
         self.backbone, self.taps, self.precision = backbone, tuple(taps), precision
         blocks = backbone.up_to(backbone.last_of(taps))
         self.threads = cores() if jax.default_backend() == "cpu" else 1
-        variables = jax.device_put(variables)
-        folds = backbone.conv == "fast"
-        self.variables = backbone.fold_for_inference(variables, size, blocks) if folds else variables
+        self.variables = backbone.fold_for_inference(jax.device_put(variables), size, blocks)
         dense = [block for block in blocks if _is_dense(self.variables["params"].get(block, {}))]
         cut = blocks.index(dense[0]) if dense and self.threads > 1 else len(blocks)
         self.shared, self.whole = blocks[:cut], blocks[cut:]
@@ -240,13 +238,12 @@ def _compute(
         padding = ((0, batch_size - len(batch)), (0, 0), (0, 0))  # the last batches, so that one program serves
         parts = extractor(np.pad(batch, padding))
         for number, given in enumerate(processes.gathered(parts)):
-            rows = slice(start + batch_size * number, start + batch_size * (number + 1))
-            for tap, array in arrays.items():
-                first = rows.start
-                for part in given:
-                    taken = array[first : min(first + len(part[tap]), rows.stop)]
-                    taken[:] = np.asarray(part[tap])[: len(taken)]
-                    first += len(part[tap])
+            first = start + batch_size * number
+            for part in given:
+                for tap, array in arrays.items():
+                    rows = array[first:][: len(part[tap])]
+                    rows[:] = np.asarray(part[tap])[: len(rows)]
+                first += len(part[tap])
 
 
 def _key(

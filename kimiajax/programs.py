@@ -2,12 +2,15 @@
 
 import contextlib
 import hashlib
+import json
 import platform
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jaxlib
+
+from kimiajax.environment import processor_facts
 
 LEAST_SECONDS = 0.3  # of compiling, for a program to be kept
 LIMIT = 4 * 2**30  # bytes; beyond it the oldest go
@@ -44,10 +47,10 @@ def keep_programs(cache: Path) -> Kept | None:
 
 def _kind() -> str:
     """Names this kind of processor and this compiler."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else [platform.processor()]
-    about = sorted({line for line in lines if line.startswith(("model name", "flags", "Features")) or len(lines) == 1})
-    return hashlib.sha256("\n".join([jaxlib.__version__, platform.machine(), *about]).encode()).hexdigest()[:16]
+    facts = processor_facts()
+    about = [facts.get(name) for name in ("model name", "flags", "Features")]
+    kind = [jaxlib.__version__, platform.machine(), platform.processor(), *about]
+    return hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:16]
 
 
 def _bounded(folder: Path) -> list[Path]:

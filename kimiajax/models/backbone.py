@@ -207,14 +207,14 @@ class Backbone:
         return taps[blocks[-1]], taps, {**variables.get("batch_stats", {}), **moved.get("batch_stats", {})}
 
     def fold_for_inference(self, variables: Variables, size: int, blocks: Sequence[str]) -> Variables:
-        """Variables as `apply` takes them, with all beside them that it would compute of them in each call.
+        """Variables as `apply` takes them, and beside them whatever it would compute of them in each call.
 
         Args:
             variables: of the blocks at least.
             size: side of the images.
             blocks: a run of blocks that starts at the first.
         """
-        return {**variables, **_kept(self, size, tuple(blocks), variables)}
+        return variables if self.conv == "plain" else {**variables, **_kept(self, size, tuple(blocks), variables)}
 
     def _in_parts(self, run: Callable, arrays: Variables, x: Array, blocks: Sequence[str]) -> Taps:
         """The outputs of convolutional blocks, from the first on, through which few images go at once."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kimiajax.cache import keep_file, kept_file
-from kimiajax.environment import describe_environment
+from kimiajax.environment import describe_machine
 from kimiajax.errors import UserError
 from kimiajax.models.backbone import Backbone
 from kimiajax.models.conv import KEPT, TILES, Conv, Way, convolving
@@ -107,15 +107,14 @@ def _costliest(backbone: Backbone, size: int) -> tuple[Conv, tuple[int, ...]] | 
 def _kept_or_measured(
     layer: tuple[Conv, tuple[int, ...]], backbone: Backbone, size: int, batch_size: int, cache: Path | None
 ) -> dict[str, float]:
-    here = describe_environment()
-    key = [here[name] for name in ("processor", "cores", "packages", "xla_flags")]
-    name = hashlib.sha256(json.dumps([*key, backbone.name, size, batch_size], sort_keys=True).encode()).hexdigest()
-    path = kept_file(cache, "ways", f"{name[:32]}.json")
+    key = json.dumps([describe_machine(), backbone.name, size, batch_size], sort_keys=True)
+    name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    path = kept_file(cache, "ways", name)
     if path is not None:
         with contextlib.suppress(ValueError):  # damaged: measured again
             return json.loads(path.read_text())
     seconds = _measured(*layer, min(batch_size, IMAGES))
-    keep_file(cache, "ways", f"{name[:32]}.json", json.dumps(seconds).encode())
+    keep_file(cache, "ways", name, json.dumps(seconds).encode())
     return seconds
 
 

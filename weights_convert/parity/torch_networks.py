@@ -244,13 +244,16 @@ class InceptionV3(nn.Module):
         mean, std = (x.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
         return x * (std / 0.5) + (mean - 0.5) / 0.5
 
-    def blocks(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def blocks(self, x: torch.Tensor, last: str = "predictions") -> dict[str, torch.Tensor]:
+        """Every block's output, up to the last that is asked for."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(functional.max_pool2d(x, 3, 2)))
         taps = {"stem": functional.max_pool2d(x, 3, 2)}
         x = taps["stem"]
         for number, letter in enumerate(("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")):
             x = taps[f"mixed{number}"] = getattr(self, f"Mixed_{letter}")(x)
+            if last in taps:
+                return taps
         x = taps["pooled"] = x.mean((2, 3))
         if hasattr(self, "fc"):
             taps["predictions"] = self.fc(x)
