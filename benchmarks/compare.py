@@ -2,14 +2,15 @@
 
 import argparse
 import json
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.race import OURS, quartiles
+from benchmarks.interleaved import quartiles
+from benchmarks.race import OURS, seconds_of
 from kimiajax.errors import UserError
 
+SCHEMA_VERSION = 1
 HARDWARE = ("processor", "cores", "backend", "devices")
 
 
@@ -35,7 +36,7 @@ def read_record(path: Path) -> dict[str, Any]:
         version = record["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no record of `kimiajax bench --out` ({type(error).__name__})") from error
-    if version != 1:
+    if version != SCHEMA_VERSION:
         raise UserError(f"{path}: of version {version}, which this program does not read; measure again")
     return record
 
@@ -62,7 +63,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 def _seconds(result: dict[str, Any]) -> list[float]:
     """Of a run of ours, by round; empty where it was not valid."""
     ours = next(each for each in result["contenders"] if each["name"] == OURS)
-    return [statistics.median(turn) for turn in ours["turns"]] if ours["state"] == "valid" else []
+    return seconds_of(ours) if ours["state"] == "valid" else []
 
 
 def _difference(before: Sequence[float], after: Sequence[float]) -> str:

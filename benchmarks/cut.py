@@ -21,6 +21,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from benchmarks.contender import peak
 from benchmarks.interleaved import measure_in_turn, quartiles, write_record
 from kimiajax.data.patches import cut_patches
 from kimiajax.data.scans import Scans
@@ -49,12 +50,6 @@ def write_scan(path: Path, side: int, layout: str) -> None:
         for row, col in whitened:
             scan[row : row + PATCH, col : col + PATCH] = 255
         file["test_data/targets"] = np.zeros(len(whitened), np.int64)
-
-
-def peak() -> int:
-    """The most memory that this process has held, in bytes; `getrusage` would count that of the one that started it."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 def measure(path: str, what: str) -> dict[str, Any]:
@@ -98,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
                 results.append(result)
                 print(_line(result), flush=True)
     if options.out:
-        write_record(options.out, __doc__.split("\n\n")[2].removeprefix("Claim: "), results)
+        write_record(options.out, results, claim=__doc__.split("\n\n")[2].removeprefix("Claim: "))
 
 
 def _line(result: dict[str, Any]) -> str:

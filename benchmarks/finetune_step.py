@@ -10,24 +10,23 @@ with plain convolutions in float64.
 """
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from benchmarks import networks
 from benchmarks.contender import Work, serve
 from benchmarks.networks import NETWORKS, PEERS
 from benchmarks.race import OURS, Case, Contender
 from kimiajax import paper
-from kimiajax.data.augment import AUGMENTATIONS
-from kimiajax.finetune.blocks import TrainableBlocks, blocks_of
+from kimiajax.finetune.blocks import blocks_of
 from kimiajax.finetune.engines import engine_of
 from kimiajax.finetune.optimizer import Optimization
-from kimiajax.finetune.steps import Batch, Training
-from kimiajax.models.backbone import BACKBONES, Classifier
+from kimiajax.finetune.steps import Training
+from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
 
 SCOPES = ("step", "tail", "whole")
 LEARNING_RATE, MOMENTUM = 1e-3, 0.9
@@ -100,19 +99,18 @@ def prepare(job: dict[str, Any]) -> Work:
     boundary, span = job["boundary"], backbone.trunk
     if job["cached"]:
         span = backbone.span(boundary, backbone.bottleneck)[1:]
-        images = np.concatenate(list(_stored(backbone, variables, images, boundary)))
+        images = _stored(backbone, variables, images, boundary)
         variables = {kind: {b: part[b] for b in (*span, "head") if b in part} for kind, part in variables.items()}
     training = Training(
         Classifier(backbone, span, job["classes"]),
         Optimization(learning_rate=job["learning_rate"], momentum=job["momentum"]).over(1, 1).optimizer,
-        TrainableBlocks(blocks_of(backbone, ("paper",) if boundary else ("all",)).names),
-        augmentation=AUGMENTATIONS[job.get("augmentation", "none")],
+        blocks_of(backbone, ("paper",) if boundary else ("all",)),
         precision=job["precision"],
     )
-    watched = {what: name.split("/") for what, name in job["watched"]["ours"].items()}
-    start = {what: np.array(_at(variables["params"], path)) for what, path in watched.items()}
-    batch = Batch(images, labels, np.ones(len(labels), bool), np.arange(len(labels), dtype=np.int32))
-    state, batch = engine.place(training.start(variables, jax.random.key(0))), engine.spread(batch)
+    watched, params = job["watched"]["ours"], flatten_dict(variables["params"], sep="/")
+    start = {what: params[name] for what, name in watched.items()}
+    batch = engine.spread(networks.whole_batch(images, labels))
+    state = engine.place(training.start(variables, jax.random.key(0)))
     compiled, phases = networks.compiled(engine.wrap_step(training), state, batch)
     held = [state]
 
@@ -121,23 +119,18 @@ def prepare(job: dict[str, Any]) -> Work:
         return metrics
 
     def fetch(metrics: Any) -> dict[str, np.ndarray]:
-        moved = {what: np.asarray(_at(held[0].params, path)) - start[what] for what, path in watched.items()}
+        params = flatten_dict(held[0].params, sep="/")
+        moved = {what: np.asarray(params[name]) - start[what] for what, name in watched.items()}
         return {"loss": np.atleast_1d(np.sum(metrics.loss) / np.sum(metrics.count)), **moved}
 
     return Work(run, fetch, phases, networks.about_ours(backbone, compiled))
 
 
-def _stored(backbone: Any, variables: Any, images: np.ndarray, boundary: str) -> Iterator[np.ndarray]:
+def _stored(backbone: Backbone, variables: Variables, images: np.ndarray, boundary: str) -> np.ndarray:
+    """The boundary's outputs."""
     blocks = backbone.up_to(boundary)
     forward = jax.jit(lambda variables, x: backbone.apply(variables, x, blocks)[0])
-    for start in range(0, len(images), 8):
-        yield np.asarray(forward(variables, images[start : start + 8].astype(np.asarray(images).dtype)))
-
-
-def _at(tree: Any, path: list[str]) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
+    return np.concatenate([forward(variables, images[start : start + 8]) for start in range(0, len(images), 8)])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from benchmarks import networks
 from benchmarks.contender import Work, serve
@@ -48,7 +49,7 @@ def write(folder: Path) -> None:
     centres = rng.standard_normal((paper.NUM_SCANS, WIDTH))
     features = np.maximum(0, centres[labels] + 4 * rng.standard_normal((COUNT, WIDTH))) / 4
     head = Classifier(BACKBONES["inception_v3"], (), paper.NUM_SCANS).init_head(jax.random.key(0), (WIDTH,))
-    flat = {f"{layer}/{leaf}": array for layer, leaves in head.items() for leaf, array in leaves.items()}
+    flat = flatten_dict(head, sep="/")
     orders = np.stack([order_of(jax.random.key(0), epoch, COUNT) for epoch in range(1, EPOCHS + 1)])
     np.savez(folder / "head.npz", features=features.astype(np.float32), labels=labels, orders=orders, **flat)
 
@@ -65,10 +66,7 @@ def prepare(job: dict[str, Any]) -> Work:
     with np.load(Path(job["folder"]) / "head.npz") as arrays:
         given = {name: arrays[name] for name in arrays.files}
     dtype = np.float64 if job.get("judge") else np.float32
-    head: dict[str, Any] = {"hidden": {}, "logits": {}}
-    for name in ("hidden/kernel", "hidden/bias", "logits/kernel", "logits/bias"):
-        layer, leaf = name.split("/")
-        head[layer][leaf] = given[name].astype(dtype)
+    head = unflatten_dict({name: array.astype(dtype) for name, array in given.items() if "/" in name}, sep="/")
     optimizer = optax.rmsprop(job["learning_rate"], decay=0.9, eps=1e-7)  # under the root, as Keras has it today
     training = Training(
         Classifier(BACKBONES["inception_v3"], (), paper.NUM_SCANS), optimizer, TrainableBlocks(("head",))

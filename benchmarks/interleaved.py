@@ -34,10 +34,10 @@ def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def write_record(path: Path, claim: str, results: Any) -> None:
-    """Writes what was measured, with where, as JSON."""
+def write_record(path: Path, results: Any, **about: Any) -> None:
+    """Writes what was measured, with where and what else is said about it, as JSON."""
     from kimiajax.environment import describe_environment  # here only: it brings jax along, seconds for each process
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"claim": claim, "environment": describe_environment(), "results": results}
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    record = {**about, "environment": describe_environment(), "results": results}
+    path.write_text(json.dumps(record, indent=1) + "\n")

@@ -12,14 +12,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from benchmarks.race import Contender
 from kimiajax import paper
 from kimiajax.environment import describe_environment
+from kimiajax.finetune.steps import Batch
 from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
 from kimiajax.models.ways import choose_way
 from kimiajax.precision import Precision
 from weights_convert import keras, torch
+from weights_convert.tables import Table
 
 # Relative to the largest output: float32 errs by some 1e-6 in features.
 TOLERANCES: dict[Precision, float] = {"float32": 3e-5, "tf32": 1e-2, "bfloat16": 6e-2}
@@ -68,44 +71,53 @@ def write_inputs(
     variables = draw_variables(backbone, size, blocks)
     rng = np.random.default_rng(1)
     if head:
-        variables["params"]["head"] = draw_head(backbone, variables, size)
-    flat = {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+        variables = with_head(backbone, variables, size)
+    flat = flatten_dict(variables, sep="/")
     np.savez(folder / "ours.npz", **flat)
-    for name, (table, *_) in (("keras", keras.TABLES[network]), ("torch", torch.TABLES[network])):
-        table = table | (torch.HEAD_TABLE if name == "torch" else keras.HEAD_TABLE)
+    for name, table in _tables(network).items():
         given = {key: flat["/".join(to)] for key, (to, _) in table.items() if "/".join(to) in flat}
         np.savez(folder / f"{name}.npz", **{key.replace("/", "|"): array for key, array in given.items()})
     np.save(folder / "images.npy", rng.uniform(0, 1, (batch, size, size, 3)).astype(np.float32))
     np.save(folder / "labels.npy", np.arange(batch, dtype=np.int32) % paper.NUM_SCANS)
 
 
+def _tables(network: str) -> dict[str, Table]:
+    """Where each framework's arrays of this network and its head go, by their names there."""
+    return {name: part.TABLES[network][0] | part.HEAD_TABLE for name, part in (("keras", keras), ("torch", torch))}
+
+
 def names_of(network: str, paths: dict[str, str]) -> dict[str, dict[str, str]]:
     """Some parameters' names in every framework: framework -> what -> name."""
     names: dict[str, dict[str, str]] = {"ours": paths}
-    for framework, module in (("keras", keras), ("torch", torch)):
-        table = module.TABLES[network][0] | module.HEAD_TABLE
+    for framework, table in _tables(network).items():
         to_name = {"/".join(to[1:]): name for name, (to, _) in table.items()}
         names[framework] = {what: to_name[path] for what, path in paths.items()}
     return names
 
 
-def draw_head(backbone: Backbone, variables: Variables, size: int) -> Variables:
-    """Random arrays of a head on this network."""
+def with_head(backbone: Backbone, variables: Variables, size: int) -> Variables:
+    """Those of the blocks up to the bottleneck, and random ones of a head."""
     shape = backbone.tap_shapes(variables, size, backbone.trunk)[backbone.bottleneck]
-    return jax.tree.map(np.array, Classifier(backbone, (), paper.NUM_SCANS).init_head(jax.random.key(0), shape))
+    head = Classifier(backbone, (), paper.NUM_SCANS).init_head(jax.random.key(0), shape)
+    trunk = {kind: {b: part[b] for b in backbone.trunk if b in part} for kind, part in variables.items()}
+    return {**trunk, "params": {**trunk["params"], "head": jax.tree.map(np.array, head)}}
+
+
+def whole_batch(images: np.ndarray, labels: np.ndarray) -> Batch:
+    """A batch without padding."""
+    return Batch(images, labels, np.ones(len(labels), bool), np.arange(len(labels), dtype=np.int32))
+
+
+def draw_batch(batch: int, size: int) -> Batch:
+    """Random gray patches of all scans in turn."""
+    images = np.random.default_rng(1).integers(0, 256, (batch, size, size), dtype=np.uint8)
+    return whole_batch(images, np.arange(batch, dtype=np.int32) % paper.NUM_SCANS)
 
 
 def read_variables(folder: str) -> Variables:
     """`ours.npz` as a tree."""
-    tree: Variables = {}
     with np.load(Path(folder) / "ours.npz") as arrays:
-        for name in arrays.files:
-            *path, leaf = name.split("/")
-            node = tree
-            for key in path:
-                node = node.setdefault(key, {})
-            node[leaf] = arrays[name]
-    return tree
+        return unflatten_dict(dict(arrays), sep="/")
 
 
 def our_backbone(job: dict[str, Any], devices: Sequence[jax.Device]) -> Backbone:

@@ -10,7 +10,8 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 from benchmarks.compare import read_record
-from benchmarks.race import OURS
+from benchmarks.interleaved import quartiles
+from benchmarks.race import OURS, seconds_of
 
 mpl.use("svg")
 STYLE = {
@@ -47,10 +48,10 @@ def draw_races(results: Sequence[dict[str, Any]], path: Path) -> None:
         figure, panels = plt.subplots(1, len(results), figsize=(3.6 * len(results), 2.6), squeeze=False)
         for panel, result in zip(panels[0], results):
             valid = [each for each in result["contenders"] if each["state"] == "valid"]
-            rates = {each["name"]: _rates(result, each) for each in valid}
-            names = sorted(rates, key=lambda name: statistics.median(rates[name]))
-            middle = [statistics.median(rates[name]) for name in names]
-            spread = [[abs(m - _edge(rates[name], end)) for name, m in zip(names, middle)] for end in (0, 2)]
+            spans = {e["name"]: quartiles([result["amount"] / seconds for seconds in seconds_of(e)]) for e in valid}
+            names = sorted(spans, key=lambda name: spans[name][1])
+            low, middle, high = zip(*(spans[name] for name in names))
+            spread = [[m - edge for m, edge in zip(middle, low)], [edge - m for m, edge in zip(middle, high)]]
             colours = [OUR_COLOUR if name == OURS else PEER_COLOUR for name in names]
             panel.barh(names, middle, xerr=spread, color=colours, error_kw={"lw": 0.8})
             panel.set_title(_title(result))
@@ -58,14 +59,6 @@ def draw_races(results: Sequence[dict[str, Any]], path: Path) -> None:
         figure.tight_layout()
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)
-
-
-def _rates(result: dict[str, Any], showing: dict[str, Any]) -> list[float]:
-    return [result["amount"] / statistics.median(turn) for turn in showing["turns"]]
-
-
-def _edge(rates: Sequence[float], which: int) -> float:
-    return statistics.quantiles(rates, n=4)[which] if len(rates) > 1 else rates[0]
 
 
 def _title(result: dict[str, Any]) -> str:

@@ -12,12 +12,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.interleaved import quartiles
 
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT / ".peers"
@@ -155,7 +157,7 @@ class _Process:
         except BrokenPipeError:
             return None
         answer = self.answer()
-        self.process.send_signal(signal.SIGSTOP)
+        self.pause()
         return answer
 
     def pause(self) -> None:
@@ -183,12 +185,7 @@ class _Process:
         return lines[-1][:300] if lines else f"ended with status {self.process.poll()}"
 
 
-@contextlib.contextmanager
-def _inputs(case: Case) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="kimiajax-bench-") as name:
-        folder = Path(name)
-        case.write(folder)
-        yield folder
+Begin = Callable[[Contender], _Process | None]
 
 
 def race(case: Case, rounds: int, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -202,31 +199,30 @@ def race(case: Case, rounds: int, say: Callable[[str], None] = lambda line: None
     Returns:
         What the record holds of it: every sample of every contender, the errors of their outputs, and the verdict.
     """
-    with _inputs(case) as folder:
+    showings = {contender.name: Showing(contender.name) for contender in case.contenders}
+    present = [contender for contender in case.contenders if contender.present]
+    with tempfile.TemporaryDirectory(prefix="kimiajax-bench-") as name:
+        folder = Path(name)
+        case.write(folder)
         say(f"{case.name}: the judge computes")
         reference = prepare_apart(case.judge, case, folder)
-        showings = {contender.name: Showing(contender.name) for contender in case.contenders}
-        present = [contender for contender in case.contenders if contender.present]
-        (_run_anew if case.once else _take_turns)(case, present, showings, folder, reference, rounds, say)
+
+        def begin(contender: Contender) -> _Process | None:
+            say(f"{case.name}: {contender.name} prepares")
+            return _begin(case, contender, folder, reference, showings[contender.name])
+
+        (_run_anew if case.once else _take_turns)(present, showings, rounds, begin)
     for showing in showings.values():
         _check_awaited(showing)
     return _result(case, list(showings.values()))
 
 
-def _take_turns(
-    case: Case,
-    present: Sequence[Contender],
-    showings: dict[str, Showing],
-    folder: Path,
-    reference: Outputs,
-    rounds: int,
-    say: Callable[[str], None],
-) -> None:
+def _take_turns(present: Sequence[Contender], showings: dict[str, Showing], rounds: int, begin: Begin) -> None:
     """Prepares every contender, and lets each run in its turn."""
     running: dict[str, _Process] = {}
     try:
         for contender in present:
-            process = _begin(case, contender, folder, reference, showings[contender.name], say)
+            process = begin(contender)
             if process is not None:
                 running[contender.name] = process
         for number in range(rounds):
@@ -252,20 +248,11 @@ def _still_racing(showings: dict[str, Showing], running: dict[str, _Process], nu
     return [name for name in running if name not in seconds or seconds[name] <= FAR * min(seconds.values())]
 
 
-def _run_anew(
-    case: Case,
-    present: Sequence[Contender],
-    showings: dict[str, Showing],
-    folder: Path,
-    reference: Outputs,
-    rounds: int,
-    say: Callable[[str], None],
-) -> None:
+def _run_anew(present: Sequence[Contender], showings: dict[str, Showing], rounds: int, begin: Begin) -> None:
     """Every contender's whole process, one after the other; the time is that of all its phases."""
     for _ in range(rounds):
         for contender in present:
-            showing = showings[contender.name]
-            process = _begin(case, contender, folder, reference, showing, say)
+            showing, process = showings[contender.name], begin(contender)
             if process is not None:
                 showing.turns.append([sum(showing.phases.values())])
                 showing.peak_bytes = (process.finish() or {}).get("peak_bytes")
@@ -286,16 +273,8 @@ def prepare_apart(contender: Contender, case: Case, folder: Path) -> Outputs:
         process.kill()
 
 
-def _begin(
-    case: Case,
-    contender: Contender,
-    folder: Path,
-    reference: Outputs,
-    showing: Showing,
-    say: Callable[[str], None],
-) -> _Process | None:
+def _begin(case: Case, contender: Contender, folder: Path, reference: Outputs, showing: Showing) -> _Process | None:
     """Starts a contender and judges its first outputs; one that is not valid does not run on."""
-    say(f"{case.name}: {contender.name} prepares")
     process = _Process(contender, case, folder)
     try:
         first = process.answer()
@@ -384,12 +363,6 @@ def ratio_of(ours: Showing, peer: Showing) -> dict[str, float]:
     return {"median": middle, "low": low, "high": high}
 
 
-def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile."""
-    low, middle, high = statistics.quantiles(samples, n=4) if len(samples) > 1 else [samples[0]] * 3
-    return low, middle, high
-
-
 def line_of(result: dict[str, Any]) -> str:
     """One line: ours, the best peer, ratio with its spread, target, verdict."""
     shown = {each["name"]: each for each in result["contenders"]}
@@ -409,7 +382,9 @@ def line_of(result: dict[str, Any]) -> str:
 def lines_of(result: dict[str, Any]) -> list[str]:
     """One line a contender, the fastest first."""
     shown = result["contenders"]
-    ran = sorted((each for each in shown if each["state"] == "valid"), key=lambda each: _median(each))
+    ran = sorted(
+        (each for each in shown if each["state"] == "valid"), key=lambda each: statistics.median(seconds_of(each))
+    )
     lines = [
         f"  {each['name']:28} {_rate(result, each):>20}   first run after {sum(each['phases'].values()):5.1f} s"
         f"{_memory(each)}   error {max(each['error'].values(), default=0):.1e}"
@@ -424,10 +399,11 @@ def _memory(showing: dict[str, Any]) -> str:
     return f"   peak {showing['peak_bytes'] / 2**30:4.1f} GiB" if showing["peak_bytes"] else ""
 
 
-def _median(showing: dict[str, Any]) -> float:
-    return statistics.median(statistics.median(turn) for turn in showing["turns"])
+def seconds_of(showing: dict[str, Any]) -> list[float]:
+    """Of a run of a contender in a record, by round: the median of the turn."""
+    return [statistics.median(turn) for turn in showing["turns"]]
 
 
 def _rate(result: dict[str, Any], showing: dict[str, Any]) -> str:
-    rate = result["amount"] / _median(showing)
+    rate = result["amount"] / statistics.median(seconds_of(showing))
     return f"{rate:,.{max(0, 2 - len(str(int(rate))) + 1)}f} {result['unit']}/s"

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{high:.0f}); from box: mean {first['mean_from_box']:.2f}, at most {first['max_from_box']} gray levels"
         )
     if options.out:
-        write_record(options.out, __doc__.split("\n\n")[2].removeprefix("Claim: "), results)
+        write_record(options.out, results, claim=__doc__.split("\n\n")[2].removeprefix("Claim: "))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks import networks
 from kimiajax import paper
 from kimiajax.environment import describe_environment
 from kimiajax.finetune.blocks import blocks_of
-from kimiajax.finetune.steps import Batch, Training, train_step
+from kimiajax.finetune.steps import Training, train_step
 from kimiajax.models.backbone import BACKBONES, Backbone, Classifier
 from kimiajax.models.flops import flops_of
 from kimiajax.models.ways import choose_way
@@ -60,7 +61,7 @@ def measure(network: str, batch: int, size: int, precision: Precision, conv: str
     backbone = replace(backbone, conv=choice.way)
     blocks = backbone.up_to(backbone.features)
     variables = jax.device_put(backbone.init(np.random.default_rng(0), size, blocks))
-    kept = backbone.fold_for_inference(variables, size, blocks) if choice.way == "fast" else variables
+    kept = backbone.fold_for_inference(variables, size, blocks)
     peak, bandwidth = matrix_peak(precision), copy_bandwidth()
     x = jnp.asarray(
         np.random.default_rng(1).uniform(0, 1, (batch, size, size, 3)), compute_dtype(precision) or "float32"
@@ -89,15 +90,9 @@ def measure(network: str, batch: int, size: int, precision: Precision, conv: str
 def _step(backbone: Backbone, variables: Any, batch: int, size: int, precision: Precision) -> dict[str, Any]:
     """A fine-tuning step of the paper's blocks and the head: operations of what it must compute, and its seconds."""
     classifier = Classifier(backbone, backbone.trunk, paper.NUM_SCANS)
-    shape = backbone.tap_shapes(variables, size, backbone.trunk)[backbone.bottleneck]
-    head = classifier.init_head(jax.random.key(0), shape)
-    variables = {kind: {b: part[b] for b in backbone.trunk if b in part} for kind, part in variables.items()}
-    variables["params"]["head"] = head
     training = Training(classifier, optax.sgd(1e-4, 0.9), blocks_of(backbone, ("paper",)), precision=precision)
-    images = np.random.default_rng(1).integers(0, 256, (batch, size, size), dtype=np.uint8)
-    labels = np.arange(batch, dtype=np.int32) % paper.NUM_SCANS
-    given = Batch(*map(jnp.asarray, (images, labels, np.ones(batch, bool), np.arange(batch, dtype=np.int32))))
-    state = training.start(variables, jax.random.key(0))
+    given = jax.device_put(networks.draw_batch(batch, size))
+    state = training.start(networks.with_head(backbone, variables, size), jax.random.key(0))
     plain = replace(training, classifier=replace(classifier, backbone=replace(backbone, conv="plain")))
     flops = flops_of(lambda state, given: train_step(plain, state, given), state, given)
     compiled = jax.jit(lambda state, given: train_step(training, state, given), donate_argnums=0)

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results.append({**one, "samples": [measure_apart("benchmarks.scaling", one) for _ in range(options.rounds)]})
         print(line_of(results[-1]), flush=True)
     if options.out:
-        write_record(options.out, __doc__.split("\n\n")[1].removeprefix("Claim: "), results)
+        write_record(options.out, results, claim=__doc__.split("\n\n")[1].removeprefix("Claim: "))
     return 0
 
 
@@ -86,21 +86,18 @@ def step(devices: int, network: str, size: int, batch: int, rounds: int = 10) ->
     import jax
     import optax
 
+    from benchmarks import networks
     from kimiajax import paper
     from kimiajax.finetune.blocks import blocks_of
     from kimiajax.finetune.engines import engine_of
-    from kimiajax.finetune.steps import Batch, Training
+    from kimiajax.finetune.steps import Training
     from kimiajax.models.backbone import BACKBONES, Classifier
 
-    backbone, engine, rng = BACKBONES[network], engine_of("jit"), np.random.default_rng(0)
+    backbone, engine = BACKBONES[network], engine_of("jit")
     classifier = Classifier(backbone, backbone.trunk, paper.NUM_SCANS)
-    variables = backbone.init(rng, size, backbone.trunk)
-    shape = backbone.tap_shapes(variables, size, backbone.trunk)[backbone.bottleneck]
-    variables["params"]["head"] = classifier.init_head(jax.random.key(0), shape)
+    variables = networks.with_head(backbone, backbone.init(np.random.default_rng(0), size, backbone.trunk), size)
     training = Training(classifier, optax.sgd(1e-3), blocks_of(backbone, ("all",)))
-    labels = np.arange(batch, dtype=np.int32) % paper.NUM_SCANS
-    images = rng.integers(0, 256, (batch, size, size), dtype=np.uint8)
-    given = engine.spread(Batch(images, labels, np.ones(batch, bool), np.arange(batch, dtype=np.int32)))
+    given = engine.spread(networks.draw_batch(batch, size))
     state, run = engine.place(training.start(variables, jax.random.key(0))), engine.placed_step(training)
     seconds = []
     for _ in range(rounds + 1):

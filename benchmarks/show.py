@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import read_record
-from benchmarks.race import OURS
+from benchmarks.race import OURS, seconds_of
 
 HEAD = ("| work | kimiajax | best peer | times as fast, quartiles of rounds | target | |", "|---|---|---|---|---|---|")
 
@@ -39,7 +39,7 @@ def _line(result: dict[str, Any]) -> str:
 def _rate(result: dict[str, Any], showing: dict[str, Any] | None) -> str:
     if showing is None or showing["state"] != "valid":
         return "-"
-    seconds = statistics.median(statistics.median(turn) for turn in showing["turns"])
+    seconds = statistics.median(seconds_of(showing))
     rate, unit = result["amount"] / seconds, result["unit"]
     if rate < 1:
         return f"{seconds:,.0f} s"

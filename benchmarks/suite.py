@@ -2,14 +2,14 @@
 
 import argparse
 import importlib
-import json
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from benchmarks.compare import SCHEMA_VERSION
+from benchmarks.interleaved import write_record
 from benchmarks.race import OURS, Case, line_of, lines_of, race
 from kimiajax.errors import UserError
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             results.append(result)
             print("\n".join([line_of(result), *lines_of(result)]), flush=True)
             if options.out:
-                write_record(options.out, results)
+                write_record(options.out, results, schema_version=SCHEMA_VERSION)
     if len(results) > 1:
         print(f"\n{len(results)} races in {(time.perf_counter() - started) / 60:.0f} minutes")
         print("\n".join(map(line_of, results)))
@@ -92,12 +92,3 @@ def _with_peers(case: Case, peers: Sequence[str], in_place: bool) -> Case:
 
 def _say(line: str) -> None:
     print(f"# {line}", flush=True)
-
-
-def write_record(path: Path, results: Sequence[dict[str, Any]]) -> None:
-    """What was measured, with where."""
-    from kimiajax.environment import describe_environment
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"schema_version": 1, "environment": describe_environment(), "results": list(results)}
-    path.write_text(json.dumps(record, indent=1) + "\n")

@@ -105,8 +105,7 @@ def prepare(job: dict[str, Any]) -> Work:
 
 def _predicted(path: Path) -> np.ndarray:
     with path.open() as lines:
-        rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
-    return np.array([int(row["predicted"]) for row in rows])
+        return np.array([int(row["predicted"]) for row in csv.DictReader(lines)])
 
 
 if __name__ == "__main__":

@@ -36,10 +36,8 @@ def features(job: dict[str, Any]) -> Work:
     network, images = job["network"], np.load(Path(job["folder"]) / "images.npy")
     model = build(network, job["size"], 1000 if network == "vgg16" else None)
     layers = block_layers(model)
-    if network == "vgg16":
-        model = keras.Model(model.input, layers["fc2"].output)
-    else:
-        model = keras.Model(model.input, keras.layers.GlobalAveragePooling2D()(layers["mixed10"].output))
+    output = layers["fc2"].output if network == "vgg16" else bottleneck(network, layers)
+    model = keras.Model(model.input, output)
     load(model, job["folder"])
     x = keras.ops.convert_to_tensor(images)
     return Work(lambda: model.predict_on_batch(x), lambda y: {"features": y}, about=about())
@@ -65,7 +63,7 @@ def finetune_step(job: dict[str, Any]) -> Work:
     if job["cached"]:
         before = keras.Model(model.input, layers[job["boundary"]].output)
         images = np.asarray(before.predict(images, batch_size=8, verbose=0))
-        classifier = _tail(classifier, before.output)
+        classifier = keras.Model(before.output, classifier.output)
     classifier.compile(
         optimizer=keras.optimizers.SGD(job["learning_rate"], momentum=job["momentum"]),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -80,11 +78,6 @@ def finetune_step(job: dict[str, Any]) -> Work:
         return {"loss": np.atleast_1d(np.asarray(loss, np.float64)), **moved}
 
     return Work(lambda: classifier.train_on_batch(x, y), fetch, about=about())
-
-
-def _tail(classifier: keras.Model, boundary: Any) -> keras.Model:
-    """The layers after a tensor of a network, with their weights."""
-    return keras.Model(boundary, classifier.output)
 
 
 def head(job: dict[str, Any]) -> Work:

@@ -114,8 +114,7 @@ class Classifier(nn.Module):
 
     def before(self, x: torch.Tensor) -> torch.Tensor:
         """The frozen blocks."""
-        network = self.network
-        return network.features[: self._cut()](x) if self.vgg else network.blocks_to_mixed8(x)
+        return self.network.features[: self._cut()](x) if self.vgg else self.network.blocks(x, "mixed8")["mixed8"]
 
     def _cut(self) -> int:
         pools = [i for i, layer in enumerate(self.network.features) if isinstance(layer, nn.MaxPool2d)]
@@ -139,29 +138,6 @@ class Classifier(nn.Module):
         return self.after(self.before(x))
 
 
-class Tail(nn.Module):
-    """What is left where the frozen blocks' outputs are stored."""
-
-    def __init__(self, classifier: Classifier):
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.classifier.after(x)
-
-
-def _blocks_to_mixed8(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    x = network.Conv2d_2b_3x3(network.Conv2d_2a_3x3(network.Conv2d_1a_3x3(x)))
-    x = network.Conv2d_4a_3x3(network.Conv2d_3b_1x1(functional.max_pool2d(x, 3, 2)))
-    x = functional.max_pool2d(x, 3, 2)
-    for letter in ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a"):
-        x = getattr(network, f"Mixed_{letter}")(x)
-    return x
-
-
-torch_networks.InceptionV3.blocks_to_mixed8 = _blocks_to_mixed8
-
-
 def finetune_step(job: dict[str, Any]) -> Work:
     context = set_precision(job)
     classifier = Classifier(job, network_of(job)).eval().to(DEVICE, memory_format=torch.channels_last)
@@ -171,11 +147,11 @@ def finetune_step(job: dict[str, Any]) -> Work:
     for module in trained:
         module.requires_grad_(True)
         module.train()
-    model: nn.Module = classifier
+    model = classifier
     if job["cached"]:
         with torch.no_grad():
             x = torch.cat([classifier.before(part) for part in x.split(8)]).to(memory_format=torch.channels_last)
-        model = Tail(classifier)
+        model = classifier.after
     if job.get("compile"):
         model = torch.compile(model, mode="max-autotune" if DEVICE == "cuda" else "default")
     parameters = [p for p in classifier.parameters() if p.requires_grad]
