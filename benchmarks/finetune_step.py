@@ -10,6 +10,7 @@ with plain convolutions in float64.
 """
 
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from kimiajax import paper
 from kimiajax.finetune.blocks import blocks_of
 from kimiajax.finetune.engines import engine_of
 from kimiajax.finetune.optimizer import Optimization
+from kimiajax.finetune.prefix import PrefixedStep
 from kimiajax.finetune.steps import Training
 from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
 
@@ -111,11 +113,18 @@ def prepare(job: dict[str, Any]) -> Work:
     start = {what: params[name] for what, name in watched.items()}
     batch = engine.spread(networks.whole_batch(images, labels))
     state = engine.place(training.start(variables, jax.random.key(0)))
-    compiled, phases = networks.compiled(engine.wrap_step(training), state, batch)
+    step, program = engine.placed_step(training), None
+    if isinstance(step, PrefixedStep):  # several programs, which its first call compiles
+        started = time.perf_counter()
+        jax.block_until_ready(step(engine.place(training.start(variables, jax.random.key(0))), batch))
+        phases = {"compile and first step": time.perf_counter() - started}
+    else:
+        step, phases = networks.compiled(engine.wrap_step(training), state, batch)
+        program = step
     held = [state]
 
     def run() -> Any:
-        held[0], metrics = jax.block_until_ready(compiled(held[0], batch))  # the state is donated
+        held[0], metrics = jax.block_until_ready(step(held[0], batch))  # the state is donated
         return metrics
 
     def fetch(metrics: Any) -> dict[str, np.ndarray]:
@@ -123,7 +132,7 @@ def prepare(job: dict[str, Any]) -> Work:
         moved = {what: np.asarray(params[name]) - start[what] for what, name in watched.items()}
         return {"loss": np.atleast_1d(np.sum(metrics.loss) / np.sum(metrics.count)), **moved}
 
-    return Work(run, fetch, phases, networks.about_ours(backbone, compiled))
+    return Work(run, fetch, phases, networks.about_ours(backbone, program))
 
 
 def _stored(backbone: Backbone, variables: Variables, images: np.ndarray, boundary: str) -> np.ndarray:

@@ -24,6 +24,7 @@ from benchmarks import networks
 from kimiajax import paper
 from kimiajax.environment import describe_environment
 from kimiajax.finetune.blocks import blocks_of
+from kimiajax.finetune.engines import JitEngine
 from kimiajax.finetune.steps import Training, train_step
 from kimiajax.models.backbone import BACKBONES, Backbone, Classifier
 from kimiajax.models.flops import flops_of
@@ -95,11 +96,10 @@ def _step(backbone: Backbone, variables: Any, batch: int, size: int, precision: 
     state = training.start(networks.with_head(backbone, variables, size), jax.random.key(0))
     plain = replace(training, classifier=replace(classifier, backbone=replace(backbone, conv="plain")))
     flops = flops_of(lambda state, given: train_step(plain, state, given), state, given)
-    compiled = jax.jit(lambda state, given: train_step(training, state, given), donate_argnums=0)
-    held = [state]
+    step, held = JitEngine(tuple(jax.local_devices()[:1])).placed_step(training), [state]
 
     def run() -> Any:
-        held[0], metrics = compiled(held[0], given)
+        held[0], metrics = step(held[0], given)
         return metrics
 
     return {"flops": flops, "seconds": timed(run)[0]}

@@ -147,39 +147,43 @@ class Extractor:
         """The outputs by block, float32, of the batch's parts in their order.
 
         Args:
-            images: gray patches, uint8 [b s s], or images in [0, 1], floats [b s s 3]. A batch that does not divide
-                among the cores goes as a whole.
+            images: gray patches, uint8 [b s s], or images in [0, 1], floats [b s s 3]. Where they do not divide among
+                the cores, the last core's part is shorter.
         """
         parts = self._parts(images)
-        program = self.program(parts[0])
+        program = self.program(parts[0], len(parts))
 
         def run(part: jax.Array) -> dict[str, jax.Array]:
             return jax.block_until_ready(program(self.variables, part))
 
         outputs = list(self._pool.map(run, parts)) if len(parts) > 1 else [program(self.variables, parts[0])]
+        size = len(parts[0])
         if self.whole:
             last = self.shared[-1]
             x = jnp.concatenate([output[last] for output in outputs])
             rest = self._program(self.whole, x)(self.variables, x)
-            size = len(parts[0])
             for number, output in enumerate(outputs):
                 output |= {tap: each[number * size : (number + 1) * size] for tap, each in rest.items()}
+        if len(images) % size:  # the last part's padding
+            outputs[-1] = {tap: each[: len(images) % size] for tap, each in outputs[-1].items()}
         return [{tap: output[tap] for tap in self.taps} for output in outputs]
 
-    def program(self, part: Shaped[jax.Array, "b ..."]) -> Any:
-        """The compiled pass over parts of this shape and type, up to the dense blocks."""
-        return self._program(self.shared, part)
+    def program(self, part: Shaped[jax.Array, "b ..."], parts: int) -> Any:
+        """The compiled pass over one of so many parts of this shape and type, up to the dense blocks."""
+        return self._program(self.shared, part, alone=parts > 1)
 
-    def _program(self, blocks: tuple[str, ...], x: jax.Array) -> Any:
+    def _program(self, blocks: tuple[str, ...], x: jax.Array, alone: bool = False) -> Any:
         wanted = tuple(block for block in blocks if block in self.taps or (self.whole and block == self.shared[-1]))
         leaves, tree = jax.tree.flatten(jax.tree.map(_shape, self.variables))
-        alone = self.threads > 1 and blocks == self.shared
         return _compiled(self.backbone, blocks, wanted, self.precision, alone, tree, tuple(leaves), _shape(x))
 
     def _parts(self, images: Shaped[Any, "b ..."]) -> list[jax.Array]:
-        count = self.threads if len(images) % self.threads == 0 else 1
-        size = len(images) // count
-        return [jnp.asarray(images[start : start + size]) for start in range(0, len(images), size)]
+        """One for each core, or fewer, all of one size, so that one program serves."""
+        size = -(-len(images) // self.threads)
+        parts = [jnp.asarray(images[start : start + size]) for start in range(0, len(images), size)]
+        missing = size - len(parts[-1])
+        parts[-1] = jnp.pad(parts[-1], ((0, missing), *[(0, 0)] * (parts[-1].ndim - 1))) if missing else parts[-1]
+        return parts
 
     @functools.cached_property
     def _pool(self) -> ThreadPoolExecutor:

@@ -33,15 +33,14 @@ def test_the_cores_share_a_batch_and_give_what_one_pass_gives(cnn, network, imag
     extractor = Extractor(cnn, network, 32, ("block4", "pooled"))
     parts = extractor(images[:6])
     assert [part["pooled"].shape for part in parts] == [(2, 256)] * 3
-    whole, *none = extractor(images)  # seven do not divide
-    assert not none
-    assert whole["pooled"].shape == (7, 256)
+    uneven = extractor(images)
+    assert [part["pooled"].shape for part in uneven] == [(3, 256), (3, 256), (1, 256)]
+    assert [len(part["pooled"]) for part in extractor(images[:4])] == [2, 2], "no core has padding alone"
+    whole = extract_taps(cnn, network, images, ("block4", "pooled"), batch_size=3).arrays
     for tap in ("block4", "pooled"):
-        together = np.concatenate([np.asarray(part[tap]) for part in parts])
-        np.testing.assert_allclose(together, whole[tap][:6], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(
-        extract_features(cnn, network, images, batch_size=3), whole["pooled"], rtol=1e-5, atol=1e-6
-    )
+        for given in (parts, uneven):
+            together = np.concatenate([np.asarray(part[tap]) for part in given])
+            np.testing.assert_allclose(together, whole[tap][: len(together)], rtol=1e-5, atol=1e-6)
 
 
 def test_dense_blocks_take_the_whole_batch_and_give_what_one_pass_gives(rng, monkeypatch):
@@ -62,13 +61,13 @@ def test_dense_blocks_take_the_whole_batch_and_give_what_one_pass_gives(rng, mon
 def test_another_seeds_weights_run_the_same_program(cnn, network, images, rng):
     first, second = (Extractor(cnn, variables, 32, ("pooled",)) for variables in (network, cnn.init(rng, 32)))
     images = jnp.asarray(images)
-    assert first.program(images) is second.program(images)
-    assert first.program(images) is not Extractor(cnn, network, 32, ("block4",)).program(images)
+    assert first.program(images, 2) is second.program(images, 2)
+    assert first.program(images, 2) is not Extractor(cnn, network, 32, ("block4",)).program(images, 2)
 
 
 def test_images_as_floats_are_taken_as_they_are(cnn, network, images):
     extractor = Extractor(cnn, network, 32, ("pooled",))
-    (gray,), (unit,) = extractor(images), extractor(np.asarray(gray_to_unit_rgb(images)))
+    gray, unit = extractor(images)[0], extractor(np.asarray(gray_to_unit_rgb(images)))[0]
     np.testing.assert_allclose(gray["pooled"], unit["pooled"], rtol=1e-5, atol=1e-6)
 
 

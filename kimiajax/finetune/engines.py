@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kimiajax import processes
 from kimiajax.errors import UserError
+from kimiajax.finetune.prefix import Prefix, PrefixedStep
 from kimiajax.finetune.state import TrainState
 from kimiajax.finetune.steps import (
     Batch,
@@ -44,6 +45,11 @@ class Engine(ABC):
     """
 
     devices: tuple[jax.Device, ...] = field(default_factory=lambda: all_devices())
+
+    @property
+    def alone_on_cpu(self) -> bool:
+        """Whether a batch, as compiled steps take it, lies whole on the one CPU device."""
+        return False
 
     def rows(self, batch_size: int, groups: int = 1) -> int:
         """The least number of rows from `batch_size` on that divides among the devices, and among groups."""
@@ -95,7 +101,11 @@ class Engine(ABC):
 
     def placed_step(self, training: Training) -> Step:
         """Likewise, of a batch as `spread` gives it."""
-        compiled = _compiled_step(self, training)
+        step = functools.partial(_compiled_step, self)
+        prefix = self._prefix(training.classifier, training.precision, training.normalisation())
+        if prefix is not None:
+            return PrefixedStep(prefix, training, step)
+        compiled = step(training)
         return lambda state, batch: self._in_turn(compiled(state, batch))
 
     def steps(self, training: Training, plan: Plan) -> Steps:
@@ -122,10 +132,24 @@ class Engine(ABC):
 
     def predict(self, classifier: Classifier, precision: Precision) -> Predict:
         """`predict_step`, compiled: variables and inputs [b ...] to predicted scans [b], on the host."""
-        compiled = _compiled_predict(self, classifier, precision)
-        return lambda variables, inputs: np.asarray(
-            compiled(variables, self.spread(inputs[self.own(len(inputs))]))
-        ).reshape(-1)
+        prefix = self._prefix(classifier, precision)
+        compiled = _compiled_predict(self, prefix.rest if prefix else classifier, precision)
+
+        def predicted(variables: dict[str, Any], inputs: np.ndarray) -> np.ndarray:
+            own = inputs[self.own(len(inputs))]
+            if prefix is not None:
+                frozen, variables = prefix.split(variables)
+                own = prefix(frozen, own)
+            return np.asarray(compiled(variables, self.spread(own))).reshape(-1)
+
+        return predicted
+
+    def _prefix(self, classifier: Classifier, *how: Any) -> Prefix | None:
+        """What of a classifier is computed apart: on one CPU device, in the fast way."""
+        if not self.alone_on_cpu or classifier.backbone.conv != "fast":
+            return None
+        prefix = Prefix(classifier, *how)
+        return prefix if prefix.blocks else None
 
     @abstractmethod
     def arranged(self, batch: Any) -> Any:
@@ -146,6 +170,10 @@ class Engine(ABC):
 
 class JitEngine(Engine):
     """jit over a mesh: one program for the whole batch, which XLA divides. The default."""
+
+    @property
+    def alone_on_cpu(self) -> bool:
+        return len(self.devices) == 1 and self.devices[0].platform == "cpu"
 
     def arranged(self, batch: Any) -> Any:
         return batch

@@ -63,6 +63,12 @@ class Training:
             "precision": self.precision,
         }
 
+    def normalisation(self, axis: str | None = None) -> Normalisation:
+        """What batch normalisation does in a step whose batch is spread over a mapped axis, if it is."""
+        return Normalisation(
+            self.blocks.names, self.blocks.frozen_bn, self.batch_norm_momentum, self.statistic_groups, axis
+        )
+
     def start(self, variables: dict[str, Any], key: jax.Array) -> TrainState:
         """The state before the first step, as `new_state` makes it."""
         return new_state(variables, for_blocks(self.optimizer, self.blocks), self.blocks, key)
@@ -153,20 +159,8 @@ def gradients_of(
     The gradient is taken of what trains alone, so nothing of a frozen block before that is kept for a backward pass.
     """
     trainable, frozen = training.blocks.split(state.params)
-    for_augmentation, for_dropout = _keys(state, batch.index)
-    if training.augmentation is None:
-        inputs = network_input(batch.inputs)
-    elif batch.inputs.dtype != jnp.uint8:
-        raise UserError(f"only gray patches, uint8 [n h w], can be augmented; these inputs are {batch.inputs.dtype}")
-    else:
-        inputs = gray_to_unit_rgb(augment(training.augmentation, batch.inputs, for_augmentation))
-    normalisation = Normalisation(
-        training.blocks.names,
-        training.blocks.frozen_bn,
-        training.batch_norm_momentum,
-        training.statistic_groups,
-        axis,
-    )
+    inputs, (_, for_dropout) = augmented(training, state, batch), _keys(state, batch.index)
+    normalisation = training.normalisation(axis)
     count = _over(axis, batch.mask.sum(dtype=jnp.float32))
 
     def loss_of(trainable: Params) -> tuple[jax.Array, tuple[StepMetrics, Params]]:
@@ -186,6 +180,20 @@ def gradients_of(
         (_, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
     # Each device has the gradient of its own share of the mean, so that the sum is the gradient of the mean.
     return _over(axis, gradients), _over(axis, metrics), batch_stats
+
+
+def augmented(training: Training, state: TrainState, batch: Batch) -> Float[jax.Array, "b ..."]:
+    """The batch's inputs as the classifier takes them, augmented as the state's key and step say.
+
+    Raises:
+        UserError: inputs that cannot be augmented.
+    """
+    if training.augmentation is None:
+        return network_input(batch.inputs)
+    if batch.inputs.dtype != jnp.uint8:
+        raise UserError(f"only gray patches, uint8 [n h w], can be augmented; these inputs are {batch.inputs.dtype}")
+    for_augmentation, _ = _keys(state, batch.index)
+    return gray_to_unit_rgb(augment(training.augmentation, batch.inputs, for_augmentation))
 
 
 def order_of(key: jax.Array, epoch: int | Int[jax.Array, ""], count: int) -> Int[jax.Array, " n"]:

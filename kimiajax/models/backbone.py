@@ -199,7 +199,7 @@ class Backbone:
             else:
                 if KEPT not in arrays:
                     arrays = {**arrays, KEPT: run(arrays, x[:1], blocks)[1].get(KEPT, {})}
-                taps = self._in_parts(run, arrays, x, self._still(blocks, normalisation))
+                taps = self._in_parts(run, arrays, x, self.still(blocks, normalisation))
                 rest, moved = blocks[len(taps) :], {}
                 if rest:
                     last, moved = run(arrays, taps[blocks[len(taps) - 1]] if taps else x, rest, mask)
@@ -240,7 +240,7 @@ class Backbone:
             images[block] = max(n for n in range(1, len(x) + 1) if len(x) % n == 0 and n <= max(1, most))
         return [(tuple(part), count) for count, part in groupby(images, key=images.__getitem__)]
 
-    def _still(self, blocks: Sequence[str], normalisation: Normalisation) -> tuple[str, ...]:
+    def still(self, blocks: Sequence[str], normalisation: Normalisation) -> tuple[str, ...]:
         """The first of some blocks, before any that trains or normalises by the mini-batch."""
         moving = {name.split("/")[0] for name in normalisation.trained}
         if normalisation.frozen != "inference":
