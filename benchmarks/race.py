@@ -75,6 +75,7 @@ class Case:
         target: the least ratio to the best peer; None where none is set.
         once: whether a fresh process does the work once each round, all of it from its start on; others take turns.
         against: the one peer that the target is about, where it is not the best.
+        most_rounds: turns that a contender takes at most, where the work is long.
     """
 
     workload: str
@@ -89,6 +90,7 @@ class Case:
     target: float | None = None
     against: str | None = None
     once: bool = False
+    most_rounds: int | None = None
 
     @property
     def name(self) -> str:
@@ -199,6 +201,7 @@ def race(case: Case, rounds: int, say: Callable[[str], None] = lambda line: None
     Returns:
         What the record holds of it: every sample of every contender, the errors of their outputs, and the verdict.
     """
+    rounds = min(rounds, case.most_rounds or rounds)
     showings = {contender.name: Showing(contender.name) for contender in case.contenders}
     present = [contender for contender in case.contenders if contender.present]
     with tempfile.TemporaryDirectory(prefix="kimiajax-bench-") as name:

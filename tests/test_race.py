@@ -113,6 +113,11 @@ def test_outputs_of_another_shape_are_invalid():
     assert "has shape" in run(contender(OURS), contender("peer", rows=3))[1]["peer"]["why"]
 
 
+def test_long_work_takes_no_more_rounds_than_it_says():
+    result, _ = run(contender(OURS), contender("peer"), rounds=3, once=True, most_rounds=1)
+    assert [len(each["turns"]) for each in result["contenders"]] == [1, 1]
+
+
 def test_work_that_is_done_once_is_timed_from_the_start_of_its_process():
     result, shown = run(contender(OURS), contender("peer", pause=0.5), rounds=2, once=True)
     assert result["verdict"] in ("ok", "below target")

@@ -27,7 +27,7 @@ def main(folder: Path, config: dict) -> dict:
     classes, predicted = int(train_scans.max()) + 1, {}
     predicted["cnn"] = from_scratch(train, train_scans, test, classes, config)
     for name, network in NETWORKS.items():
-        whole = network["build"](weights=None, classifier_activation=None)
+        whole = network["build"](weights=None, input_shape=train.shape[1:], classifier_activation=None)
         whole.load_weights(folder / f"{name}.h5")
         features = keras.Model(whole.input, whole.get_layer(network["features"]).output)
         svm = SVC(kernel="linear", C=1.0).fit(features.predict(train, verbose=0), train_scans)
