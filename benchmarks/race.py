@@ -366,6 +366,12 @@ def ratio_of(ours: Showing, peer: Showing) -> dict[str, float]:
     return {"median": middle, "low": low, "high": high}
 
 
+def said_ratio(ratio: dict[str, float]) -> str:
+    """A ratio and its quartiles over rounds, or that there was but one."""
+    spread = "one round" if ratio["low"] == ratio["high"] else f"{ratio['low']:.2f} to {ratio['high']:.2f}"
+    return f"{ratio['median']:.2f} ({spread})"
+
+
 def line_of(result: dict[str, Any]) -> str:
     """One line: ours, the best peer, ratio with its spread, target, verdict."""
     shown = {each["name"]: each for each in result["contenders"]}
@@ -373,7 +379,7 @@ def line_of(result: dict[str, Any]) -> str:
     rates = [f"{name} {_rate(result, shown[name])}" for name in names if name and shown[name]["state"] == "valid"]
     parts = [f"{result['name']:42}", *(f"{rate:30}" for rate in rates)]
     if result["ratio"]:
-        parts.append("ratio {median:.2f} ({low:.2f} to {high:.2f})".format(**result["ratio"]))
+        parts.append(f"ratio {said_ratio(result['ratio'])}")
     if result["target"]:
         parts.append(f"target {result['target']:g}")
     wrong = [

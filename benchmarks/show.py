@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import read_record
-from benchmarks.race import OURS, seconds_of
+from benchmarks.race import OURS, said_ratio, seconds_of
 
 HEAD = ("| work | kimiajax | best peer | times as fast, quartiles of rounds | target | |", "|---|---|---|---|---|---|")
 
@@ -30,7 +30,7 @@ def _line(result: dict[str, Any]) -> str:
     shown = {each["name"]: each for each in result["contenders"]}
     ours, peer = (_rate(result, shown.get(name)) for name in (OURS, result["best_peer"]))
     ratio = result["ratio"]
-    times = "{median:.2f} ({low:.2f} to {high:.2f})".format(**ratio) if ratio else "-"
+    times = said_ratio(ratio) if ratio else "-"
     peer = f"{result['best_peer']}, {peer}" if ratio else "-"
     target = f"{result['target']:g}" if result["target"] else "-"
     return f"| {result['name']} | {ours} | {peer} | {times} | {target} | {result['verdict']} |"
