@@ -188,10 +188,14 @@ def test_the_same_command_gives_the_same_predictions_and_another_seed_another_dr
 
 
 def test_stored_outputs_of_the_frozen_blocks_train_as_the_whole_network_does(run, scans, tmp_path):
-    """Same loss to float32's last digits, through two programs."""
+    """Same loss to float32's last digits, through two programs.
+
+    Of VGG16: Inception-v3's last blocks see one pixel here and normalise by eight values. There a difference of 1e-6
+    in what they are given moves a gradient by a tenth, in float64 too.
+    """
     out, _ = run
     command = ["table", "quick", "--scans", str(scans), *SMALL, *RANDOM, "--out", str(tmp_path / "whole")]
-    rows = ["--rows", "tl_inception_v3"]
+    rows = ["--rows", "tl_vgg16"]
     assert main([*command, "--no-cache-frozen", *rows]) == 0
     stored, whole = rows_of(out)[1], rows_of(tmp_path / "whole")[1]
     for row in rows[1:]:
