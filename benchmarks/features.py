@@ -82,8 +82,7 @@ def prepare(job: dict[str, Any]) -> Work:
     extractor = Extractor(backbone, variables, size, (tap,), precision=job["precision"])
     x = jax.block_until_ready(jnp.asarray(images))
     folded = time.perf_counter()
-    parts = min(len(x), extractor.threads)
-    program = extractor.program(x[: -(-len(x) // parts)], parts)
+    program = extractor.program(extractor.parts(x))
     phases = {"fold": folded - started, "compile": time.perf_counter() - folded}
     about = networks.about_ours(backbone, program) | {"threads": extractor.threads}
 

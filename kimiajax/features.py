@@ -150,8 +150,8 @@ class Extractor:
             images: gray patches, uint8 [b s s], or images in [0, 1], floats [b s s 3]. Where they do not divide among
                 the cores, the last core's part is shorter.
         """
-        parts = self._parts(images)
-        program = self.program(parts[0], len(parts))
+        parts = self.parts(images)
+        program = self.program(parts)
 
         def run(part: jax.Array) -> dict[str, jax.Array]:
             return jax.block_until_ready(program(self.variables, part))
@@ -168,17 +168,17 @@ class Extractor:
             outputs[-1] = {tap: each[: len(images) % size] for tap, each in outputs[-1].items()}
         return [{tap: output[tap] for tap in self.taps} for output in outputs]
 
-    def program(self, part: Shaped[jax.Array, "b ..."], parts: int) -> Any:
-        """The compiled pass over one of so many parts of this shape and type, up to the dense blocks."""
-        return self._program(self.shared, part, alone=parts > 1)
+    def program(self, parts: Sequence[jax.Array]) -> Any:
+        """The compiled pass over each of a batch's parts, up to the dense blocks."""
+        return self._program(self.shared, parts[0], alone=len(parts) > 1)
 
     def _program(self, blocks: tuple[str, ...], x: jax.Array, alone: bool = False) -> Any:
         wanted = tuple(block for block in blocks if block in self.taps or (self.whole and block == self.shared[-1]))
         leaves, tree = jax.tree.flatten(jax.tree.map(_shape, self.variables))
         return _compiled(self.backbone, blocks, wanted, self.precision, alone, tree, tuple(leaves), _shape(x))
 
-    def _parts(self, images: Shaped[Any, "b ..."]) -> list[jax.Array]:
-        """One for each core, or fewer, all of one size, so that one program serves."""
+    def parts(self, images: Shaped[Any, "b ..."]) -> list[jax.Array]:
+        """The batch for each core, or for fewer: all of one size, so that one program serves, the last one padded."""
         size = -(-len(images) // self.threads)
         parts = [jnp.asarray(images[start : start + size]) for start in range(0, len(images), size)]
         missing = size - len(parts[-1])
