@@ -25,7 +25,7 @@ from kimiajax.precision import Precision, compute_dtype, products_in
 from kimiajax.progress import Silent
 from kimiajax.shapes import Float, Shaped, UInt8
 
-VERSION = 2  # rises with every change to what a network computes: features of another version are not found
+VERSION = 3  # rises with every change to what a network computes: features of another version are not found
 
 
 def cores() -> int:

@@ -56,9 +56,10 @@ def features(job):
     if fault == "wrong constant":
 
         def wrong(tile, side):
-            of_input, of_kernel, of_output = (matrix.copy() for matrix in matrices(tile, side))
+            right = matrices(tile, side)
+            of_input = right.of_input.copy()
             of_input[1, 2] *= 1.001
-            return of_input, of_kernel, of_output
+            return right._replace(of_input=of_input)
 
         conv._matrices = wrong
     if fault == "missing bias":

@@ -19,7 +19,7 @@ from kimiajax.models.backbone import BACKBONES, Classifier
 from kimiajax.models.conv import KEPT, Conv, avg_pool, convolving, max_pool
 from kimiajax.models.ways import Choice, choose_way
 
-SIZES = [(3, 3), (5, 5), (1, 7), (3, 1), (1, 1)]
+SIZES = [(3, 3), (5, 5), (1, 7), (7, 1), (3, 1), (1, 1)]
 
 
 @pytest.fixture
@@ -65,23 +65,24 @@ def test_fast_outputs_and_gradients_are_those_of_plain_convolutions(setting, rng
 
 
 def wrong_constant(tile, side, real=conv._matrices):
-    of_input, of_kernel, of_output = (matrix.copy() for matrix in real(tile, side))
+    matrices = real(tile, side)
+    of_input = matrices.of_input.copy()
     of_input[1, 2] += 0.1
-    return of_input, of_kernel, of_output
+    return matrices._replace(of_input=of_input)
 
 
 def test_an_image_too_large_for_the_cache_goes_in_strips_with_the_same_result(rng, monkeypatch):
     x = jnp.asarray(rng.standard_normal((2, 22, 17, 4)), jnp.float32)
-    kept = conv.transformed(jnp.asarray(rng.standard_normal((3, 3, 4, 5)), jnp.float32), 4)
-    whole = conv._winograd(x, kept, 3, 1)
+    kept = conv.transformed(jnp.asarray(rng.standard_normal((3, 3, 4, 5)), jnp.float32), (4, 4))
+    whole = conv._winograd(x, kept, (3, 3), (1, 1))
     monkeypatch.setattr(conv, "HELD", 0)
     for strip, rows in ((0, 1), (3 * 5 * 36 * 4 * 4, 3)):
         monkeypatch.setattr(conv, "STRIP", strip)
-        jaxpr = str(jax.make_jaxpr(lambda x: conv._winograd(x, kept, 3, 1))(x))
+        jaxpr = str(jax.make_jaxpr(lambda x: conv._winograd(x, kept, (3, 3), (1, 1)))(x))
         assert f"length={2 * 6 // rows}" in jaxpr
-        np.testing.assert_allclose(conv._winograd(x, kept, 3, 1), whole, atol=1e-4)
+        np.testing.assert_allclose(conv._winograd(x, kept, (3, 3), (1, 1)), whole, atol=1e-4)
     monkeypatch.setattr(conv, "READ_AGAIN", 0)
-    assert "scan" not in str(jax.make_jaxpr(lambda x: conv._winograd(x, kept, 3, 1))(x))
+    assert "scan" not in str(jax.make_jaxpr(lambda x: conv._winograd(x, kept, (3, 3), (1, 1)))(x))
 
 
 def test_a_wrong_constant_shows_in_outputs_and_gradients(setting, rng, monkeypatch):
@@ -96,7 +97,7 @@ def test_a_kept_kernel_of_other_weights_shows_in_inference_alone(setting, rng):
     """What is differentiated is computed from the kernel itself."""
     with jax.enable_x64(True):
         layer, variables, x = setting((3, 3), "SAME")
-        stale = {**variables, KEPT: {"kernel": conv.transformed(2 * variables["params"]["kernel"], 4)}}
+        stale = {**variables, KEPT: {"kernel": conv.transformed(2 * variables["params"]["kernel"], (4, 4))}}
         inferred, *others = differences(layer, stale, x, rng)
     assert inferred > 1
     assert max(others) < 1e-11
