@@ -1,6 +1,7 @@
 """Configurations timed in turn, A B C A B C, each in a fresh process, every sample kept."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -8,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kimiajax import memory
+
 
 def measure_apart(module: str, configuration: dict[str, Any]) -> dict[str, Any]:
     """`python -m MODULE --one CONFIGURATION` in a fresh process: what one leaves in caches and pools does not reach the
     next. It prints its result as JSON in its last line."""
     command = [sys.executable, "-m", module, "--one", json.dumps(configuration)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **memory.settings()})
     if done.returncode:
         raise SystemExit(f"{configuration} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.interleaved import quartiles
+from kimiajax import memory
 
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT / ".peers"
@@ -134,7 +135,7 @@ class _Process:
             self.process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**os.environ, **dict(contender.variables)},
+                env={**os.environ, **memory.settings(), **dict(contender.variables)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

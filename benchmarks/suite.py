@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.compare import SCHEMA_VERSION
 from benchmarks.interleaved import write_record
 from benchmarks.race import OURS, Case, line_of, lines_of, race
+from kimiajax import memory
 from kimiajax.errors import UserError
 
 WORKLOADS = ("features", "finetune_step", "head", "augment", "svm", "metrics", "distance", "table")
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         UserError: no such workload.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    memory.keep_freed()  # and so do all whom this one starts
     if argv and argv[0] in SIDE:
         return importlib.import_module(SIDE[argv[0]]).main(argv[1:]) or 0
     options = _parser().parse_args(argv)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kimiajax import __version__, processes
+from kimiajax import __version__, memory, processes
 from kimiajax.errors import UserError
 from kimiajax.interruption import Interrupted, Interruption
 
@@ -164,9 +164,12 @@ def _show_table(preset: str, config: "TableConfig", *signals: int) -> int:
     from kimiajax.table import run_table
 
     progress, interruption = for_terminal(), Interruption()
+    keeps = memory.keep_freed()
     kept = keep_programs(config.cache or default_cache())
     if kept and processes.is_first():
         progress.say(f"compiled programs: {kept.count} found in {kept.folder}, new ones go there")
+    if keeps and processes.is_first():
+        progress.say("memory: what is freed is kept for the next use (mallopt)")
     with interruption.on_signals(*signals):
         results = run_table(preset, config, progress, interruption)
     if processes.is_first():

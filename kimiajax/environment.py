@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from kimiajax import __version__
+from kimiajax import __version__, memory
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn", "pillow", "h5py")
 
@@ -33,6 +33,7 @@ def describe_machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "processor": processor_facts().get("model name") or platform.processor() or None,
         "xla_flags": os.environ.get("XLA_FLAGS"),
+        "malloc": memory.settings(),
     }
 
 
