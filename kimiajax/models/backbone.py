@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from itertools import groupby, takewhile
 from typing import Any
 
@@ -10,10 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kimiajax.errors import UserError
 from kimiajax.models import cnn, inception_v3, vgg16
-from kimiajax.models.conv import KEPT, Way, convolving
+from kimiajax.models.conv import KEPT, Conv, Sides, Way, convolving, folded, tile_of
 from kimiajax.models.head import Head
 from kimiajax.models.norm import INFERENCE, Normalisation
 from kimiajax.shapes import Float, Shaped
@@ -214,7 +215,7 @@ class Backbone:
             size: side of the images.
             blocks: a run of blocks that starts at the first.
         """
-        return variables if self.conv == "plain" else {**variables, **_kept(self, size, tuple(blocks), variables)}
+        return variables if self.conv == "plain" else {**variables, **_kept(self, size, blocks, variables)}
 
     def _in_parts(self, run: Callable, arrays: Variables, x: Array, blocks: Sequence[str]) -> Taps:
         """The outputs of convolutional blocks, from the first on, through which few images go at once."""
@@ -273,11 +274,20 @@ class Backbone:
                 )
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _kept(backbone: Backbone, size: int, blocks: tuple[str, ...], variables: Variables) -> Variables:
-    module = backbone._build_for(variables, blocks)
-    with convolving(backbone.conv):
-        return module.apply(variables, jnp.zeros((1, size, size, 3)), blocks, mutable=[KEPT])[1]
+def _kept(backbone: Backbone, size: int, blocks: Sequence[str], variables: Variables) -> Variables:
+    """The kernels that the fast way transforms, transformed."""
+    tiles: dict[tuple[str, ...], Sides] = {}
+
+    def note(call, arguments, options, context):
+        module = context.module
+        if isinstance(module, Conv) and (tile := tile_of(module, arguments[0].shape[-1])):
+            tiles[(*module.path, "kernel")] = tile
+        return call(*arguments, **options)
+
+    with nn.intercept_methods(note):
+        backbone.shapes(size, blocks)
+    kernels = flatten_dict(variables["params"])
+    return {KEPT: unflatten_dict({path: jnp.asarray(folded(np.asarray(kernels[path]), tiles[path])) for path in tiles})}
 
 
 def cast_kernels(params: Variables, dtype: Any) -> Variables:

@@ -63,8 +63,8 @@ class Conv(nn.Module):
     def __call__(self, x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b _ _ d"]:
         shape = (*self.size, x.shape[-1], self.features)
         x, kernel = promote_dtype(x, self.param("kernel", nn.initializers.lecun_normal(), shape))
-        tile = TILES.get(self.size) if self.stride == 1 and _WAY.get() == "fast" else None
-        if tile is not None and x.shape[-1] > 3:  # an image's channels are too few to pay for transforming it
+        tile = tile_of(self, x.shape[-1]) if _WAY.get() == "fast" else None
+        if tile is not None:
             kept = self.variable(KEPT, "kernel", transformed, kernel, tile)
             y = _inferred(x, kernel, kept.value, self.padding)
         else:
@@ -72,6 +72,11 @@ class Conv(nn.Module):
         if self.use_bias:
             y += promote_dtype(self.param("bias", nn.initializers.zeros, (self.features,)), dtype=y.dtype)[0]
         return y
+
+
+def tile_of(layer: Conv, channels: int) -> Sides | None:
+    """The tiles in which the fast way computes a layer's output, if it does: an image's channels are too few to pay."""
+    return TILES.get(layer.size) if layer.stride == 1 and channels > 3 else None
 
 
 def convolve(
@@ -114,6 +119,12 @@ def transformed(kernel: Float[jax.Array, "k l c d"], tile: Sides) -> Float[jax.A
 
 def _xla(x: jax.Array, kernel: jax.Array, stride: int, padding: str | Sequence[tuple[int, int]]) -> jax.Array:
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
+
+
+def folded(kernel: Float[np.ndarray, "k l c d"], tile: Sides) -> Float[np.ndarray, "a b c d"]:
+    """The same outside of programs: nothing is compiled, and only the result is rounded."""
+    of_rows, of_columns = (_matrices(*each).of_kernel for each in zip(tile, kernel.shape))
+    return np.einsum("ak,bl,klcd->abcd", of_rows, of_columns, kernel, optimize=True).astype(kernel.dtype)
 
 
 # Winograd's algorithm: tiles of the input are transformed, multiplied with the transformed kernel, and transformed to

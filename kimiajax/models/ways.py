@@ -19,7 +19,7 @@ from kimiajax.cache import keep_file, kept_file
 from kimiajax.environment import describe_machine
 from kimiajax.errors import UserError
 from kimiajax.models.backbone import Backbone
-from kimiajax.models.conv import KEPT, TILES, Conv, Way, convolving
+from kimiajax.models.conv import KEPT, Conv, Way, convolving, tile_of
 from kimiajax.precision import Precision
 
 ROUNDS, IMAGES = 5, 2
@@ -94,7 +94,7 @@ def _costliest(backbone: Backbone, size: int) -> tuple[Conv, tuple[int, ...]] | 
 
     def note(call, arguments, options, context):
         output, module, (x, *_) = call(*arguments, **options), context.module, arguments
-        if isinstance(module, Conv) and module.stride == 1 and module.size in TILES:
+        if isinstance(module, Conv) and tile_of(module, x.shape[-1]):
             found.append((output.size * x.shape[-1] * module.size[0] * module.size[1], module, x.shape))
         return output
 
