@@ -54,6 +54,7 @@ def case(network: str, size: int, batch: int, precision: str) -> Case:
         contenders=(Contender(OURS, "benchmarks.features"), *PEERS),
         tolerance={"features": TOLERANCES[precision]},
         write=lambda folder: write(folder, network, size, batch),
+        full_only=networks.SLOWER,
         judge=judge,
         target=TARGETS.get((network, batch)) if size == 224 and precision == "float32" else None,
     )

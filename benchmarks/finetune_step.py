@@ -86,6 +86,7 @@ def case(network: str, scope: str, size: int, batch: int, precision: str, engine
         contenders=(Contender(OURS, "benchmarks.finetune_step"), *PEERS),
         tolerance={"loss": of_loss, "first": of_gradients, "last": of_gradients},
         write=lambda folder: networks.write_inputs(folder, network, size, batch, backbone.trunk, head=True),
+        full_only=networks.SLOWER,
         judge=Contender("judge", "benchmarks.finetune_step", None, (("judge", True),), networks.IN_FLOAT64),
         target=TARGETS.get((network, scope)) if (size, batch, precision) == (224, 32, "float32") else None,
     )

@@ -48,6 +48,7 @@ PEERS = (
     Contender("torch", "benchmarks.peers.on_torch", "torch"),
     Contender("torch.compile", "benchmarks.peers.on_torch", "torch", (("compile", True),)),
 )
+SLOWER = ("keras/jax", "torch")  # on a CPU: the same framework in its other setting was as fast, to 2 %, or faster
 
 
 def draw_variables(backbone: Backbone, size: int, blocks: tuple[str, ...], seed: int = 0) -> Variables:

@@ -77,6 +77,7 @@ class Case:
         once: whether a fresh process does the work once each round, all of it from its start on; others take turns.
         against: the one peer that the target is about, where it is not the best.
         most_rounds: turns that a contender takes at most, where the work is long.
+        full_only: peers that "all" means in the full form alone.
     """
 
     workload: str
@@ -92,6 +93,7 @@ class Case:
     against: str | None = None
     once: bool = False
     most_rounds: int | None = None
+    full_only: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

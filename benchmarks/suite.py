@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     for workload in options.workloads or WORKLOADS:
         for case in importlib.import_module(f"benchmarks.{workload}").cases(full=options.full, **given):
-            result = race(_with_peers(case, options.peers, options.in_place), rounds, _say)
+            result = race(_with_peers(case, options.peers, options.in_place, options.full), rounds, _say)
             results.append(result)
             print("\n".join([line_of(result), *lines_of(result)]), flush=True)
             if options.out:
@@ -86,9 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _with_peers(case: Case, peers: Sequence[str], in_place: bool) -> Case:
+def _with_peers(case: Case, peers: Sequence[str], in_place: bool, full: bool) -> Case:
     """The case with ours and the peers that are asked for, in environments of their own or in this one."""
-    kept = [each for each in case.contenders if each.name.startswith(OURS) or "all" in peers or each.name in peers]
+    meant = {each.name for each in case.contenders if full or each.name not in case.full_only} if "all" in peers else ()
+    kept = [each for each in case.contenders if each.name.startswith(OURS) or each.name in (*peers, *meant)]
     return replace(case, contenders=tuple(replace(each, environment=None) if in_place else each for each in kept))
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from benchmarks import cut, resize
+from benchmarks import cut, features, resize, suite
 from kimiajax.cli import main
 from kimiajax.finetune.blocks import TrainableBlocks
 from kimiajax.finetune.listing import list_blocks
@@ -93,3 +93,13 @@ def test_patches_and_devices_are_scaled_each_in_a_process(tmp_path, capsys):
 def test_an_unknown_workload_is_refused_with_those_that_there_are(capsys):
     assert main(["bench", "speed"]) == 2
     assert "bench speed: no such workload; choose from features, finetune_step" in capsys.readouterr().err
+
+
+def test_all_peers_are_in_the_short_form_those_that_can_be_the_best_and_any_that_is_named():
+    case = features.case("vgg16", 224, 8, "float32")
+
+    def names(*peers, full):
+        return {each.name for each in suite._with_peers(case, peers, in_place=False, full=full).contenders}
+
+    assert names("all", full=True) - names("all", full=False) == {"keras/jax", "torch"}
+    assert names("torch", full=False) == {"kimiajax", "torch"}
