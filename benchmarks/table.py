@@ -27,11 +27,9 @@ PEERS = tuple(
     for peer in networks.PEERS
     if peer.name.startswith("keras/")
 )
-OURS_AND_KEPT = (
-    Contender(OURS, "benchmarks.table"),
-    Contender(f"{OURS}, programs kept", "benchmarks.table", None, (("programs", "kept"),)),
-)
-SHORT = (*OURS_AND_KEPT[:1], *(peer for peer in PEERS if peer.name == "keras/tensorflow"))
+ANEW = Contender(OURS, "benchmarks.table")
+KEPT = Contender(f"{OURS}, programs kept", "benchmarks.table", None, (("programs", "kept"),))
+SHORT = (ANEW, *(peer for peer in PEERS if peer.name == "keras/tensorflow"))
 
 
 def cases(full: bool = False, **given: Any) -> list[Case]:
@@ -45,7 +43,7 @@ def case(
     epochs: int,
     head_epochs: int,
     most_rounds: int | None = None,
-    contenders: tuple[Contender, ...] = (*OURS_AND_KEPT, *PEERS),
+    contenders: tuple[Contender, ...] = (ANEW, KEPT, *PEERS),
 ) -> Case:
     settings = {"patches a scan": patches_per_scan, "epochs": epochs}
     return Case(

@@ -11,7 +11,7 @@ import os
 # As mallopt(3) names them: no buffers of their own from the system, nothing returned to it, one pool for all threads,
 # since another thread's pool holds none as large. The variables say the same to a process before it starts.
 _OPTIONS = {"MALLOC_MMAP_MAX_": (-4, 0), "MALLOC_TRIM_THRESHOLD_": (-1, -1), "MALLOC_ARENA_MAX": (-8, 1)}
-VARIABLES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
+VARIABLES = {name: str(value) for name, (_, value) in _OPTIONS.items()}
 
 _kept = False
 

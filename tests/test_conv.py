@@ -85,6 +85,14 @@ def test_an_image_too_large_for_the_cache_goes_in_strips_with_the_same_result(rn
     assert "scan" not in str(jax.make_jaxpr(lambda x: conv._winograd(x, kept, (3, 3), (1, 1)))(x))
 
 
+@pytest.mark.parametrize("size", conv.TILES)
+def test_kernels_are_folded_as_programs_transform_them(rng, size):
+    kernel, tile = rng.standard_normal((*size, 4, 5)), conv.TILES[size]
+    with jax.enable_x64(True):
+        in_program = conv.transformed(jnp.asarray(kernel), tile)
+        np.testing.assert_allclose(conv.folded(kernel, tile), in_program, rtol=0, atol=1e-12)
+
+
 def test_a_wrong_constant_shows_in_outputs_and_gradients(setting, rng, monkeypatch):
     monkeypatch.setattr(conv, "_matrices", wrong_constant)
     with jax.enable_x64(True):

@@ -114,7 +114,7 @@ def avg_pool(x: Float[jax.Array, "b h w c"], window: int, *, count_padding: bool
 
 def transformed(kernel: Float[jax.Array, "k l c d"], tile: Sides) -> Float[jax.Array, "a b c d"]:
     """A kernel as Winograd's algorithm takes it for tiles of these sides."""
-    return _sandwiched([_matrices(*each).of_kernel for each in zip(tile, kernel.shape)], kernel)
+    return _sandwiched([each.of_kernel for each in _both(tile, kernel.shape)], kernel)
 
 
 def _xla(x: jax.Array, kernel: jax.Array, stride: int, padding: str | Sequence[tuple[int, int]]) -> jax.Array:
@@ -123,7 +123,7 @@ def _xla(x: jax.Array, kernel: jax.Array, stride: int, padding: str | Sequence[t
 
 def folded(kernel: Float[np.ndarray, "k l c d"], tile: Sides) -> Float[np.ndarray, "a b c d"]:
     """The same outside of programs: nothing is compiled, and only the result is rounded."""
-    of_rows, of_columns = (_matrices(*each).of_kernel for each in zip(tile, kernel.shape))
+    of_rows, of_columns = (each.of_kernel for each in _both(tile, kernel.shape))
     return np.einsum("ak,bl,klcd->abcd", of_rows, of_columns, kernel, optimize=True).astype(kernel.dtype)
 
 
@@ -153,6 +153,11 @@ def _matrices(tile: int, side: int) -> _Matrices:
     of_input[-1] = polynomial.polyfromroots(points)
     of_kernel[-1, -1] = of_output[-1, -1] = 1
     return _Matrices(of_input, of_kernel, of_output)
+
+
+def _both(tile: Sides, size: Sequence[int]) -> tuple[_Matrices, _Matrices]:
+    """Along the height and along the width."""
+    return _matrices(tile[0], size[0]), _matrices(tile[1], size[1])
 
 
 def _winograd(x: jax.Array, kernel: jax.Array, size: Sides, margins: Sides) -> jax.Array:
@@ -186,7 +191,7 @@ def _winograd(x: jax.Array, kernel: jax.Array, size: Sides, margins: Sides) -> j
 def _of_tiles(x: jax.Array, kernel: jax.Array, size: Sides) -> jax.Array:
     """The convolution without margin of an input that whole tiles fill."""
     tile = _tile(kernel, size)
-    of_rows, of_columns = (_matrices(*each) for each in zip(tile, size))
+    of_rows, of_columns = _both(tile, size)
     count = [(length - side + 1) // each for length, side, each in zip(x.shape[1:3], size, tile)]
     tiles = _tiled((of_rows.of_input, of_columns.of_input), x, tile)
     products = lax.dot_general(tiles, kernel, (((3,), (2,)), ((0, 1), (0, 1))))
@@ -269,7 +274,7 @@ def _gradients(padding: str, given: tuple, gradient: jax.Array) -> tuple[jax.Arr
     x, kernel, kept = given
     size, margins = kernel.shape[:2], _margins(kernel.shape, padding)
     tile = TILES[size]
-    of_rows, of_columns = (_matrices(*each) for each in zip(tile, size))
+    of_rows, of_columns = _both(tile, size)
     tiles = _tiled((of_rows.of_input, of_columns.of_input), _filled(x, tile, size, margins), tile)  # [a b t c]
     outputs = _filled(gradient, tile, (1, 1), (0, 0))
     spread = _tiled((of_rows.of_output.T, of_columns.of_output.T), outputs, tile)  # [a b t d]
