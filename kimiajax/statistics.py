@@ -1,0 +1,318 @@
+"""What can be said of rows of predictions on one test set, and how surely: from which patches each row got right.
+
+All rows have the same test patches, so whatever stands between two of them is paired; and test patches were chosen scan
+by scan, so whatever is drawn anew is drawn within each scan. A row of several seeds is the mean over them; what its
+seeds differ by is another thing than what other test patches would change, and stays out of every figure here.
+"""
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+import scipy.stats
+
+from kimiajax.shapes import Bool, Float, Int
+
+CONFIDENCE, POWER, DRAWS = 0.95, 0.8, 10_000
+FEW = (
+    15  # test patches of a scan, under which the bootstrap's intervals are too short: they hold the truth in 91 of 100
+)
+AT_ONCE = 100  # draws whose patches are held
+TIE = 1e-6  # two statistics in float32 that are nearer than this are one
+
+
+class Interval(NamedTuple):
+    """Where a score in [0, 1], or a difference of two, lies."""
+
+    low: float
+    high: float
+
+
+class Scores(NamedTuple):
+    """The data set's three scores, each of whatever shape: one, of rows, of draws."""
+
+    eta_p: Float[np.ndarray | jax.Array, "..."]
+    eta_w: Float[np.ndarray | jax.Array, "..."]
+    eta_total: Float[np.ndarray | jax.Array, "..."]
+
+
+class Pair(NamedTuple):
+    """One row against another on the same patches; what is told of each score is told by its name.
+
+    Attributes:
+        first, second: names of the rows.
+        only_first, only_second: patches that one of them alone got right, over all seeds.
+        difference: the first's score less the second's, in [-1, 1].
+        intervals: of the difference, by the bootstrap.
+        p_values: of no difference being there. Of eta_p by McNemar's exact test, of several seeds and of the other
+            scores by permutation.
+        adjusted: the same after Holm's correction for all pairs of the family.
+    """
+
+    first: str
+    second: str
+    only_first: int
+    only_second: int
+    difference: dict[str, float]
+    intervals: dict[str, Interval]
+    p_values: dict[str, float]
+    adjusted: dict[str, float]
+
+
+def wilson(correct: int, tested: int, confidence: float = CONFIDENCE) -> Interval:
+    """Wilson's interval for a share of patches (Wilson, JASA 22, 1927)."""
+    found = scipy.stats.binomtest(correct, tested).proportion_ci(confidence, method="wilson")
+    return Interval(float(found.low), float(found.high))
+
+
+def scores_of(correct: Float[np.ndarray | jax.Array, "*rows s"], tested: Int[np.ndarray | jax.Array, " s"]) -> Scores:
+    """Scores from the correct patches of each scan, in the arrays' own library; a scan without test patches counts in
+    no mean."""
+    present = tested > 0
+    eta_p = correct.sum(-1) / tested.sum()
+    eta_w = (correct / (tested + ~present)).sum(-1) / present.sum()
+    return Scores(eta_p, eta_w, eta_p * eta_w)
+
+
+def resampled_scores(
+    scans: Int[np.ndarray, " n"], correct: Bool[np.ndarray, "r n"], seed: int = 0, draws: int = DRAWS
+) -> Scores:
+    """Scores on test sets drawn anew: of each scan as many of its patches as there are, with replacement.
+
+    A draw serves all rows, so that a difference of two rows within it is paired.
+
+    Args:
+        scans: the true scan of each test patch.
+        correct: which of them each row got right.
+        seed: of the draws.
+        draws: how many.
+
+    Returns:
+        [draws r] each.
+    """
+    order = np.argsort(scans, kind="stable")
+    tested = np.bincount(scans)
+    starts = np.cumsum(tested) - tested
+    right = correct[:, order].astype(np.float32)
+    of_scan = np.asarray(_resampled(jax.random.key(seed), right, scans[order], starts, tested, draws))
+    return scores_of(of_scan.astype(np.float64), tested)
+
+
+@functools.partial(jax.jit, static_argnames="draws")
+def _resampled(
+    key: jax.Array, correct: jax.Array, scans: jax.Array, starts: jax.Array, tested: jax.Array, draws: int
+) -> Float[jax.Array, "draws r s"]:
+    """Correct patches of each scan, of patches that are sorted by scan."""
+    of_scan = jax.nn.one_hot(scans, len(tested))
+
+    def draw(key: jax.Array) -> jax.Array:
+        within = jax.random.uniform(key, scans.shape) * tested[scans]
+        places = starts[scans] + within.astype(jnp.int32)
+        return correct[:, places] @ of_scan
+
+    return jax.lax.map(draw, jax.random.split(key, draws), batch_size=min(AT_ONCE, draws))
+
+
+def interval_of(samples: Float[np.ndarray, " draws"], confidence: float = CONFIDENCE) -> Interval:
+    """Between two quantiles of the bootstrap's draws."""
+    low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The exact two-sided p-value of McNemar's test: of the patches that one row alone got right, whether it is a
+    coin's chance which row that is (McNemar, Psychometrika 12, 1947)."""
+    both = only_first + only_second
+    return float(scipy.stats.binomtest(only_first, both).pvalue) if both else 1.0
+
+
+def permutation(
+    scans: Int[np.ndarray, " n"],
+    first: Bool[np.ndarray, "p k n"],
+    second: Bool[np.ndarray, "p k n"],
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Scores:
+    """Two-sided p-values of differences as large, were it a coin's chance which row gave which answers to a patch.
+
+    Args:
+        scans: the true scan of each test patch.
+        first, second: which of them the two rows of each pair got right, with each of k seeds. A patch's answers change
+            places for all seeds together.
+        seed: of the coins.
+        draws: how often they are thrown; the smallest p-value is 1 / (draws + 1).
+
+    Returns:
+        [p] each.
+    """
+    right = (each.astype(np.float32) for each in (first, second))
+    found = _permuted(jax.random.key(seed), scans, *right, np.bincount(scans), draws)
+    return Scores(*map(np.asarray, found))
+
+
+@functools.partial(jax.jit, static_argnames="draws")
+def _permuted(
+    key: jax.Array, scans: jax.Array, first: jax.Array, second: jax.Array, tested: jax.Array, draws: int
+) -> Scores:
+    of_scan = jax.nn.one_hot(scans, len(tested))
+    together, apart = (first + second) @ of_scan, first - second
+
+    def differences(apart: jax.Array) -> Scores:
+        """Of each pair, from how many more patches of each scan its first row got right, [p k s]."""
+        one, other = (scores_of((together + sign * apart) / 2, tested) for sign in (1, -1))
+        return jax.tree.map(lambda one, other: (one - other).mean(-1), one, other)
+
+    def draw(key: jax.Array) -> Scores:
+        coins = jax.random.rademacher(key, scans.shape, jnp.float32)
+        return differences(apart @ (coins[:, None] * of_scan))
+
+    drawn = jax.lax.map(draw, jax.random.split(key, draws), batch_size=min(AT_ONCE, draws))
+
+    def p_value(drawn: jax.Array, observed: jax.Array) -> jax.Array:
+        return (1 + (abs(drawn) >= abs(observed) - TIE).sum(0)) / (1 + draws)
+
+    return jax.tree.map(p_value, drawn, differences(apart @ of_scan))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of a family of tests, adjusted so that the chance of a single false one among them stays below the level
+    (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * float(p_values[place])))
+        adjusted[place] = highest
+    return adjusted
+
+
+def intervals_of_rows(
+    scans: Int[np.ndarray, " n"], rows: Mapping[str, Bool[np.ndarray, "k n"]], seed: int = 0, draws: int = DRAWS
+) -> dict[str, dict[str, Interval]]:
+    """Of each row and score: of eta_p Wilson's, of several seeds and of the other scores the bootstrap's.
+
+    Args:
+        scans: the true scan of each test patch.
+        rows: by name, which of them each row got right, with each of k seeds.
+        seed, draws: of the bootstrap.
+    """
+    if not rows:
+        return {}
+    resampled = _mean_over_seeds(resampled_scores(scans, _stacked(rows), seed, draws), len(rows))
+    found = {}
+    for number, (name, correct) in enumerate(rows.items()):
+        found[name] = {score: interval_of(draws[:, number]) for score, draws in resampled._asdict().items()}
+        if len(correct) == 1:
+            found[name]["eta_p"] = wilson(int(correct.sum()), correct.size)
+    return found
+
+
+def compare_pairs(
+    scans: Int[np.ndarray, " n"],
+    rows: Mapping[str, Bool[np.ndarray, "k n"]],
+    pairs: Sequence[tuple[str, str]] | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> list[Pair]:
+    """Rows of a family against one another.
+
+    Args:
+        scans: the true scan of each test patch.
+        rows: by name, which of them each row got right, with each of k seeds.
+        pairs: which are compared, and corrected for together; by default all.
+        seed, draws: of the bootstrap and of the permutations.
+    """
+    pairs = list(itertools.combinations(rows, 2)) if pairs is None else list(pairs)
+    if not pairs:
+        return []
+    names, tested, correct = list(rows), np.bincount(scans), _stacked(rows)
+    resampled = _mean_over_seeds(resampled_scores(scans, correct, seed, draws), len(rows))
+    of_scan = correct.astype(np.float64) @ (scans[:, None] == np.arange(len(tested)))
+    whole = _mean_over_seeds(scores_of(of_scan, tested), len(rows))
+    sides = [np.stack([rows[pair[side]] for pair in pairs]) for side in (0, 1)]
+    permuted = permutation(scans, *sides, seed, draws)
+    only = [(one & ~other).sum((1, 2)) for one, other in (sides, sides[::-1])]
+    found = []
+    for number, (first, second) in enumerate(pairs):
+        one, other = names.index(first), names.index(second)
+        p_values = {score: float(values[number]) for score, values in permuted._asdict().items()}
+        if sides[0].shape[1] == 1:
+            p_values["eta_p"] = mcnemar(int(only[0][number]), int(only[1][number]))
+        apart = {score: values[:, one] - values[:, other] for score, values in resampled._asdict().items()}
+        found.append(
+            Pair(
+                first,
+                second,
+                int(only[0][number]),
+                int(only[1][number]),
+                {score: float(values[one] - values[other]) for score, values in whole._asdict().items()},
+                {score: interval_of(samples) for score, samples in apart.items()},
+                p_values,
+                {},
+            )
+        )
+    for score in Scores._fields:
+        for pair, adjusted in zip(found, holm([pair.p_values[score] for pair in found])):
+            pair.adjusted[score] = adjusted
+    return found
+
+
+def _stacked(rows: Mapping[str, Bool[np.ndarray, "k n"]]) -> Bool[np.ndarray, "r n"]:
+    """Every seed of every row, row by row."""
+    return np.concatenate(list(rows.values()))
+
+
+def _mean_over_seeds(scores: Scores, rows: int) -> Scores:
+    """Of the last axis, which holds every seed of every row, one mean a row."""
+    return Scores(*(values.reshape(*values.shape[:-1], rows, -1).mean(-1) for values in scores))
+
+
+class ZTest(NamedTuple):
+    """A test of two shares: its standard normal statistic and the two-sided p-value."""
+
+    z: float
+    p_value: float
+
+
+def two_proportions(first: int, second: int, tested: int) -> ZTest:
+    """Whether two numbers of correct patches differ, where it is not known which patches they were.
+
+    Each of `tested`, as if of different patches, with the pooled variance; of the same patches it is the more cautious
+    the more the rows agree.
+    """
+    pooled = (first + second) / (2 * tested)
+    spread = np.sqrt(2 * pooled * (1 - pooled) / tested)
+    z = float((first - second) / tested / spread) if spread else 0.0
+    return ZTest(z, float(2 * scipy.stats.norm.sf(abs(z))))
+
+
+def unpaired_interval(first: int, second: int, tested: int, confidence: float = CONFIDENCE) -> Interval:
+    """Wald's interval of the difference of two shares, of which it is not known which patches they were."""
+    shares = np.array([first, second]) / tested
+    half = scipy.stats.norm.ppf((1 + confidence) / 2) * np.sqrt((shares * (1 - shares)).sum() / tested)
+    return Interval(float(shares[0] - shares[1] - half), float(shares[0] - shares[1] + half))
+
+
+def smallest_difference(tested: int, discordant: float, confidence: float = CONFIDENCE, power: float = POWER) -> float:
+    """The smallest difference of eta_p that McNemar's test would find in so many of 100 such test sets (Connor,
+    Biometrics 43, 1987).
+
+    Args:
+        tested: test patches.
+        discordant: the share of them that one of the two rows alone gets right, in [0, 1].
+        confidence: 1 less the level of the test.
+        power: in how many it should be found, in (0, 1).
+
+    Returns:
+        In [0, discordant]; `discordant` where even that would not be found as often.
+    """
+    level, wanted = scipy.stats.norm.ppf((1 + confidence) / 2), scipy.stats.norm.ppf(power)
+
+    def found(difference: float) -> float:
+        spread = np.sqrt(max(discordant - difference**2, 0))
+        return difference * np.sqrt(tested) - level * np.sqrt(discordant) - wanted * spread
+
+    return float(scipy.optimize.brentq(found, 0, discordant)) if found(discordant) > 0 else discordant
