@@ -1,0 +1,70 @@
+"""The scores of a file of predictions on a screen or in a pipe."""
+
+import io
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from kimiajax.report.tables import WIDTH
+from kimiajax.scoring import Scored
+
+SCORES = (  # name, the name of its interval, what it is
+    ("eta_p", "eta_p", "eta_p: correct test patches by all test patches"),
+    ("eta_w_recall", "eta_w", "eta_w, recall: the definition, and the data set's MATLAB script"),
+    ("eta_w_precision", None, "eta_w, precision: what its Python script prints under the same name"),
+    ("eta_total", "eta_total", "eta_total: eta_p x eta_w, recall"),
+    ("eta_total_precision", None, "eta_total, precision: eta_p x eta_w, precision"),
+)
+DIFFERENCE = (
+    "Recall divides the correct patches of a scan by its test patches, precision by the patches that were predicted as "
+    "that scan; either eta_w is the mean over scans. The two can lie points apart for the same predictions, so compare "
+    "a figure with others of its own form only. Precision does not exist where a scan with test patches is never "
+    "predicted."
+)
+
+
+def render_score(scored: Scored) -> str:
+    """Both forms of the scores in per cent, how they differ, and the counts of each scan; a dash where none is."""
+    scores = Table(box=SIMPLE_HEAD, pad_edge=False)
+    scores.add_column("score")
+    scores.add_column("%", justify="right", no_wrap=True)
+    scores.add_column("95 % interval", justify="right", no_wrap=True)
+    for name, interval, what in SCORES:
+        bounds = " to ".join(map(_percent, scored.intervals[interval])) if interval else ""
+        scores.add_row(what, _percent(getattr(scored, name)), bounds)
+
+    by_scan = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("scan", "test patches", "correct", "recall", "predicted as it", "precision"):
+        by_scan.add_column(name, justify="right", no_wrap=True)
+    counts = zip(scored.tested_per_scan, scored.correct_per_scan, scored.guessed_per_scan)
+    for scan, (tested, correct, guessed) in enumerate(counts):
+        recall, precision = (_percent(correct / all_ if all_ else None) for all_ in (tested, guessed))
+        by_scan.add_row(str(scan), str(tested), str(correct), recall, str(guessed), precision)
+
+    text = io.StringIO()
+    console = Console(file=text, width=WIDTH, highlight=False, markup=False)
+    console.print(
+        f"{scored.predictions}, scored against {scored.truth}: {scored.correct} of {scored.n} test patches of "
+        f"{scored.num_scans} scans are correct. Figures in per cent."
+    )
+    console.print(scores)
+    console.print(DIFFERENCE)
+    if scored.never_predicted:
+        console.print(f"Never predicted, so that precision is undefined: {_listed(scored.never_predicted)}.")
+    if scored.without_patches:
+        console.print(
+            f"Without test patches: {_listed(scored.without_patches)}. Recall leaves them out; precision counts 0 for "
+            "one that is predicted, and leaves out the others."
+        )
+    console.print(by_scan)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _listed(scans: Sequence[int]) -> str:
+    return f"scan{'s' if len(scans) > 1 else ''} {', '.join(map(str, scans))}"
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.2f}"
