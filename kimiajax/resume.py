@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kimiajax.changes import differences
 from kimiajax.checkpoints import digest, load_tree
 from kimiajax.errors import UserError
 from kimiajax.files import sha256_file
-from kimiajax.finetune.checkpoints import differences
 from kimiajax.models.weights import load_converted
 from kimiajax.report.results import SCHEMA_VERSION
 
@@ -108,7 +108,7 @@ def _damage(out: Path, row: dict[str, Any]) -> str | None:
     try:
         if row["predictions_sha256"] and sha256_file(predictions) != row["predictions_sha256"]:
             return f"{predictions} was changed"
-        if row["learnt_sha256"] != digest_of_learnt(learnt):
+        if row["learnt_sha256"] and row["learnt_sha256"] != digest_of_learnt(learnt):
             return f"{learnt} was changed"
     except FileNotFoundError as error:
         return f"{error.filename} is missing"

@@ -1,7 +1,6 @@
 """Training that stops anywhere and goes on: bit for bit, or with a word on why not."""
 
 import contextlib
-import json
 import shutil
 import signal
 
@@ -15,7 +14,7 @@ from kimiajax.checkpoints import digest, load_tree, save_tree
 from kimiajax.errors import UserError
 from kimiajax.finetune import checkpoints as module
 from kimiajax.finetune.blocks import TrainableBlocks
-from kimiajax.finetune.checkpoints import Checkpoints, differences
+from kimiajax.finetune.checkpoints import Checkpoints
 from kimiajax.finetune.heads import fit_heads
 from kimiajax.finetune.loop import NonFiniteError, fit
 from kimiajax.finetune.steps import Training
@@ -275,13 +274,6 @@ def test_a_second_signal_does_not_wait():
         with pytest.raises(Interrupted) as raised:
             signal.raise_signal(signal.SIGINT)
         assert raised.value.status == 130
-
-
-def test_differences_are_named_by_their_path():
-    before = {"config": {"epochs": 10, "rows": ["cnn"]}, "weights": {"vgg16": "a"}}
-    now = {"config": {"epochs": 12, "rows": ["cnn"]}, "weights": {"vgg16": "a", "cnn": "b"}}
-    assert differences(before, now) == ["config/epochs was 10 and is 12", 'weights/cnn was null and is "b"']
-    assert differences(now, json.loads(json.dumps(now))) == []
 
 
 def test_trees_that_orbaxs_v1_saved_can_still_be_read(rng, tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from kimiajax import processes
+from kimiajax.changes import differences
 from kimiajax.checkpoints import background_saver, digest_of_leaf, load_with_metadata
 from kimiajax.errors import UserError
 from kimiajax.interruption import Interruption
@@ -189,18 +190,6 @@ class Checkpoints:
             self._say(f"{self.folder}: no checkpoint could be written ({_short(error)}); training goes on without")
 
 
-def differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two values as JSON has them: "config/epochs was 10 and is 12"."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        names = dict.fromkeys([*before, *now])
-        return [
-            line
-            for key in names
-            for line in differences(before.get(key), now.get(key), f"{name}/{key}" if name else str(key))
-        ]
-    return [] if before == now else [f"{name} was {_shown(before)} and is {_shown(now)}"]
-
-
 def _flatten(tree: Any) -> dict[str, Any]:
     """Leaf by name; keys as their data."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -242,8 +231,3 @@ def _plain(value: Any) -> Any:
 def _short(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:120]}"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
