@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks import networks
 from benchmarks.contender import Work, serve
 from benchmarks.race import OURS, Case, Contender
+from kimiajax.config import TABLE
 
 SIZE, COMPARED = 224, ("fe_vgg16", "fe_inception_v3")
 SCANS = {"num_scans": 24, "patch_size": SIZE, "grid": (4, 5), "test_patches": (2, 2)}
@@ -99,7 +100,7 @@ def prepare(job: dict[str, Any]) -> Work:
     command += ["--vgg16-weights", str(folder / "vgg16.h5"), "--inception-v3-weights", str(folder / "inception_v3.h5")]
     command += ["--patches-per-scan", str(job["patches_per_scan"]), "--epochs", str(job["epochs"])]
     command += ["--head-epochs", str(job["head_epochs"]), "--conv", job.get("conv", "auto")]
-    command += ["--rows", *job["rows"]] if "rows" in job else []
+    command += ["--rows", *job.get("rows", TABLE)]
 
     def run() -> None:
         from kimiajax.cli import main

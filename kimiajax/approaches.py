@@ -1,19 +1,23 @@
-"""Table 1's rows as data, and the three approaches behind them: from scratch, features and an SVM, fine-tuning."""
+"""Table 1's rows as data, and the approaches behind them: from scratch, features and an SVM, fine-tuning.
+
+Beside them two other families: floors, of trivial features, and retrieval of the nearest training patch.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from kimiajax import processes
+from kimiajax import processes, retrieval
 from kimiajax.checkpoints import Tree
-from kimiajax.config import TableConfig
+from kimiajax.config import FLOORS, KINDS, TableConfig
 from kimiajax.data.augment import AUGMENTATIONS
 from kimiajax.data.manifest import Manifest
+from kimiajax.errors import UserError
 from kimiajax.finetune.blocks import TrainableBlocks, blocks_of
 from kimiajax.finetune.checkpoints import Checkpoints
 from kimiajax.finetune.engines import Engine
@@ -21,9 +25,13 @@ from kimiajax.finetune.heads import Result, fit_heads
 from kimiajax.finetune.loop import Epoch, NonFiniteError, Record, fit, predict
 from kimiajax.finetune.optimizer import Optimization
 from kimiajax.finetune.steps import Training
+from kimiajax.floors import FLOORS as FLOOR_FEATURES
+from kimiajax.floors import features_of, fit_standardised
+from kimiajax.gradcam import grad_cam, overlay
 from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
 from kimiajax.models.weights import Weights, fine_tuned, load_weights
 from kimiajax.progress import Silent
+from kimiajax.report.pictures import Picture
 from kimiajax.svm import fit_linear_svm
 
 
@@ -114,42 +122,48 @@ class Outcome:
 
     Attributes:
         predicted: the scan of each test patch; None where training stopped before its end.
-        learnt: a network's weights with a lineage, or the SVM's arrays.
+        learnt: a network's weights with a lineage, the SVM's arrays, or nothing.
         history: the epochs of each phase.
         notes: what a reader must know.
         failure: why training stopped; what was learnt is then as of the last good epoch.
         training: what trained and how, as JSON takes it.
+        retrieval: what was found of the nearest patches beyond the first, as JSON takes it.
+        pictures: for the report.
     """
 
     predicted: np.ndarray | None
-    learnt: Weights | Tree
+    learnt: Weights | Tree | None
     history: dict[str, list[Epoch]]
     notes: tuple[str, ...] = ()
     failure: str | None = None
     training: dict[str, Any] | None = None
+    retrieval: dict[str, Any] | None = None
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of Table 1.
+    """One row of Table 1, or of those that stand beside it.
 
     Attributes:
         name: as in `--rows`, and the key of the paper's figures.
         approach: how the table prints it.
         scheme: where its weights come from and what is done with them.
-        network: a key of `BACKBONES`.
+        network: a key of `BACKBONES`, where it has one.
         run: the approach itself, for one seed: of its study, its features and what `together` gave for it.
         taps: the blocks whose outputs it reads, if it reads any.
         together: what is done for all seeds at once before that, if anything is.
+        family: the rows that it is compared with.
     """
 
     name: str
     approach: str
     scheme: str
-    network: str
+    network: str | None
     run: Callable[["Row", Study, Features | None, Any], Outcome]
     taps: Callable[[Backbone, TableConfig], set[str]] | None = None
     together: Callable[["Row", Sequence[Study], Sequence[Features]], list[Any]] | None = None
+    family: Literal["table", "floor", "retrieval"] = "table"
 
 
 def train_from_scratch(row: Row, study: Study, features: None, together: None) -> Outcome:
@@ -185,6 +199,37 @@ def classify_features(row: Row, study: Study, features: Features, together: None
     return Outcome(svm.predict(test), asdict(svm), {})
 
 
+def classify_trivially(row: Row, study: Study, features: None, together: None) -> Outcome:
+    """The same SVM on features that know nothing of tissue."""
+    study.progress.say(f"{row.name}: linear SVM on {row.approach}")
+    train, test = (features_of(row.name, images, study.config.background) for images in (study.train, study.test))
+    try:
+        svm = fit_standardised(train, study.labels, study.config.svm_c)
+    except UserError as error:
+        return Outcome(None, None, {}, failure=str(error))
+    return Outcome(svm.predict(test), asdict(svm), {})
+
+
+def find_nearest(row: Row, study: Study, features: Features, together: None, *, kind: str) -> Outcome:
+    """The scan of the training patch whose features are nearest to a test patch's."""
+    tap = BACKBONES[row.network].features
+    train, test = np.asarray(features.train[tap]), np.asarray(features.test[tap])
+    study.progress.say(f"{row.name}: {len(test):,} queries among {len(train):,} patches")
+    scans = study.manifest.labels("test")
+    try:
+        found = retrieval.retrieve(train, study.labels, test, scans, kind, min(NEAREST, len(train)))
+    except UserError as error:  # a zero vector has no cosine
+        return Outcome(None, None, {}, failure=str(error))
+    about = {
+        "distance": kind,
+        "features": tap,
+        "gallery": len(train),
+        "recall_at": {str(k): share for k, share in found.recall_at.items()},
+        "queries_per_second": found.queries_per_second,
+    }
+    return Outcome(found.predicted, None, {}, retrieval=about, pictures=_neighbours(study, found))
+
+
 def fine_tune(row: Row, study: Study, features: Features, head: Result) -> Outcome:
     """A head that was trained on bottleneck features and the chosen blocks below it, together."""
     config, weights = study.config, study.weights[row.network]
@@ -216,7 +261,9 @@ def fine_tune(row: Row, study: Study, features: Features, head: Result) -> Outco
     if history and _adapts(backbone, blocks):
         trained = (*trained, "batch statistics")
     learnt = _learnt(row, study, weights, variables, trained, failure)
-    return Outcome(predicted, learnt, {"head": head_history, "fine_tuning": history}, notes, failure, about)
+    pictures = () if failure else _explained(study, learnt)
+    histories = {"head": head_history, "fine_tuning": history}
+    return Outcome(predicted, learnt, histories, notes, failure, about, pictures=pictures)
 
 
 def anything_moves(backbone: Backbone, config: TableConfig) -> bool:
@@ -329,6 +376,46 @@ def _learnt(
     return fine_tuned(start, jax.tree.map(np.asarray, whole), names, "kimiajax table", run)
 
 
+def _explained(study: Study, learnt: Weights) -> tuple[Picture, ...]:
+    """A test patch of each scan that the paper's Fig. 3 shows, and where the network looks for its own scan in it."""
+    patches, scans = study.manifest.split("test"), study.manifest.labels("test")
+    places = [int(np.argmax(scans == scan)) for scan in SHOWN if (scans == scan).any()]
+    if not places or not processes.is_first():
+        return ()
+    classifier = Classifier(learnt.backbone, learnt.backbone.trunk, study.manifest.num_scans)
+    images = study.test[places]
+    maps = grad_cam(classifier, learnt.variables, images, classes=scans[places])
+    predicted = np.asarray(maps.logits).argmax(1)
+    pictures = []
+    for place, image, heat, guess in zip(places, images, np.asarray(maps.heat), predicted.tolist()):
+        patch = patches[place]
+        about = {"patch_id": patch.patch_id, "scan": patch.scan, "predicted": guess}
+        pictures.append(Picture(f"scan-{patch.scan}", image, {**about, "kind": "patch"}))
+        pictures.append(Picture(f"scan-{patch.scan}-gradcam", overlay(image, heat), {**about, "kind": "grad-cam"}))
+    return tuple(pictures)
+
+
+def _neighbours(study: Study, found: "retrieval.Retrieved") -> tuple[Picture, ...]:
+    """A few test patches, and the nearest training patches of each."""
+    if not processes.is_first():
+        return ()
+    queries, gallery = study.manifest.split("test"), study.manifest.split("train")
+    scans = np.unique(study.manifest.labels("test"))
+    shown = scans[np.linspace(0, len(scans) - 1, min(QUERIES_SHOWN, len(scans))).astype(int)]
+    pictures = []
+    for scan in shown:
+        query = int(np.argmax(study.manifest.labels("test") == scan))
+        about = {"query": queries[query].patch_id}
+        own = {"patch_id": queries[query].patch_id, "scan": int(scan), "rank": 0, "distance": None}
+        pictures.append(Picture(f"query-{scan}", study.test[query], {**about, **own}))
+        nearest = zip(found.places[query][:NEIGHBOURS_SHOWN].tolist(), found.distances[query].tolist())
+        for rank, (place, distance) in enumerate(nearest, start=1):
+            patch = gallery[place]
+            own = {"patch_id": patch.patch_id, "scan": patch.scan, "rank": rank, "distance": distance}
+            pictures.append(Picture(f"query-{scan}-{rank}", study.train[place], {**about, **own}))
+    return tuple(pictures)
+
+
 def _svm_taps(backbone: Backbone, config: TableConfig) -> set[str]:
     return {backbone.features}
 
@@ -337,10 +424,28 @@ def _fine_tuning_taps(backbone: Backbone, config: TableConfig) -> set[str]:
     return {backbone.bottleneck} | {stored_tap(backbone, config)} - {None}
 
 
+SHOWN = (4, 8)  # the scans of the paper's Fig. 3
+NEAREST, QUERIES_SHOWN, NEIGHBOURS_SHOWN = 10, 4, 5
+NETWORKS = {"vgg16": "VGG16", "inception_v3": "Inception-v3"}
+
 ROWS = (
     Row("cnn", "CNN (ours)", "scratch", "cnn", train_from_scratch),
     Row("fe_vgg16", "FE-VGG16", "features", "vgg16", classify_features, _svm_taps),
     Row("tl_vgg16", "TL-VGG16", "fine-tuned", "vgg16", fine_tune, _fine_tuning_taps, train_heads),
     Row("fe_inception_v3", "FE-Inception-v3", "features", "inception_v3", classify_features, _svm_taps),
     Row("tl_inception_v3", "TL-Inception-v3", "fine-tuned", "inception_v3", fine_tune, _fine_tuning_taps, train_heads),
+    *(Row(name, FLOOR_FEATURES[name].title, "floor", None, classify_trivially, family="floor") for name in FLOORS),
+    *(
+        Row(
+            f"nn_{network}_{kind}",
+            f"NN-{title}",
+            kind,
+            network,
+            functools.partial(find_nearest, kind=kind),
+            _svm_taps,
+            family="retrieval",
+        )
+        for network, title in NETWORKS.items()
+        for kind in KINDS
+    ),
 )

@@ -76,6 +76,12 @@ class PatchConfig(ScansConfig):
             raise UserError(f"--background {self.background}: must be a gray value, 0 to 255")
 
 
+TABLE = ("cnn", "fe_vgg16", "tl_vgg16", "fe_inception_v3", "tl_inception_v3")
+FLOORS = ("floor_mean_sd", "floor_bright", "floor_histogram", "floor_lbp")
+KINDS = ("euclidean", "cosine", "barcode")  # of distances between features
+RETRIEVAL = tuple(f"nn_{network}_{kind}" for network in ("vgg16", "inception_v3") for kind in KINDS)
+
+
 @dataclass(frozen=True)
 class TableConfig(PatchConfig):
     """Settings of a comparison table. The defaults are the paper's protocol, where it states one."""
@@ -84,8 +90,8 @@ class TableConfig(PatchConfig):
     """Draw synthetic scans where no scan file is given."""
     out: Path | None = None
     """Folder for the results; by default runs/PRESET."""
-    rows: tuple[str, ...] = ("cnn", "fe_vgg16", "tl_vgg16", "fe_inception_v3", "tl_inception_v3")
-    """The table's rows to compute."""
+    rows: tuple[str, ...] = (*TABLE, *FLOORS, *RETRIEVAL)
+    """What to compute: the table's rows, floors of trivial features, and retrieval of the nearest training patch."""
 
     image_size: int = 224
     """Side of the networks' input in pixels."""
@@ -311,6 +317,34 @@ class AuditConfig(ScansConfig):
     """The file is given as the official one: another digest, or other counts of test patches, fail the audit."""
     out: Path | None = None
     """Folder for audit.json; by default runs/audit/NAME."""
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Settings of a score."""
+
+    truth: Path
+    """Which scan each test patch is of: a manifest.csv, a run, a CSV file with patch_id and scan, scans or images."""
+    out: Path | None = None
+    """A .json file to write the scores to."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Settings of a report."""
+
+    format: Literal["html", "markdown", "csv", "latex"] = "html"
+    """One file with everything, or the table alone, as text."""
+    out: Path | None = None
+    """The file to write; by default report.html in the run's folder, and text is printed."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Settings of a comparison of two runs."""
+
+    out: Path | None = None
+    """A .json file to write the comparison to."""
 
 
 def _check_least(config: object, **least: int) -> None:

@@ -68,10 +68,10 @@ class Floor:
 
 
 FLOORS = {
-    "floor_mean_sd": Floor("mean and sd of gray", mean_and_deviation),
-    "floor_bright": Floor("share of white", bright_share),
+    "floor_mean_sd": Floor("gray mean, sd", mean_and_deviation),
+    "floor_bright": Floor("white share", bright_share),
     "floor_histogram": Floor("gray histogram", histogram),
-    "floor_lbp": Floor("local binary patterns", local_binary_patterns),
+    "floor_lbp": Floor("LBP", local_binary_patterns),
 }
 
 

@@ -39,7 +39,9 @@ from kimiajax.models.weights import Weights, default_cache, load_weights
 from kimiajax.notes import mixed_lineages, notes_of
 from kimiajax.progress import Download, Silent
 from kimiajax.report.history import History
+from kimiajax.report.pictures import Picture, write_pictures
 from kimiajax.report.results import (
+    SCANS,
     SCHEMA_VERSION,
     clear_row,
     clear_run,
@@ -51,6 +53,7 @@ from kimiajax.report.results import (
 from kimiajax.report.seeds import summarise
 from kimiajax.resume import check_config, identity_of, take_up, ways_of
 
+PICTURE_SIDE = {"table": 224, "floor": 96, "retrieval": 96}  # the most, in pixels
 SYNTHETIC = {"num_scans": paper.NUM_SCANS, "patch_size": 112, "grid": (6, 7), "test_patches": (3, 8)}
 
 
@@ -131,7 +134,8 @@ def _run(
     _begin(config, rows, runs, out, progress)
     _write(config, runs, rows, out)
     features: dict[str, list[Features]] = {}
-    for row in rows:
+    networks = list(dict.fromkeys(row.network for row in rows))
+    for row in sorted(rows, key=lambda row: networks.index(row.network)):
         waiting = [run for run in runs if row.name not in run.finished]
         if not waiting:
             _clear_states(row, runs)
@@ -169,6 +173,8 @@ def _begin(config: TableConfig, rows: list[Row], runs: list[Run], out: Path, pro
         clear_run(out, [row.name for row in ROWS])
     for run, results in zip(runs, earlier):
         run.study.manifest.write(run.out / "manifest.csv")
+        if processes.is_first():
+            run.results["pictures"] = write_pictures(run.out, SCANS, _samples(run.study), 160)
         if results is None:
             continue
         run.results.update(results)
@@ -177,6 +183,15 @@ def _begin(config: TableConfig, rows: list[Row], runs: list[Run], out: Path, pro
             progress.say(f"{run.out}: all rows were finished before; --fresh computes them again")
         else:
             progress.say(f"{run.out}: resumed; finished before: {', '.join(names) or 'no row'}")
+
+
+def _samples(study: Study) -> list[Picture]:
+    """The training patch in the middle of each scan's, as the networks see it."""
+    patches, scans = study.manifest.split("train"), study.manifest.labels("train")
+    of_scan = [np.flatnonzero(scans == scan) for scan in np.unique(scans)]
+    places = [int(own[len(own) // 2]) for own in of_scan]
+    about = [{"patch_id": patches[place].patch_id, "scan": patches[place].scan} for place in places]
+    return [Picture(f"scan-{each['scan']}", study.train[place], each) for place, each in zip(places, about)]
 
 
 def _clear_states(row: Row, runs: list[Run]) -> None:
@@ -195,7 +210,7 @@ def _clear_for_again(row: Row, run: Run) -> None:
 def _record(row: Row, run: Run, outcome: Outcome, seconds: float) -> None:
     """Adds a row's outcome to its run, its files on disk and the rest in its results."""
     manifest, learnt = run.study.manifest, run.out / "checkpoints" / row.name
-    entry = {**_describe_row(row, outcome, run.study, seconds), "predictions_sha256": None}
+    entry = {**_describe_row(row, outcome, run.study, seconds), "predictions_sha256": None, "learnt_sha256": None}
     if outcome.predicted is not None:
         predictions = write_predictions(run.out, row.name, manifest, outcome.predicted)
         entry["predictions_sha256"] = sha256_file(predictions)
@@ -204,11 +219,13 @@ def _record(row: Row, run: Run, outcome: Outcome, seconds: float) -> None:
     else:
         run.note(f"{row.approach} has no accuracy: {outcome.failure}")
     run.history.close()
+    if processes.is_first():
+        entry["pictures"] = write_pictures(run.out, row.name, outcome.pictures, PICTURE_SIDE[row.family])
     if isinstance(outcome.learnt, Weights):
         if processes.is_first():
             outcome.learnt.save(learnt)
         entry["learnt_sha256"] = outcome.learnt.lineage["digest"]
-    else:
+    elif outcome.learnt is not None:
         if processes.is_first():
             save_tree(learnt, outcome.learnt)
         entry["learnt_sha256"] = digest(jax.tree.map(np.asarray, outcome.learnt))
@@ -242,7 +259,8 @@ def _prepare(
 ) -> list[Run]:
     """Scans, weights and folders, each looked at before the long work, and then the patches of every seed."""
     for row in rows:
-        BACKBONES[row.network].check_size(config.image_size)
+        if row.network:
+            BACKBONES[row.network].check_size(config.image_size)
     engine, taps = engine_of(config.engine), _taps(rows, config)
     History.check(config.tensorboard)
     manifest = None if config.manifest is None else read_manifest(config.manifest)
@@ -438,13 +456,15 @@ def _describe_row(row: Row, outcome: Outcome, study: Study, seconds: float) -> d
         "name": row.name,
         "approach": row.approach,
         "scheme": row.scheme,
+        "family": row.family,
         "weights": source if source in ("random", "imagenet", "none") else Path(source).name,
         **_scores(outcome.predicted, study.manifest),
         "failure": outcome.failure,
         "seconds": seconds,
-        "paper": asdict(paper.TABLE_1[row.name]),
+        "paper": asdict(paper.TABLE_1[row.name]) if row.name in paper.TABLE_1 else None,
         "training": outcome.training,
         "history": {phase: [asdict(epoch) for epoch in epochs] for phase, epochs in outcome.history.items()},
+        "retrieval": outcome.retrieval,
     }
 
 

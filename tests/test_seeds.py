@@ -9,6 +9,7 @@ from kimiajax.report.tables import render_table
 
 def run_of(seed, eta_p, failure=None, note="one"):
     row = {"name": "cnn", "approach": "CNN", "scheme": "scratch", "weights": "none", "tested": 9, "training": None}
+    row |= {"family": "table", "retrieval": None}
     row |= {"paper": {"eta_p": 0.6498, "eta_w": 0.6475, "eta_total": 0.4180}, "seconds": 2.0, "failure": failure}
     row |= dict.fromkeys(("eta_p", "eta_w", "eta_total"), eta_p) | {"correct": 1}
     data = {"synthetic": True, "audit": None, "scans": 2, "train": 4, "test": 9, "patch_size": 8, "source": "x"}
@@ -61,3 +62,13 @@ def test_what_the_runs_do_not_share_is_not_told_of_all():
     assert summary["weights"] == {"inception_v3": {"source": "imagenet"}}
     assert "manifest_sha256" not in summary["data"]
     assert summary["data"]["scans"] == 2
+
+
+def test_recalls_of_several_seeds_are_their_mean():
+    runs = [run_of(seed, 0.2) for seed in range(2)]
+    for seed, run in enumerate(runs):
+        recall = {"recall_at": {"1": 0.2 + 0.2 * seed, "5": 1.0}, "queries_per_second": 10.0, "distance": "cosine"}
+        run["rows"][0] |= {"family": "retrieval", "paper": None, "retrieval": recall}
+    (row,) = summarise(runs, CONFIG)["rows"]
+    assert row["retrieval"]["recall_at"] == pytest.approx({"1": 0.3, "5": 1.0})
+    assert row["retrieval"]["distance"] == "cosine"

@@ -10,10 +10,12 @@ import h5py
 import jax
 import numpy as np
 import pytest
+from conftest import write_scans
 from test_metrics import counted_by_hand
 
 from kimiajax.checkpoints import load_tree
 from kimiajax.cli import main
+from kimiajax.config import FLOORS, RETRIEVAL, TABLE
 from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.models.backbone import BACKBONES
 from kimiajax.models.weights import Weights, load_converted, load_weights
@@ -22,7 +24,7 @@ from weights_convert.__main__ import main as weights_convert
 SMALL = ["--image-size", "75", "--patches-per-scan", "4", "--epochs", "1", "--head-epochs", "2", "--batch-size", "8"]
 SMALL += ["--conv", "plain"]  # a measurement on a busy machine could choose otherwise for the next run
 RANDOM = ["--vgg16-weights", "random", "--inception-v3-weights", "random"]
-ROWS = ["cnn", "fe_vgg16", "tl_vgg16", "fe_inception_v3", "tl_inception_v3"]
+ROWS = [*TABLE, *FLOORS, *RETRIEVAL]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def test_accuracies_are_those_of_a_plain_count_over_the_predictions(run):
         assert row["eta_w_precision"] == (None if np.isnan(precision) else pytest.approx(precision, rel=1e-12))
         assert row["correct"] == sum(t == g for t, g in zip(truth, guess))
         assert row["tested"] == len(lines) == results["data"]["test"]
-        assert row["weights"] == ("none" if name == "cnn" else "random")
+        assert row["weights"] == ("random" if name.endswith(("vgg16", "inception_v3")) or name in RETRIEVAL else "none")
 
 
 def test_predictions_name_the_files_test_patches(run, scans):
@@ -84,7 +86,7 @@ def test_predictions_name_the_files_test_patches(run, scans):
 def test_the_results_say_what_they_rest_on(run, scans):
     out, _ = run
     results, rows = rows_of(out)
-    assert results["schema_version"] == 4
+    assert results["schema_version"] == 5
     assert results["preset"] == "quick"
     assert results["config"]["epochs"] == 1
     assert results["environment"]["packages"]["jax"] == jax.__version__
@@ -387,3 +389,58 @@ def test_a_manifest_of_other_data_is_refused_before_weights_are_loaded(run, scan
     assert "has other pixels than the manifest says" in error or "holds no test patch" in error
     assert main([*command, "--scans", str(scans), "--manifest", str(out / "predictions" / "cnn.csv")]) == 2
     assert "cnn.json: No such file" in capsys.readouterr().err
+
+
+def test_floors_and_retrieval_stand_beside_the_table_without_the_papers_figures(run):
+    out, done = run
+    _, rows = rows_of(out)
+    for name in (*FLOORS, *RETRIEVAL):
+        assert rows[name]["paper"] is None
+        assert rows[name]["family"] == ("floor" if name in FLOORS else "retrieval")
+    assert load_tree(out / "checkpoints" / "floor_histogram")["coef"].shape == (6, 256)
+    for name in RETRIEVAL:
+        found = rows[name]["retrieval"]
+        assert found["recall_at"]["1"] == rows[name]["eta_p"] <= found["recall_at"]["3"] <= found["recall_at"]["10"]
+        assert found["queries_per_second"] > 0
+        assert not (out / "checkpoints" / name).exists()
+    assert "gray histogram" in done.stdout
+    assert "NN-Inception-v3" in done.stdout
+
+
+def test_a_run_leaves_the_pictures_that_its_report_shows(run):
+    out, _ = run
+    results, rows = rows_of(out)
+    assert [picture["scan"] for picture in results["pictures"]] == [0, 1, 2, 3]
+    shown = results["pictures"] + [picture for row in rows.values() for picture in row["pictures"]]
+    assert {str(path.relative_to(out)) for path in out.glob("pictures/**/*.png")} == {each["file"] for each in shown}
+    neighbours = rows["nn_vgg16_cosine"]["pictures"]
+    assert [picture["rank"] for picture in neighbours] == [0, 1, 2, 3, 4, 5] * 4
+    assert main(["report", str(out)]) == 0
+    assert (out / "report.html").read_text().count("data:image/png") == len(shown)
+
+
+def test_fine_tuned_rows_leave_a_map_of_where_they_look(scans, tmp_path, monkeypatch):
+    monkeypatch.setattr("kimiajax.approaches.SHOWN", (1, 3, 9))
+    command = ["table", "quick", "--scans", str(scans), *SMALL, *RANDOM, "--rows", "tl_inception_v3", "--epochs", "0"]
+    assert main([*command, "--head-epochs", "0", "--out", str(tmp_path)]) == 0
+    pictures = rows_of(tmp_path)[1]["tl_inception_v3"]["pictures"]
+    assert [(each["scan"], each["kind"]) for each in pictures] == [
+        (s, k) for s in (1, 3) for k in ("patch", "grad-cam")
+    ]
+    guesses = {line["patch_id"]: int(line["predicted"]) for line in predictions(tmp_path, "tl_inception_v3")}
+    assert all(guesses[each["patch_id"]] == each["predicted"] for each in pictures)
+    assert main(["report", str(tmp_path)]) == 0
+    assert "TL-Inception-v3: Grad-CAM" in (tmp_path / "report.html").read_text()
+
+
+def test_features_that_are_the_same_everywhere_leave_a_floor_without_accuracy_and_the_table_whole(tmp_path, rng):
+    patches = rng.integers(30, 120, (4, 40, 40), dtype=np.uint8)
+    scan = [rng.integers(30, 120, (160, 160), dtype=np.uint8) for _ in range(2)]
+    path = write_scans(tmp_path / "dark.h5", scan, patches, np.array([0, 0, 1, 1]))
+    command = ["table", "quick", "--scans", str(path), *SMALL, "--rows", "cnn", "floor_bright", "--epochs", "0"]
+    assert main([*command, "--image-size", "32", "--out", str(tmp_path / "out")]) == 0
+    results, rows = rows_of(tmp_path / "out")
+    assert rows["floor_bright"]["eta_p"] is None
+    assert "the same for every patch" in rows["floor_bright"]["failure"]
+    assert any(note.startswith("white share has no accuracy") for note in results["notes"])
+    assert main(["report", str(tmp_path / "out")]) == 0

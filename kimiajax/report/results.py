@@ -1,5 +1,5 @@
-"""The files of a run: `results.json`, `manifest.csv` and its header, `predictions/ROW.csv`, `checkpoints/ROW`, and
-`unfinished/ROW` while a row trains."""
+"""The files of a run: `results.json`, `manifest.csv` and its header, `predictions/ROW.csv`, `checkpoints/ROW`,
+`pictures/`, and `unfinished/ROW` while a row trains."""
 
 import contextlib
 import csv
@@ -14,9 +14,12 @@ import numpy as np
 
 from kimiajax.data.manifest import Manifest
 from kimiajax.files import write_text
+from kimiajax.report.pictures import clear_pictures
 from kimiajax.shapes import Int
 
-SCHEMA_VERSION = 4  # 4: how each network convolved
+SCHEMA_VERSION = 5  # 4: how each network convolved; 5: floors, retrieval, pictures
+
+SCANS = "scans"  # the folder of the pictures of one patch a scan
 
 
 def clear_run(out: Path, rows: Sequence[str]) -> None:
@@ -25,6 +28,7 @@ def clear_run(out: Path, rows: Sequence[str]) -> None:
     for folder in (out, *seeds):
         for name in ("results.json", "manifest.csv", "manifest.json"):
             (folder / name).unlink(missing_ok=True)
+        clear_pictures(folder, SCANS)
         for row in rows:
             clear_row(folder, row)
             clear_unfinished(folder, row)
@@ -34,7 +38,7 @@ def clear_row(out: Path, row: str) -> None:
     """Removes what one row left, but for the state that its training goes on from."""
     (out / "predictions" / f"{row}.csv").unlink(missing_ok=True)
     (out / "history" / f"{row}.jsonl").unlink(missing_ok=True)
-    for kind in ("checkpoints", "tensorboard"):
+    for kind in ("checkpoints", "tensorboard", "pictures"):
         shutil.rmtree(out / kind / row, ignore_errors=True)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from kimiajax.report.tables import SCORES
 
+SHARED = ("name", "approach", "scheme", "family", "weights", "tested", "paper", "training")
+
 
 def summarise(runs: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
     """What `results.json` says of several seeds.
@@ -31,7 +33,8 @@ def summarise(runs: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[st
     by_name = [{row["name"]: row for row in run["rows"]} for run in runs]
     for name in (name for name in by_name[0] if all(name in finished for finished in by_name)):
         same = [finished[name] for finished in by_name]
-        row = {key: same[0][key] for key in ("name", "approach", "scheme", "weights", "tested", "paper", "training")}
+        row = {key: same[0][key] for key in SHARED}
+        row["retrieval"] = _mean_recall([each["retrieval"] for each in same])
         row["seconds"] = sum(each["seconds"] for each in same)
         row["failure"] = next((each["failure"] for each in same if each["failure"]), None)
         row["correct"] = None
@@ -52,6 +55,15 @@ def summarise(runs: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[st
         "notes": [spread, *shared, *own],
         "rows": rows,
     }
+
+
+def _mean_recall(records: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """What the seeds found of the nearest patches, on average."""
+    if None in records:
+        return None
+    shares = {k: statistics.fmean(each["recall_at"][k] for each in records) for k in records[0]["recall_at"]}
+    rate = statistics.fmean(each["queries_per_second"] for each in records)
+    return {**records[0], "recall_at": shares, "queries_per_second": rate}
 
 
 def _common(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

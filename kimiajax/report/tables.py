@@ -21,26 +21,41 @@ def render_table(results: dict[str, Any]) -> str:
     counts = [] if seeds else ["correct"]
     for name in (*SCORES, *counts, *(score.replace("eta_", "paper ") for score in SCORES), "s"):
         table.add_column(name, justify="right", no_wrap=True)
+    family = results["rows"][0]["family"] if results["rows"] else None
     for row in results["rows"]:
+        if row["family"] != family:
+            table.add_section()
+            family = row["family"]
         table.add_row(
             *([] if seeds else [row["scheme"]]),
             row["approach"],
             row["weights"],
             *(_score(row, score) for score in SCORES),
             *([] if seeds else ["-" if row["correct"] is None else f"{row['correct']}/{row['tested']}"]),
-            *(_percent(row["paper"][score]) for score in SCORES),
+            *("" if row["paper"] is None else _percent(row["paper"][score]) for score in SCORES),
             f"{row['seconds']:.1f}",
         )
     text = io.StringIO()
     console = Console(file=text, width=WIDTH, highlight=False, markup=False)
-    console.print(_headline(results))
+    console.print(headline(results))
     console.print(table)
-    for number, note in enumerate(results["notes"], start=1):
+    for number, note in enumerate([*results["notes"], *_beaten(results)], start=1):
         console.print(f"{number}. {note}")
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def _headline(results: dict[str, Any]) -> str:
+def _beaten(results: dict[str, Any]) -> list[str]:
+    """A sentence on the table's rows that are not above the gray histogram, where there are any and it was computed."""
+    rows = {row["name"]: row for row in results["rows"]}
+    floor = rows.get("floor_histogram", {}).get("eta_total")
+    if floor is None:
+        return []
+    scored = [row for row in rows.values() if row["family"] == "table" and row["eta_total"] is not None]
+    beaten = [row["approach"] for row in scored if row["eta_total"] <= floor]
+    return [f"Not above a gray histogram, which knows nothing of tissue: {', '.join(beaten)}."] if beaten else []
+
+
+def headline(results: dict[str, Any]) -> str:
     data = results["data"]
     kind = "SYNTHETIC scans, not a reproduction" if data["synthetic"] else data["source"]
     if data["audit"] is not None and data["audit"]["failed"]:
