@@ -1,6 +1,6 @@
 """The bootstrap behind an interval: eta_p, eta_w and eta_total of five rows, each on 10,000 resampled test sets.
 
-Claim: none. It answers what an interval costs by `vmap` over `kimia_scores`, beside NumPy written out for this case.
+Claim: none. It answers what intervals cost, beside NumPy written out for this case.
 
 Resampled places are drawn once, within each scan, and given to all; the judge is NumPy in float64.
 """
@@ -49,18 +49,16 @@ def prepare(job: dict[str, Any]) -> Work:
     import jax
     import jax.numpy as jnp
 
-    from kimiajax.metrics import kimia_scores
+    from kimiajax.statistics import correct_of_scan, scores_of
 
     with np.load(Path(job["folder"]) / "draws.npz") as arrays:
         labels, predicted, places = (jnp.asarray(arrays[name]) for name in ("labels", "predicted", "places"))
 
     @jax.jit
     def bootstrap(labels: jax.Array, predicted: jax.Array, places: jax.Array) -> jax.Array:
-        def draw(places: jax.Array) -> jax.Array:
-            scores = jax.vmap(lambda row: kimia_scores(labels[places], row[places], SCANS))(predicted)
-            return jnp.stack([scores.eta_p, scores.eta_w, scores.eta_total])
-
-        return jax.lax.map(draw, places, batch_size=AT_ONCE)
+        correct, tested = (predicted == labels).astype(jnp.float32), jnp.bincount(labels, length=SCANS)
+        draw = lambda places: correct_of_scan(correct, places, labels, SCANS)  # noqa: E731
+        return jnp.stack(scores_of(jax.lax.map(draw, places, batch_size=AT_ONCE), tested), axis=1)
 
     run = lambda: jax.block_until_ready(bootstrap(labels, predicted, places))  # noqa: E731
     return Work(run, lambda y: {"scores": np.asarray(y)})

@@ -108,14 +108,19 @@ def _resampled(
     key: jax.Array, correct: jax.Array, scans: jax.Array, starts: jax.Array, tested: jax.Array, draws: int
 ) -> Float[jax.Array, "draws r s"]:
     """Correct patches of each scan, of patches that are sorted by scan."""
-    of_scan = jax.nn.one_hot(scans, len(tested))
 
     def draw(key: jax.Array) -> jax.Array:
         within = jax.random.uniform(key, scans.shape) * tested[scans]
-        places = starts[scans] + within.astype(jnp.int32)
-        return correct[:, places] @ of_scan
+        return correct_of_scan(correct, starts[scans] + within.astype(jnp.int32), scans, len(tested))
 
     return jax.lax.map(draw, jax.random.split(key, draws), batch_size=min(AT_ONCE, draws))
+
+
+def correct_of_scan(
+    correct: Float[jax.Array, "r n"], places: Int[jax.Array, " m"], scans: Int[jax.Array, " m"], num_scans: int
+) -> Float[jax.Array, "r s"]:
+    """Of the patches at some places, which are of some scans, how many of each scan every row got right."""
+    return correct[:, places] @ jax.nn.one_hot(scans, num_scans)
 
 
 def interval_of(samples: Float[np.ndarray, " draws"], confidence: float = CONFIDENCE) -> Interval:
