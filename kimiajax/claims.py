@@ -206,6 +206,8 @@ def best(row: str) -> Callable[[Evidence], Ruling]:
         rulings = {other: better(row, other)(evidence) for other in others}
         verdicts = [ruling.verdict for ruling in rulings.values()]
         worst = FAILS if FAILS in verdicts else OPEN if OPEN in verdicts else HOLDS
+        if len({ruling.reason for ruling in rulings.values()}) == 1:
+            return Ruling(worst, rulings[others[0]].reason)
         return Ruling(worst, "; ".join(f"over {NAMES[other]}: {each.reason}" for other, each in rulings.items()))
 
     return ruling

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kimiajax import __version__, memory, processes
 from kimiajax.errors import UserError
@@ -16,12 +16,16 @@ from kimiajax.interruption import Interrupted, Interruption
 if TYPE_CHECKING:
     from kimiajax.config import ExplainConfig, ExportConfig, TableConfig
 
+T = TypeVar("T")
 USAGE = """\
 usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -h` lists the presets
        kimiajax blocks NETWORK [--blocks PRESET]   its blocks: parameters, FLOPs, and what trains
        kimiajax data audit --scans PATH     whether the data can be trusted: leaks, damage, counts
        kimiajax data explain --scans PATH   how many training patches each reading of the rules leaves
        kimiajax data export --scans PATH --out DIR   the patches as a folder of images with its manifest
+       kimiajax report RUN                  one file with what a run shows, and how surely; or its table as text
+       kimiajax compare RUN RUN             which rows of two runs differ by more than chance
+       kimiajax score FILE.csv --truth PATH   predictions from anywhere, in both official forms of eta_w
        kimiajax parity NETWORK --reference keras|torch --weights FILE|random   proof that a network is the reference's
        kimiajax bench [WORKLOAD ...] [--peers all]   how fast it runs, alone or beside others; from the source tree
        kimiajax --version
@@ -104,6 +108,12 @@ def _run(command: str, arguments: list[str], debug: bool) -> int:
             _blocks(arguments)
         case "data":
             return _data(arguments)
+        case "report":
+            _report(arguments)
+        case "compare":
+            _compare(arguments)
+        case "score":
+            _score(arguments)
         case "parity":
             return _parity(arguments)
         case "bench":
@@ -176,7 +186,7 @@ def _show_table(preset: str, config: "TableConfig", *signals: int) -> int:
         sys.stdout.reconfigure(errors="replace")  # the table's rules, where the terminal knows ASCII only
         print(render_table(results))
         print(f"\nwritten to {config.folder(preset)}")
-    return ROW_FAILED if any(row["failure"] for row in results["rows"]) else 0
+    return ROW_FAILED if any(row["failure"] for row in results["rows"] if row["family"] == "table") else 0
 
 
 def _blocks(arguments: list[str]) -> None:
@@ -301,6 +311,85 @@ def _export(config: "ExportConfig") -> None:
         manifest = export_patches(source, manifest, config.out, track=track)
     train, test = (len(manifest.split(split)) for split in ("train", "test"))
     print(f"{train:,} training and {test:,} test patches written to {config.out}")
+
+
+def _report(arguments: list[str]) -> None:
+    from kimiajax.config import ReportConfig
+
+    (folder,), flags = _leading(arguments, "report", "RUN", 1)
+    config = _flags(ReportConfig, "report RUN", "What a run shows, and how surely, from its stored results.", flags)
+
+    from kimiajax.analysis import analyse
+    from kimiajax.files import write_text
+    from kimiajax.report.stored import read_run
+    from kimiajax.report.text import FORMATS
+
+    run = read_run(folder)
+    if config.format == "html":
+        from kimiajax.report.html import write_report
+
+        print(f"written to {write_report(run, analyse(run), config.out)}")
+        return
+    text = FORMATS[config.format](run, analyse(run))
+    if config.out is None:
+        print(text)
+    else:
+        write_text(config.out, text + "\n")
+
+
+def _compare(arguments: list[str]) -> None:
+    from kimiajax.config import CompareConfig
+
+    folders, flags = _leading(arguments, "compare", "RUN RUN", 2)
+    config = _flags(CompareConfig, "compare RUN RUN", "Which rows of two runs differ by more than chance.", flags)
+
+    from kimiajax.compare import compare_runs
+    from kimiajax.report.compared import render_comparison
+    from kimiajax.report.stored import read_run
+
+    comparison = compare_runs(*map(read_run, folders))
+    sys.stdout.reconfigure(errors="replace")
+    print(render_comparison(comparison))
+    _write_json(config.out, comparison.as_dict())
+
+
+def _score(arguments: list[str]) -> None:
+    from kimiajax.config import ScoreConfig
+
+    (predictions,), flags = _leading(arguments, "score", "PREDICTIONS.csv", 1)
+    config = _flags(ScoreConfig, "score PREDICTIONS.csv", "Scores of predictions, in both forms of eta_w.", flags)
+
+    from kimiajax.report.scores import render_score
+    from kimiajax.scoring import score
+
+    scored = score(predictions, config.truth)
+    sys.stdout.reconfigure(errors="replace")
+    print(render_score(scored))
+    _write_json(config.out, scored.as_dict())
+
+
+def _leading(arguments: list[str], command: str, names: str, count: int) -> tuple[list[str], list[str]]:
+    """The first arguments of a command, which are no flags, and the others."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        return [""] * count, arguments
+    given = [argument for argument in arguments[:count] if not argument.startswith("-")]
+    if len(given) < count:
+        raise UserError(f"{command}: needs {names} before any flag; `kimiajax {command} -h` lists the flags")
+    return given, arguments[count:]
+
+
+def _flags(kind: type[T], command: str, description: str, arguments: list[str]) -> T:
+    import tyro
+
+    return tyro.cli(kind, prog=f"kimiajax {command}", description=description, args=arguments)
+
+
+def _write_json(path: Path | None, content: dict[str, object]) -> None:
+    from kimiajax.files import write_text
+
+    if path is not None:
+        write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        print(f"written to {path}")
 
 
 def _parity(arguments: list[str]) -> int:

@@ -15,7 +15,10 @@ LAW = {
     "kimiajax": FOREIGN,
     "kimiajax.data": ("jax", "flax", "kimiajax.models", "kimiajax.finetune", "kimiajax.features"),
     "kimiajax.data.augment": ("flax", "kimiajax.models", "kimiajax.finetune", "kimiajax.features"),
-    "kimiajax.metrics": ("flax", "kimiajax.models"),
+    **{
+        f"kimiajax.{name}": ("flax", "kimiajax.models", "kimiajax.finetune", "kimiajax.features")
+        for name in ("metrics", "statistics", "claims", "analysis", "compare", "scoring", "retrieval", "floors")
+    },
     "kimiajax.report": ("jax", "flax", "kimiajax.models", "kimiajax.finetune", "kimiajax.features"),
     "kimiajax.models": ("kimiajax.data", "kimiajax.finetune"),
     "kimiajax.finetune": tuple(f"kimiajax.models.{name}" for name in ("vgg16", "inception_v3", "cnn")),
@@ -82,6 +85,7 @@ def test_no_room_imports_what_it_must_not():
         ("kimiajax.data.scans", "import jax.numpy as jnp"),
         ("kimiajax.models.cnn", "from kimiajax.data import pixels"),
         ("kimiajax.finetune.loop", "from kimiajax.models import vgg16"),
+        ("kimiajax.analysis", "from kimiajax.models.weights import root_of"),
         ("kimiajax.features", "def f():\n    import torch"),
         ("kimiajax.models.weights", "from weights_convert.keras import convert_keras"),
         ("kimiajax.table", "from weights_convert.keras import convert_keras"),

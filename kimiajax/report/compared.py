@@ -1,0 +1,49 @@
+"""Two runs beside each other, on a screen or in a pipe."""
+
+import io
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from kimiajax.compare import OPEN, SAME, Comparison
+from kimiajax.report.tables import SCORES, WIDTH
+
+NOTE = (
+    "Differences are A's score less B's, in points, with 95 % intervals, patch by patch on the same test patches. p is "
+    "of eta_total, by permutation, after Holm's correction for all rows here. It tells what other test patches might "
+    "show, and not what other seeds of training would."
+)
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """What differs between two runs, and a verdict for each row that both have."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("row", no_wrap=True)
+    for score in SCORES:
+        table.add_column(score, justify="right", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
+    table.add_column("verdict")
+    for row, pair in comparison.pairs.items():
+        points = (_points(pair.difference[score], pair.intervals[score]) for score in SCORES)
+        table.add_row(row, *points, f"{pair.adjusted['eta_total']:.2g}", comparison.verdicts[row])
+    text = io.StringIO()
+    console = Console(file=text, width=WIDTH, highlight=False, markup=False)
+    for name, folder in zip("AB", comparison.folders):
+        console.print(f"{name}: {folder}")
+    for line in comparison.differences or ["Settings, weights, training patches and programs are the same."]:
+        console.print(f"  {line}")
+    for folder, rows in comparison.only.items():
+        console.print(f"  {folder} alone has, or has an accuracy of: {', '.join(rows)}")
+    console.print(table)
+    console.print(NOTE)
+    apart = [row for row, verdict in comparison.verdicts.items() if verdict not in (SAME, OPEN)]
+    console.print(
+        f"Differ: {', '.join(apart)}." if apart else f"No difference shown in any of {len(comparison.pairs)} rows."
+    )
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _points(difference: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{100 * difference:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"

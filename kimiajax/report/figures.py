@@ -1,0 +1,218 @@
+"""The report's figures, each an SVG with the words that stand for it where it cannot be seen."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+
+from kimiajax.shapes import Float, Int
+from kimiajax.statistics import Interval
+
+WIDTH = 4.7  # inches: as wide as a phone, so that nothing is made smaller there
+INK, GREY, BLUE, ORANGE = "#1b1f24", "#6a737d", "#0b5fa5", "#b35900"  # at least 4.5 : 1 on white
+FAMILY_COLOURS = {"table": BLUE, "floor": GREY, "retrieval": ORANGE}
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "kimiajax",  # the same figure is the same file
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Attributes:
+    svg: the picture.
+    alt: what it shows, in words.
+    caption: what stands below it.
+    """
+
+    svg: bytes
+    alt: str
+    caption: str
+
+    @property
+    def source(self) -> str:
+        """The picture as the address of an <img>, so that it needs no file."""
+        return data_url(self.svg, "image/svg+xml")
+
+
+def data_url(content: bytes, kind: str) -> str:
+    """A file as an address that holds it."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def scores_figure(
+    rows: Sequence[dict[str, Any]], intervals: dict[str, dict[str, Interval]], score: str, guess: float
+) -> Figure:
+    """A score of every row with its interval, and the paper's figure beside it."""
+    rows = [row for row in rows if row[score] is not None]
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=(WIDTH, 0.9 + 0.24 * len(rows)), layout="constrained")
+        axes = canvas.subplots()
+        for place, row in enumerate(rows):
+            low, high = intervals[row["name"]][score]
+            colour = FAMILY_COLOURS[row["family"]]
+            axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
+            axes.plot(100 * row[score], place, "o", color=colour, markersize=5)
+            if row["paper"]:
+                axes.plot(100 * row["paper"][score], place, "D", markersize=5, markerfacecolor="white", color=INK)
+        axes.axvline(100 * guess, color=GREY, linestyle=":", linewidth=1)
+        axes.set(yticks=range(len(rows)), yticklabels=[row["label"] for row in rows], xlim=(0, 100))
+        axes.set_xlabel(f"{score}, per cent")
+        axes.invert_yaxis()
+        axes.grid(axis="x", color="#e1e4e8", linewidth=0.7)
+        axes.set_axisbelow(True)
+        told = "; ".join(
+            f"{row['label']} {100 * row[score]:.1f}, {_span(intervals[row['name']][score])}" for row in rows
+        )
+        caption = (
+            f"{score} with 95 % intervals (dots and bars); the paper's figures are diamonds, the dotted line is "
+            "guessing. Blue: the table; grey: floors of trivial features; orange: retrieval."
+        )
+        return Figure(_svg(canvas), f"{score} in per cent, with 95 % intervals: {told}.", caption)
+
+
+def forest_figure(pairs: Sequence[Any], names: dict[str, str], score: str) -> Figure:
+    """The differences of pairs of rows with their intervals; bold where Holm's correction leaves them significant."""
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=(WIDTH, 0.9 + 0.3 * len(pairs)), layout="constrained")
+        axes = canvas.subplots()
+        for place, pair in enumerate(pairs):
+            low, high = pair.intervals[score]
+            sure = pair.adjusted[score] <= 0.05
+            style = {"color": BLUE if sure else GREY, "linewidth": 2.6 if sure else 1.4, "solid_capstyle": "butt"}
+            axes.plot([100 * low, 100 * high], [place, place], **style)
+            axes.plot(100 * pair.difference[score], place, "o" if sure else "s", color=style["color"], markersize=4.5)
+        axes.axvline(0, color=INK, linewidth=1)
+        labels = [f"{names[pair.first]}\n- {names[pair.second]}" for pair in pairs]
+        axes.set(yticks=range(len(pairs)), yticklabels=labels)
+        axes.tick_params(axis="y", labelsize=7)
+        axes.set_xlabel(f"difference of {score}, points")
+        axes.invert_yaxis()
+        axes.grid(axis="x", color="#e1e4e8", linewidth=0.7)
+        axes.set_axisbelow(True)
+        told = "; ".join(
+            f"{names[pair.first]} less {names[pair.second]} {100 * pair.difference[score]:+.1f}, "
+            f"{_span(pair.intervals[score])}{', significant' if pair.adjusted[score] <= 0.05 else ''}"
+            for pair in pairs
+        )
+        caption = (
+            f"Differences of {score} in points with 95 % intervals, on the same test patches. Blue and thick: "
+            "significant at 5 % after Holm's correction for all of them."
+        )
+        return Figure(_svg(canvas), f"Differences of {score} in points: {told}.", caption)
+
+
+def confusion_figure(matrix: Int[np.ndarray, "s s"], name: str) -> Figure:
+    """Which scan's patches were taken for which, as shares of the scan's patches."""
+    tested = matrix.sum(axis=1, keepdims=True)
+    shares = np.divide(matrix, tested, out=np.zeros(matrix.shape), where=tested > 0)
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=(3.4, 3.3), layout="constrained")
+        axes = canvas.subplots()
+        image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+        _scan_ticks(axes, len(matrix))
+        axes.set(xlabel="predicted scan", ylabel="true scan", title=name)
+        axes.spines[:].set_visible(False)
+        canvas.colorbar(image, ax=axes, shrink=0.75, label="per cent of the scan's patches")
+        right = np.trace(matrix)
+        off = matrix - np.diag(np.diag(matrix))
+        worst = np.unravel_index(off.argmax(), off.shape)
+        told = f"{right} of {matrix.sum()} right; most often confused, scan {worst[0]} taken for scan {worst[1]}, "
+        told += f"{off[worst]} times" if off.any() else "none"
+        return Figure(_svg(canvas), f"Confusion matrix of {name}: {told}.", f"{name}: {told}.")
+
+
+def recall_figure(recalls: Float[np.ndarray, "r s"], names: Sequence[str]) -> Figure:
+    """The share of each scan's test patches that each row got right; a scan without any is white."""
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=(WIDTH, 1.2 + 0.22 * len(names)), layout="constrained")
+        axes = canvas.subplots()
+        image = axes.imshow(100 * np.ma.masked_invalid(recalls), cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        _scan_ticks(axes, recalls.shape[1], vertical=False)
+        axes.set(yticks=range(len(names)), yticklabels=names, xlabel="scan")
+        axes.spines[:].set_visible(False)
+        canvas.colorbar(image, ax=axes, location="top", shrink=0.6, label="recall, per cent")
+        hardest = np.nanmean(recalls, axis=0)
+        told = f"on average hardest is scan {int(np.nanargmin(hardest))}, easiest scan {int(np.nanargmax(hardest))}"
+        return Figure(_svg(canvas), f"Recall by row and scan: {told}.", f"Recall of each scan by row; {told}.")
+
+
+def distribution_figure(train: Sequence[int], test: Sequence[int]) -> Figure:
+    """The paper's Fig. 2: training and test patches of each scan."""
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=(WIDTH, 3.2), layout="constrained")
+        for axes, counts, name, colour in zip(
+            canvas.subplots(2, sharex=True), (train, test), ("training", "test"), (BLUE, ORANGE)
+        ):
+            axes.bar(range(len(counts)), counts, color=colour)
+            axes.set_ylabel(f"{name}\npatches")
+        _scan_ticks(axes, len(train), vertical=False)
+        axes.set_xlabel("scan")
+        told = f"{sum(train):,} training patches, {_counts(train)}; {sum(test):,} test patches, {_counts(test)}"
+        return Figure(_svg(canvas), f"Patches of each scan: {told}.", f"Patches of each scan: {told}.")
+
+
+def curves_figure(histories: Sequence[dict[str, list[dict[str, Any]]]], name: str) -> Figure:
+    """Loss and accuracy on training patches over the epochs of a row's phases, one after another, a line a seed."""
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=(WIDTH, 2.3), layout="constrained")
+        loss, accuracy = canvas.subplots(1, 2)
+        told = []
+        for history in histories:
+            start = 0
+            for phase, epochs in history.items():
+                if not epochs:
+                    continue
+                places = start + np.array([epoch["epoch"] for epoch in epochs])
+                for axes, key, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
+                    values = [np.nan if e[key] is None else scale * e[key] for e in epochs]
+                    axes.plot(places, values, color=BLUE if phase != "head" else ORANGE, linewidth=1.2)
+                start = places[-1]
+                if history is histories[0]:
+                    told.append(_phase(phase, epochs))
+        loss.set(xlabel="epoch", ylabel="loss, nats")
+        loss.set_ylim(bottom=0)
+        accuracy.set(xlabel="epoch", ylabel="accuracy, per cent", ylim=(0, 102))
+        told = "; ".join(told)
+        return Figure(_svg(canvas), f"Training curves of {name}: {told}.", f"{name}, on training patches: {told}.")
+
+
+def _phase(phase: str, epochs: Sequence[dict[str, Any]]) -> str:
+    name = {"head": "the head alone (orange)", "fine_tuning": "fine-tuning (blue)"}.get(phase, "training (blue)")
+    first, last = ("-" if e["loss"] is None else f"{e['loss']:.3g}" for e in (epochs[0], epochs[-1]))
+    return f"{name}, {len(epochs)} epochs, loss {first} to {last}"
+
+
+def _scan_ticks(axes: Any, scans: int, vertical: bool = True) -> None:
+    ticks = range(0, scans, 1 if scans <= 12 else 4)
+    axes.set_xticks(ticks)
+    if vertical:
+        axes.set_yticks(ticks)
+
+
+def _span(interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _counts(counts: Sequence[int]) -> str:
+    return f"{min(counts)} to {max(counts)} a scan"
+
+
+def _svg(canvas: Canvas) -> bytes:
+    content = io.BytesIO()
+    canvas.savefig(content, format="svg", metadata={"Date": None})
+    return content.getvalue()

@@ -1,0 +1,228 @@
+"""One file that shows what a run found, and how surely: `report.html`. It needs no network, no script and no model."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kimiajax import __version__, paper
+from kimiajax.analysis import Analysis, beaten_by_histogram, random_networks
+from kimiajax.claims import CLAIMS, FAILS, HOLDS, LEVEL
+from kimiajax.config import PRESETS
+from kimiajax.errors import UserError
+from kimiajax.files import write_text
+from kimiajax.report import text
+from kimiajax.report.stored import StoredRun, rerun
+from kimiajax.report.tables import SCORES, headline
+from kimiajax.statistics import DRAWS
+
+MARKS = {HOLDS: "yes", FAILS: "no"}  # a class of the verdict's colour
+SHOWN_PAIRS = SCORES[::-1]  # eta_total first
+
+
+def write_report(run: StoredRun, analysis: Analysis, path: Path | None = None) -> Path:
+    """Writes the report, and `analysis.json` beside it.
+
+    Args:
+        run: as `read_run` reads it.
+        analysis: of it.
+        path: by default `report.html` in the run's folder.
+
+    Raises:
+        UserError: matplotlib or jinja2 is not installed.
+    """
+    try:
+        import jinja2
+
+        from kimiajax.report import figures
+    except ModuleNotFoundError as error:
+        raise UserError(f'report: {error.name} is not installed; `pip install "kimiajax[report]"`') from error
+    path = path or run.folder / "report.html"
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("kimiajax.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": text.percent, "points": _points, "p": text.p_value, "number": "{:,}".format}
+    content = environment.get_template("report.html.j2").render(context(run, analysis, figures))
+    write_text(path.parent / "analysis.json", json.dumps(analysis.as_dict(), indent=2, allow_nan=False) + "\n")
+    write_text(path, content)
+    return path
+
+
+def context(run: StoredRun, analysis: Analysis, figures: Any) -> dict[str, Any]:
+    """What the template takes, section by section."""
+    results, names = run.results, text.labels(run)
+    rows = [{**row, "label": names[row["name"]]} for row in results["rows"]]
+    guess = 1 / run.manifest.num_scans
+    scored = [row for row in rows if row["eta_p"] is not None]
+    floors = [row for row in rows if row["family"] == "floor"]
+    return {
+        "title": f"{results['preset']}: {run.folder.resolve().name}",
+        "version": __version__,
+        "headline": headline(results),
+        "warnings": warnings(run),
+        "several": len(run.seeds) > 1,
+        "seeds": results.get("seeds", [results["config"]["seed"]]),
+        "families": [
+            (text.FAMILIES[family], [_row(row, analysis, run) for row in rows if row["family"] == family])
+            for family in text.FAMILIES
+            if any(row["family"] == family for row in rows)
+        ],
+        "scores": SCORES,
+        "overview": [figures.scores_figure(rows, analysis.intervals, "eta_total", guess**2)] if scored else [],
+        "notes": text.notes(run, analysis),
+        "forests": [figures.forest_figure(analysis.pairs, names, score) for score in SHOWN_PAIRS if analysis.pairs],
+        "pairs": [(names[pair.first], names[pair.second], pair) for pair in analysis.pairs],
+        "claims": [(claim, analysis.printed[claim.name], analysis.computed[claim.name]) for claim in CLAIMS],
+        "marks": MARKS,
+        "floors": floors,
+        "margins": _margins(analysis, names, floors) if floors else [],
+        "beaten": [names[row] for row in beaten_by_histogram(analysis)],
+        "confusions": [_confusion(row, analysis, figures) for row in scored if row["family"] == "table"],
+        "more_confusions": [_confusion(row, analysis, figures) for row in scored if row["family"] != "table"],
+        "recall": [figures.recall_figure(_recalls(analysis, scored), [row["label"] for row in scored])]
+        if scored
+        else [],
+        "curves": [
+            figures.curves_figure(histories, row["label"])
+            for row in rows
+            if (histories := _histories(run, row["name"])) and any(map(any, map(dict.values, histories)))
+        ],
+        "samples": _images(run.seeds[0]["pictures"], run.folders[0], figures),
+        "distribution": figures.distribution_figure(run.manifest.counts("train"), run.manifest.counts("test")),
+        "explained": [
+            (row["label"], images)
+            for row in rows
+            if row["family"] == "table" and (images := _pictures(run, row, figures))
+        ],
+        "retrieved": [row for row in rows if row["retrieval"]],
+        "neighbours": [
+            (row["label"], _by_query(images))
+            for row in rows
+            if row["retrieval"] and (images := _pictures(run, row, figures))
+        ],
+        "elsewhere": paper.ELSEWHERE,
+        "data": _data(run),
+        "audit": run.seeds[0]["data"]["audit"],
+        "weights": [(network, _ancestry(lineage)) for network, lineage in run.seeds[0]["weights"].items()],
+        "environment": _flat(run.seeds[0]["environment"]),
+        "config": [(name, _plain(value)) for name, value in results["config"].items()],
+        "rerun": rerun(results, {name: default.as_dict() for name, (_, default) in PRESETS.items()}),
+        "draws": DRAWS,
+        "level": LEVEL,
+    }
+
+
+def warnings(run: StoredRun) -> list[str]:
+    """What stands at the top of every page."""
+    data, found = run.seeds[0]["data"], []
+    if data["synthetic"]:
+        found.append("SYNTHETIC SCANS, drawn by a program: no figure here says anything about tissue.")
+    if data["audit"] is not None and data["audit"]["failed"]:
+        found.append(f"AUDIT FAILED ({', '.join(data['audit']['failed'])}): no figure here can be relied on.")
+    kimia = (data["scans"], data["test"]) == (paper.NUM_SCANS, paper.TEST_PATCHES)
+    if not data["synthetic"] and not kimia:
+        found.append("NOT KIMIA PATH24: the paper's figures stand beside for orientation only.")
+    random = random_networks(run)
+    if random:
+        found.append(f"RANDOM WEIGHTS of {' and '.join(random)}: their rows say nothing about pre-training.")
+    if not run.results["complete"]:
+        found.append("NOT COMPLETE: rows are missing that were asked for.")
+    return found
+
+
+def _row(row: dict[str, Any], analysis: Analysis, run: StoredRun) -> dict[str, Any]:
+    intervals = analysis.intervals.get(row["name"], {})
+    return {
+        **row,
+        "intervals": intervals,
+        "spread": text.spread(row) if len(run.seeds) > 1 else None,
+        "count": text.counts(row),
+        "published": None if row["paper"] is None else [(score, row["paper"][score]) for score in SCORES],
+    }
+
+
+def _margins(analysis: Analysis, names: dict[str, str], floors: Sequence[dict[str, Any]]) -> list[Any]:
+    """Each of the table's rows with its margin over each floor, in the floors' order."""
+    found: dict[str, dict[str, Any]] = {}
+    for pair in analysis.margins:
+        found.setdefault(pair.first, {})[pair.second] = pair
+    return [(names[row], [pairs.get(floor["name"]) for floor in floors]) for row, pairs in found.items()]
+
+
+def _confusion(row: dict[str, Any], analysis: Analysis, figures: Any) -> Any:
+    return figures.confusion_figure(analysis.confusion[row["name"]], row["label"])
+
+
+def _recalls(analysis: Analysis, rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    matrices = np.stack([analysis.confusion[row["name"]] for row in rows])
+    tested = matrices.sum(axis=2)
+    return np.divide(
+        np.diagonal(matrices, axis1=1, axis2=2), tested, out=np.full(tested.shape, np.nan), where=tested > 0
+    )
+
+
+def _histories(run: StoredRun, name: str) -> list[dict[str, Any]]:
+    return [row["history"] for seed in run.seeds for row in seed["rows"] if row["name"] == name]
+
+
+def _pictures(run: StoredRun, row: dict[str, Any], figures: Any) -> list[dict[str, Any]]:
+    records = next((each["pictures"] for each in run.seeds[0]["rows"] if each["name"] == row["name"]), [])
+    return _images(records, run.folders[0], figures)
+
+
+def _images(records: Sequence[dict[str, Any]], folder: Path, figures: Any) -> list[dict[str, Any]]:
+    """Pictures with their files in them; of a copied run, some may be gone."""
+    return [
+        {**record, "source": figures.data_url((folder / record["file"]).read_bytes(), "image/png")}
+        for record in records
+        if (folder / record["file"]).exists()
+    ]
+
+
+def _by_query(images: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The pictures of each query: itself, and its nearest in their order."""
+    queries: dict[str, list[dict[str, Any]]] = {}
+    for image in images:
+        queries.setdefault(image["query"], []).append(image)
+    return list(queries.values())
+
+
+def _data(run: StoredRun) -> list[tuple[str, str]]:
+    data = run.seeds[0]["data"]
+    return [
+        ("source", data["source"]),
+        ("kind", data["kind"]),
+        ("manifest, SHA-256", data["manifest_sha256"]),
+        ("pixels, SHA-256", _plain(data["pixels_sha256"])),
+        ("rules", _plain(data["rules"])),
+        ("scans", ", ".join(data["names"])),
+    ]
+
+
+def _ancestry(lineage: dict[str, Any]) -> list[list[tuple[str, str]]]:
+    """Weights, and what each of them came from, the latest first."""
+    found = []
+    while lineage:
+        found.append([(key, _plain(value)) for key, value in lineage.items() if key != "parent" and value is not None])
+        lineage = lineage.get("parent")
+    return found
+
+
+def _flat(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(name, _plain(value)) for name, value in record.items() if value is not None]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items() if each is not None)
+    return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.2f}"

@@ -1,0 +1,150 @@
+"""A run's files, read again: what it says, checked against what it holds."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kimiajax.data.manifest import Manifest, read_manifest
+from kimiajax.errors import UserError
+from kimiajax.files import sha256_file
+from kimiajax.report.results import SCHEMA_VERSION
+from kimiajax.scoring import Truth, join, read_predictions
+from kimiajax.shapes import Bool, Int
+
+READS = (4, SCHEMA_VERSION)  # of results.json; 4 had no floors, no retrieval and no pictures
+LATER = {"family": "table", "retrieval": None, "pictures": []}  # what rows have since
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRun:
+    """A run of one seed or of several.
+
+    Attributes:
+        folder: where it lies.
+        results: the content of its `results.json`.
+        seeds: the same of each seed, in their order; of one seed, that alone.
+        folders: where each seed's files lie.
+        manifest: the patches of the first seed, and so the test patches of all.
+        predicted: the predicted scan of each test patch by row, [seeds patches], of rows that have an accuracy.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+    seeds: tuple[dict[str, Any], ...]
+    folders: tuple[Path, ...]
+    manifest: Manifest
+    predicted: dict[str, Int[np.ndarray, "k n"]]
+
+    @cached_property
+    def scans(self) -> Int[np.ndarray, " n"]:
+        """The true scan of each test patch."""
+        return self.manifest.labels("test")
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The rows of `results.json`, by name."""
+        return {row["name"]: row for row in self.results["rows"]}
+
+    def family(self, name: str) -> dict[str, Bool[np.ndarray, "k n"]]:
+        """Which patches each row of a family got right, of those that have an accuracy."""
+        rows = self.rows
+        return {row: guess == self.scans for row, guess in self.predicted.items() if rows[row]["family"] == name}
+
+
+def read_run(folder: str | Path) -> StoredRun:
+    """Reads what `kimiajax table` left in a folder.
+
+    Raises:
+        UserError: there is no run, one of a version that is not read, one whose files were changed since or are
+            missing, or several seeds that were tested on other patches.
+    """
+    folder = Path(folder)
+    results = _read_results(folder)
+    folders = tuple(folder / name for name in results.get("runs", ["."]))
+    seeds = tuple(_read_results(each) for each in folders) if "runs" in results else (results,)
+    manifests = [_read_manifest(*each) for each in zip(folders, seeds)]
+    truths = [
+        Truth(each, tuple(p.patch_id for p in m.split("test")), m.labels("test"), m.num_scans)
+        for each, m in zip(folders, manifests)
+    ]
+    for truth in truths[1:]:
+        if set(truth.patch_ids) != set(truths[0].patch_ids):
+            raise UserError(
+                f"{folder}: {folders[0].name} and {truth.path.name} were tested on other patches, so they are no seeds "
+                "of one run; give one of them"
+            )
+    predicted = {}
+    for row in results["rows"]:
+        if row["eta_p"] is None:
+            continue
+        each_seed = [_predictions(at, found, row["name"], truths[0]) for at, found in zip(folders, seeds)]
+        predicted[row["name"]] = np.stack(each_seed).astype(np.int32)
+    return StoredRun(folder, results, seeds, folders, manifests[0], predicted)
+
+
+def _read_results(folder: Path) -> dict[str, Any]:
+    path = folder / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        version = results["schema_version"]
+        rows = [dict(row) for row in results["rows"]]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; give the folder of a run, as `kimiajax table` leaves it") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: no results of this program, or damaged ({type(error).__name__}); run it anew"
+        ) from error
+    if version not in READS:
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        remedy = "use a newer kimiajax" if newer else "compute the table again"
+        raise UserError(f"{path}: of schema version {version}, and {READS[0]} to {READS[-1]} are read here; {remedy}")
+    return {"pictures": [], **results, "rows": [{**LATER, **row} for row in rows]}
+
+
+def _read_manifest(folder: Path, results: dict[str, Any]) -> Manifest:
+    manifest = read_manifest(folder / "manifest.csv")
+    if manifest.sha256 != results["data"]["manifest_sha256"]:
+        raise UserError(f"{folder}: manifest.csv is not the one that results.json was computed with; run it again")
+    return manifest
+
+
+def _predictions(folder: Path, results: dict[str, Any], row: str, truth: Truth) -> Int[np.ndarray, " n"]:
+    path = folder / "predictions" / f"{row}.csv"
+    entry = next(each for each in results["rows"] if each["name"] == row)
+    predictions = read_predictions(path)
+    if sha256_file(path) != entry["predictions_sha256"]:
+        raise UserError(f"{path}: was changed since results.json was written; the same `kimiajax table` mends it")
+    return join(predictions, truth)
+
+
+def rerun(results: dict[str, Any], presets: dict[str, Any]) -> str:
+    """The command that computes a run again: its preset, and every setting in which it departs from that.
+
+    Args:
+        results: of the run.
+        presets: the settings of each preset, by name.
+    """
+    default = presets[results["preset"]]
+    return " ".join(["kimiajax table", results["preset"], *_flags(results["config"], default)])
+
+
+def _flags(config: dict[str, Any], default: dict[str, Any]) -> Iterator[str]:
+    own = json.loads(json.dumps(default))
+    for name, value in config.items():
+        if name not in own or value == own[name] or name in ("fresh", "cache", "process", "processes", "coordinator"):
+            continue
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            yield flag if value else flag.replace("--", "--no-", 1)
+        else:
+            yield " ".join([flag, *map(_quoted, value if isinstance(value, list) else [value])])
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    return f"'{text}'" if any(character in text for character in " '\"$&;()*") else text

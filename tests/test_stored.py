@@ -1,0 +1,120 @@
+"""Stored runs, read again: what is checked, and which versions."""
+
+import json
+
+import numpy as np
+import pytest
+from stored_runs import manifest_of, predictions_of, write_run
+
+from kimiajax.config import PRESETS
+from kimiajax.errors import UserError
+from kimiajax.report.stored import read_run, rerun
+
+TESTED = [4, 3, 5]
+
+
+@pytest.fixture
+def stored(tmp_path, rng):
+    manifest = manifest_of(TESTED)
+    guess = predictions_of(rng, manifest.labels("test"), 3, 0.6)
+    write_run(tmp_path / "run", manifest, {"cnn": guess, "tl_vgg16": None, "floor_lbp": guess})
+    return tmp_path / "run"
+
+
+def rewrite(folder, **changes):
+    path = folder / "results.json"
+    results = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({name: value for name, value in results.items() if value is not ...}))
+
+
+def test_what_was_written_is_read(stored):
+    run = read_run(stored)
+    assert {row: guess.shape for row, guess in run.predicted.items()} == {"cnn": (1, 12), "floor_lbp": (1, 12)}
+    assert list(run.rows) == ["cnn", "tl_vgg16", "floor_lbp"]
+    assert list(run.family("floor")) == ["floor_lbp"]
+    assert run.family("table")["cnn"].mean() == pytest.approx(run.rows["cnn"]["eta_p"])
+
+
+def test_a_run_of_several_seeds_has_the_predictions_of_each(tmp_path, rng):
+    manifest = manifest_of(TESTED)
+    guesses = np.stack([predictions_of(rng, manifest.labels("test"), 3, 0.6) for _ in range(3)])
+    write_run(tmp_path / "run", manifest, {"cnn": guesses}, seeds=3)
+    run = read_run(tmp_path / "run")
+    np.testing.assert_array_equal(run.predicted["cnn"], guesses)
+    assert [results["config"]["seed"] for results in run.seeds] == [0, 1, 2]
+    assert run.rows["cnn"]["eta_p"] == pytest.approx((guesses == run.scans).mean())
+    one = read_run(tmp_path / "run" / "seed-1")
+    np.testing.assert_array_equal(one.predicted["cnn"], guesses[1:2])
+
+
+def test_the_version_before_is_read_as_one_without_floors_and_pictures(stored):
+    results = json.loads((stored / "results.json").read_text())
+    rows = [row for row in results["rows"] if row["name"] == "cnn"]
+    for name in ("family", "retrieval", "pictures"):
+        del rows[0][name]
+    rewrite(stored, schema_version=4, rows=rows, pictures=...)
+    run = read_run(stored)
+    assert run.rows["cnn"]["family"] == "table"
+    assert run.results["pictures"] == run.rows["cnn"]["pictures"] == []
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (3, "of schema version 3, and 4 to 5 are read here; compute the table again"),
+        (6, "of schema version 6, and 4 to 5 are read here; use a newer kimiajax"),
+        (None, "of schema version None"),
+    ],
+)
+def test_other_versions_are_refused_and_never_guessed(stored, version, message):
+    rewrite(stored, schema_version=version)
+    with pytest.raises(UserError, match=message):
+        read_run(stored)
+
+
+def test_damage_is_named(stored, tmp_path):
+    with pytest.raises(UserError, match=r"nowhere/results.json: no such file; give the folder of a run"):
+        read_run(tmp_path / "nowhere")
+    path = stored / "predictions" / "cnn.csv"
+    before = path.read_text()
+    path.write_text(before.replace(",0\n", ",1\n", 1))
+    with pytest.raises(UserError, match=r"cnn.csv: was changed since results.json was written"):
+        read_run(stored)
+    path.write_text("\n".join(before.splitlines()[:-1]) + "\n")
+    with pytest.raises(UserError, match=r"cnn.csv"):
+        read_run(stored)
+    path.write_text(before)
+    rewrite(stored, rows="x")
+    with pytest.raises(UserError, match=r"results.json: no results of this program, or damaged"):
+        read_run(stored)
+    (stored / "results.json").write_text("{")
+    with pytest.raises(UserError, match=r"results.json: no results of this program, or damaged"):
+        read_run(stored)
+
+
+def test_another_manifest_is_noticed(stored):
+    manifest_of(TESTED, pixels="b").write(stored / "manifest.csv")
+    with pytest.raises(UserError, match=r"manifest.csv is not the one"):
+        read_run(stored)
+
+
+def test_seeds_that_were_tested_on_other_patches_are_no_run(tmp_path, rng):
+    manifest = manifest_of(TESTED)
+    guesses = np.stack([predictions_of(rng, manifest.labels("test"), 3, 0.6) for _ in range(2)])
+    write_run(tmp_path / "run", manifest, {"cnn": guesses}, seeds=2)
+    other = manifest_of([4, 4, 4])
+    write_run(tmp_path / "run" / "seed-1", other, {"cnn": predictions_of(rng, other.labels("test"), 3, 0.6)})
+    with pytest.raises(UserError, match="tested on other patches"):
+        read_run(tmp_path / "run")
+
+
+def test_the_command_that_computes_a_run_again_names_what_departs_from_its_preset():
+    presets = {name: default.as_dict() for name, (_, default) in PRESETS.items()}
+    config = {**presets["quick"], "scans": "my scans.h5", "epochs": 3, "cache_frozen": False, "fresh": True}
+    config = json.loads(json.dumps({**config, "rows": ["cnn", "fe_vgg16"]}))
+    assert rerun({"preset": "quick", "config": config}, presets) == (
+        "kimiajax table quick --scans 'my scans.h5' --rows cnn fe_vgg16 --epochs 3 --no-cache-frozen"
+    )
+    assert (
+        rerun({"preset": "demo", "config": json.loads(json.dumps(presets["demo"]))}, presets) == "kimiajax table demo"
+    )
