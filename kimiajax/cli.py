@@ -1,22 +1,19 @@
 """`kimiajax COMMAND`: the only reader of arguments, and where an error becomes a line and an exit status."""
 
-import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from kimiajax import __version__, memory, processes
+from kimiajax import __version__, commands, memory, processes
 from kimiajax.errors import UserError
 from kimiajax.interruption import Interrupted, Interruption
 
 if TYPE_CHECKING:
-    from kimiajax.config import ExplainConfig, ExportConfig, TableConfig
+    from kimiajax.config import TableConfig
 
-T = TypeVar("T")
 USAGE = """\
 usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -h` lists the presets
        kimiajax blocks NETWORK [--blocks PRESET]   its blocks: parameters, FLOPs, and what trains
@@ -26,6 +23,8 @@ usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -
        kimiajax report RUN                  one file with what a run shows, and how surely; or its table as text
        kimiajax compare RUN RUN             which rows of two runs differ by more than chance
        kimiajax score FILE.csv --truth PATH   predictions from anywhere, in both official forms of eta_w
+       kimiajax features NETWORK --scans PATH --out DIR   a block's outputs for any patches, as an array
+       kimiajax predict RUN/ROW IMAGES...   what a finished row says of other images, and where it looks
        kimiajax parity NETWORK --reference keras|torch --weights FILE|random   proof that a network is the reference's
        kimiajax bench [WORKLOAD ...] [--peers all]   how fast it runs, alone or beside others; from the source tree
        kimiajax --version
@@ -33,7 +32,6 @@ usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -
 
 USER_ERROR, BUG, INTERRUPTED = 2, 1, 130
 PARITY_FAILED, PARITY_NOT_RUN = 3, 4
-AUDIT_FAILED = 3
 ROW_FAILED = 3
 TERMINATED = 143
 
@@ -107,13 +105,17 @@ def _run(command: str, arguments: list[str], debug: bool) -> int:
         case "blocks":
             _blocks(arguments)
         case "data":
-            return _data(arguments)
+            return commands.data(arguments)
         case "report":
-            _report(arguments)
+            commands.report(arguments)
         case "compare":
-            _compare(arguments)
+            commands.compare(arguments)
         case "score":
-            _score(arguments)
+            commands.score(arguments)
+        case "features":
+            commands.features(arguments)
+        case "predict":
+            commands.predict(arguments)
         case "parity":
             return _parity(arguments)
         case "bench":
@@ -219,177 +221,6 @@ def _blocks(arguments: list[str]) -> None:
     mode = f"; frozen batch normalisation: {blocks.frozen_bn}" if backbone.statistics else ""
     sys.stdout.reconfigure(errors="replace")
     print(render_blocks(entries, f"{chosen}{mode}."))
-
-
-def _data(arguments: list[str]) -> int:
-    from kimiajax.config import AuditConfig, ExplainConfig, ExportConfig
-
-    what = arguments[0] if arguments else ""
-    commands = {
-        "audit": (_audit, AuditConfig, "Whether the data can be trusted: layout, leaks, damage, counts."),
-        "explain": (_explain, ExplainConfig, "How many training patches each reading of the rules leaves."),
-        "export": (_export, ExportConfig, "The patches as a folder of images with its manifest."),
-    }
-    if what in ("-h", "--help"):
-        print("usage: kimiajax data audit|explain|export --scans PATH; `kimiajax data audit -h` lists the flags")
-        return 0
-    if what not in commands:
-        raise UserError(f"data {what or 'COMMAND'}: no such command; choose from {', '.join(commands)}")
-
-    import tyro
-
-    run, kind, description = commands[what]
-    config = tyro.cli(kind, prog=f"kimiajax data {what}", description=description, args=arguments[1:])
-    if config.scans is None:
-        raise UserError(f"data {what} needs --scans PATH: a scan file, a folder of images, or a folder of whole slides")
-    status = run(config)
-    return status or 0
-
-
-def _audit(config: "AuditConfig") -> int:
-    from kimiajax.data.audit import FAILED, run_audit
-    from kimiajax.data.manifest import read_manifest
-    from kimiajax.files import write_text
-    from kimiajax.models.weights import default_cache
-    from kimiajax.progress import for_terminal
-    from kimiajax.report.data import render_audit
-
-    config.check_scans()
-    audit = run_audit(
-        config.scans,
-        config.patch_size,
-        config.mpp,
-        manifest=None if config.manifest is None else read_manifest(config.manifest),
-        official=config.official,
-        cache=config.cache or default_cache(),
-        progress=for_terminal(),
-    )
-    record = (config.out or Path("runs") / "audit" / config.scans.stem) / "audit.json"
-    write_text(record, json.dumps(audit.as_dict(), indent=2) + "\n")
-    sys.stdout.reconfigure(errors="replace")
-    print(render_audit(audit))
-    print(f"written to {record}")
-    return AUDIT_FAILED if audit.verdict == FAILED else 0
-
-
-def _explain(config: "ExplainConfig") -> None:
-    from kimiajax.data.explain import BACKGROUND, count_patches
-    from kimiajax.data.opening import open_scans
-    from kimiajax.data.patches import survey
-    from kimiajax.data.source import Gridded
-    from kimiajax.models.weights import default_cache
-    from kimiajax.progress import for_terminal
-    from kimiajax.report.data import render_counts
-
-    config.check_scans()
-    with open_scans(config.scans, config.patch_size, config.mpp) as source:
-        if not isinstance(source, Gridded):
-            raise UserError(f"{source.path}: a {source.kind} holds patches that were cut already; give the scans")
-        surveys = survey(source, BACKGROUND, cache=config.cache or default_cache(), track=for_terminal().track)
-        test = source.test_patches()
-        held_out = None if test is None else [sum(p.scan == scan for p in test) for scan in range(len(source))]
-    print(render_counts(count_patches(surveys), source.names, held_out, config.background))
-
-
-def _export(config: "ExportConfig") -> None:
-    from kimiajax.data.export import export_patches
-    from kimiajax.data.manifest import read_manifest
-    from kimiajax.data.opening import open_scans
-    from kimiajax.data.patches import cut_patches
-    from kimiajax.models.weights import default_cache
-    from kimiajax.progress import for_terminal
-
-    config.check_patches()
-    if config.out is None:
-        raise UserError("data export needs --out DIR, the folder to write")
-    track = for_terminal().track
-    with open_scans(config.scans, config.patch_size, config.mpp) as source:
-        if config.manifest is not None:
-            manifest = read_manifest(config.manifest)
-        else:
-            manifest = cut_patches(source, config.rules(), cache=config.cache or default_cache(), track=track)
-        manifest = export_patches(source, manifest, config.out, track=track)
-    train, test = (len(manifest.split(split)) for split in ("train", "test"))
-    print(f"{train:,} training and {test:,} test patches written to {config.out}")
-
-
-def _report(arguments: list[str]) -> None:
-    from kimiajax.config import ReportConfig
-
-    (folder,), flags = _leading(arguments, "report", "RUN", 1)
-    config = _flags(ReportConfig, "report RUN", "What a run shows, and how surely, from its stored results.", flags)
-
-    from kimiajax.analysis import analyse
-    from kimiajax.files import write_text
-    from kimiajax.report.stored import read_run
-    from kimiajax.report.text import FORMATS
-
-    run = read_run(folder)
-    if config.format == "html":
-        from kimiajax.report.html import write_report
-
-        print(f"written to {write_report(run, analyse(run), config.out)}")
-        return
-    text = FORMATS[config.format](run, analyse(run))
-    if config.out is None:
-        print(text)
-    else:
-        write_text(config.out, text + "\n")
-
-
-def _compare(arguments: list[str]) -> None:
-    from kimiajax.config import CompareConfig
-
-    folders, flags = _leading(arguments, "compare", "RUN RUN", 2)
-    config = _flags(CompareConfig, "compare RUN RUN", "Which rows of two runs differ by more than chance.", flags)
-
-    from kimiajax.compare import compare_runs
-    from kimiajax.report.compared import render_comparison
-    from kimiajax.report.stored import read_run
-
-    comparison = compare_runs(*map(read_run, folders))
-    sys.stdout.reconfigure(errors="replace")
-    print(render_comparison(comparison))
-    _write_json(config.out, comparison.as_dict())
-
-
-def _score(arguments: list[str]) -> None:
-    from kimiajax.config import ScoreConfig
-
-    (predictions,), flags = _leading(arguments, "score", "PREDICTIONS.csv", 1)
-    config = _flags(ScoreConfig, "score PREDICTIONS.csv", "Scores of predictions, in both forms of eta_w.", flags)
-
-    from kimiajax.report.scores import render_score
-    from kimiajax.scoring import score
-
-    scored = score(predictions, config.truth)
-    sys.stdout.reconfigure(errors="replace")
-    print(render_score(scored))
-    _write_json(config.out, scored.as_dict())
-
-
-def _leading(arguments: list[str], command: str, names: str, count: int) -> tuple[list[str], list[str]]:
-    """The first arguments of a command, which are no flags, and the others."""
-    if arguments[:1] in (["-h"], ["--help"]):
-        return [""] * count, arguments
-    given = [argument for argument in arguments[:count] if not argument.startswith("-")]
-    if len(given) < count:
-        raise UserError(f"{command}: needs {names} before any flag; `kimiajax {command} -h` lists the flags")
-    return given, arguments[count:]
-
-
-def _flags(kind: type[T], command: str, description: str, arguments: list[str]) -> T:
-    import tyro
-
-    return tyro.cli(kind, prog=f"kimiajax {command}", description=description, args=arguments)
-
-
-def _write_json(path: Path | None, content: dict[str, object]) -> None:
-    from kimiajax.files import write_text
-
-    if path is not None:
-        write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-        print(f"written to {path}")
 
 
 def _parity(arguments: list[str]) -> int:

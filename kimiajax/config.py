@@ -320,6 +320,71 @@ class AuditConfig(ScansConfig):
 
 
 @dataclass(frozen=True)
+class FeaturesConfig(PatchConfig):
+    """Settings of an export of features."""
+
+    scans: Path | None = None
+    """A scan file, a folder of images laid out train/s0/*.png, one of whole slides, an image, or any folder of them."""
+    seed: int = 0
+    """Of the draw of patches, and of random weights."""
+    patches_per_scan: int | Literal["all"] = "all"
+    """Training patches drawn from each scan."""
+    tap: str | None = None
+    """The block whose outputs are written; by default that of the paper's features, VGG16's fc2."""
+    weights: str = "imagenet"
+    """`imagenet`, `random`, or the path of a converted checkpoint, a file that Keras saved, or a .safetensors file."""
+    image_size: int = 224
+    """Side of the network's input in pixels."""
+    resize: Literal["nearest", "bilinear", "box", "reduce_bilinear"] = "box"
+    """Filter from patch to input, as Pillow defines it; reduce_bilinear, in two of its steps, is the fastest."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of convolutions and matrix products; features are written as float32 always."""
+    conv: Literal["auto", "plain", "fast"] = "auto"
+    """How the network convolves: as XLA does, or on a CPU by Winograd's algorithm; auto measures which is faster."""
+    out: Path | None = None
+    """The folder to write; it must not exist yet."""
+
+    def validate(self) -> None:
+        """Raises UserError for the first setting that is out of its range."""
+        self.check_patches()
+        _check_least(self, image_size=1)
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Settings of predictions by a finished row."""
+
+    split: Literal["all", "train", "test"] = "all"
+    """Of scans, both kinds of patches, or those of one."""
+    patches_per_scan: int | Literal["all"] = "all"
+    """Training patches drawn from each scan, by the run's own rules."""
+    patch_size: int | None = None
+    """Side of a patch in pixels, of slides cut, of images checked; by default that of the run's patches."""
+    mpp: float | None = None
+    """Microns per pixel at which whole slides are read; by default the run's."""
+    weights: str | None = None
+    """The weights that an SVM's features come from, where they are not any more where the run found them."""
+    out: Path | None = None
+    """A .csv file to write the predictions to, with every scan's score."""
+    grad_cam: Path | None = None
+    """A folder to write, with a picture of each patch and where the network looks in it; it must not exist yet."""
+    layer: str | None = None
+    """Of these pictures: a block, or `keras-vis`; by default the last block that has a height and a width."""
+    cache: Path | None = None
+    """Folder for what serves again: surveys, patches, weights, features; by default the user's cache folder."""
+
+    def validate(self) -> None:
+        """Raises UserError for the first setting that is out of its range."""
+        _check_least(self, patches_per_scan=1, patch_size=1)
+        if self.mpp is not None and not 0 < self.mpp < float("inf"):
+            raise UserError(f"--mpp {self.mpp}: must be above 0 and finite")
+        if self.layer is not None and self.grad_cam is None:
+            raise UserError(f"--layer {self.layer}: is for --grad-cam")
+        if self.out is not None and (self.out.suffix != ".csv" or self.out.is_dir()):
+            raise UserError(f"--out {self.out}: must be a .csv file")
+
+
+@dataclass(frozen=True)
 class ScoreConfig:
     """Settings of a score."""
 

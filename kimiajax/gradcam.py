@@ -88,7 +88,7 @@ def grad_cam(
             without a head.
     """
     backbone, number = classifier.backbone, len(images)
-    path = _path(backbone, layer)
+    path = path_of(backbone, layer)
     shape = (*images.shape, 3) if images.dtype == np.uint8 else images.shape
     if not number or shape != (number, *shape[1:2], *shape[1:2], 3):
         raise UserError(f"images of shape {images.shape}: give uint8 [n s s] or floats [n s s 3], at least one")
@@ -201,7 +201,7 @@ def _spatial(backbone: Backbone) -> tuple[str, ...]:
     return tuple(block for block in blocks if len(shapes[block]) == 3)
 
 
-def _path(backbone: Backbone, layer: str | None) -> tuple[str, ...]:
+def path_of(backbone: Backbone, layer: str | None) -> tuple[str, ...]:
     """The module that a layer is the output of."""
     named = LAYERS[backbone.name]
     if layer is None or layer == KERAS_VIS:

@@ -28,12 +28,16 @@ class LinearSVM:
 
     def predict(self, features: Float[np.ndarray, "n d"]) -> Int[np.ndarray, " n"]:
         """The scan with most votes; of several, the first."""
+        return self.classes[self.votes(features).argmax(axis=1)]
+
+    def votes(self, features: Float[np.ndarray, "n d"]) -> Int[np.ndarray, "n k"]:
+        """How many pairs vote for each of `classes`; together, all k (k - 1) / 2 of them."""
         first, second = np.triu_indices(len(self.classes), k=1)
         for_first = features.astype(np.float64) @ self.coef.T + self.intercept > 0  # [n p]
         votes = np.zeros((len(features), len(self.classes)), np.int64)
         rows = np.arange(len(features))[:, None]
         np.add.at(votes, (rows, np.where(for_first, first, second)), 1)
-        return self.classes[votes.argmax(axis=1)]
+        return votes
 
 
 def fit_linear_svm(

@@ -16,6 +16,9 @@ def test_the_saved_arrays_predict_as_scikit_learns_svc_does(rng, classes, gram_b
     svc = SVC(kernel="linear", C=1.0).fit(train, labels)
     assert len(np.unique(svc.predict(test))) == classes
     np.testing.assert_array_equal(svm.predict(test), svc.predict(test))
+    votes = svm.votes(test)
+    np.testing.assert_array_equal(votes.sum(axis=1), classes * (classes - 1) // 2)
+    np.testing.assert_array_equal(svm.classes[votes.argmax(axis=1)], svm.predict(test))
     sign = -1 if classes == 2 else 1
     np.testing.assert_allclose(svm.coef, sign * svc.coef_, atol=1e-2 * np.abs(svc.coef_).max())  # LIBSVM's tolerance
 

@@ -99,7 +99,7 @@ class Folder(Source):
 
     def _find_patches(self, split: Split, scan: int, folder: Path) -> list[Patch]:
         patches = []
-        for file in sorted(walk(folder), key=lambda file: _natural(file.relative_to(folder))):
+        for file in sorted(walk(folder), key=lambda file: natural(file.relative_to(folder))):
             name = f"{split}/s{scan}/{file.relative_to(folder).with_suffix('').as_posix()}"
             if file.suffix.lower() not in IMAGES:
                 raise UserError(f"{file}: is no image ({', '.join(IMAGES)}); move it elsewhere")
@@ -188,6 +188,6 @@ def _folders_of(path: Path, split: Split) -> list[Path]:
     return [entry for entry in entries if split in entry.name.lower() and entry.is_dir()]
 
 
-def _natural(path: Path) -> list[tuple[int, int | str]]:
+def natural(path: Path) -> list[tuple[int, int | str]]:
     """Sorts numbers within names as numbers."""
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", path.as_posix()) if part]

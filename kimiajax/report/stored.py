@@ -64,9 +64,9 @@ def read_run(folder: str | Path) -> StoredRun:
             missing, or several seeds that were tested on other patches.
     """
     folder = Path(folder)
-    results = _read_results(folder)
+    results = read_results(folder)
     folders = tuple(folder / name for name in results.get("runs", ["."]))
-    seeds = tuple(_read_results(each) for each in folders) if "runs" in results else (results,)
+    seeds = tuple(read_results(each) for each in folders) if "runs" in results else (results,)
     manifests = [_read_manifest(*each) for each in zip(folders, seeds)]
     truths = [
         Truth(each, tuple(p.patch_id for p in m.split("test")), m.labels("test"), m.num_scans)
@@ -87,7 +87,12 @@ def read_run(folder: str | Path) -> StoredRun:
     return StoredRun(folder, results, seeds, folders, manifests[0], predicted)
 
 
-def _read_results(folder: Path) -> dict[str, Any]:
+def read_results(folder: Path) -> dict[str, Any]:
+    """The content of a folder's `results.json`; what older versions had not is empty.
+
+    Raises:
+        UserError: there is none, it is damaged, or of a version that is not read.
+    """
     path = folder / "results.json"
     try:
         results = json.loads(path.read_text(encoding="utf-8"))

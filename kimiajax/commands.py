@@ -1,0 +1,274 @@
+"""The commands that look at data and at what runs left, and those for a user's own patches, by their arguments.
+
+What each needs is imported when it is called, so that `kimiajax --help` is quick.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from kimiajax.errors import UserError
+
+if TYPE_CHECKING:
+    from kimiajax.config import AuditConfig, ExplainConfig, ExportConfig
+
+AUDIT_FAILED = 3
+T = TypeVar("T")
+
+
+def data(arguments: list[str]) -> int:
+    """The commands under `data`; the exit status."""
+    from kimiajax.config import AuditConfig, ExplainConfig, ExportConfig
+
+    what = arguments[0] if arguments else ""
+    commands = {
+        "audit": (_audit, AuditConfig, "Whether the data can be trusted: layout, leaks, damage, counts."),
+        "explain": (_explain, ExplainConfig, "How many training patches each reading of the rules leaves."),
+        "export": (_export, ExportConfig, "The patches as a folder of images with its manifest."),
+    }
+    if what in ("-h", "--help"):
+        print("usage: kimiajax data audit|explain|export --scans PATH; `kimiajax data audit -h` lists the flags")
+        return 0
+    if what not in commands:
+        raise UserError(f"data {what or 'COMMAND'}: no such command; choose from {', '.join(commands)}")
+
+    import tyro
+
+    run, kind, description = commands[what]
+    config = tyro.cli(kind, prog=f"kimiajax data {what}", description=description, args=arguments[1:])
+    if config.scans is None:
+        raise UserError(f"data {what} needs --scans PATH: a scan file, a folder of images, or a folder of whole slides")
+    status = run(config)
+    return status or 0
+
+
+def _audit(config: "AuditConfig") -> int:
+    from kimiajax.data.audit import FAILED, run_audit
+    from kimiajax.data.manifest import read_manifest
+    from kimiajax.files import write_text
+    from kimiajax.models.weights import default_cache
+    from kimiajax.progress import for_terminal
+    from kimiajax.report.data import render_audit
+
+    config.check_scans()
+    audit = run_audit(
+        config.scans,
+        config.patch_size,
+        config.mpp,
+        manifest=None if config.manifest is None else read_manifest(config.manifest),
+        official=config.official,
+        cache=config.cache or default_cache(),
+        progress=for_terminal(),
+    )
+    record = (config.out or Path("runs") / "audit" / config.scans.stem) / "audit.json"
+    write_text(record, json.dumps(audit.as_dict(), indent=2) + "\n")
+    sys.stdout.reconfigure(errors="replace")
+    print(render_audit(audit))
+    print(f"written to {record}")
+    return AUDIT_FAILED if audit.verdict == FAILED else 0
+
+
+def _explain(config: "ExplainConfig") -> None:
+    from kimiajax.data.explain import BACKGROUND, count_patches
+    from kimiajax.data.opening import open_scans
+    from kimiajax.data.patches import survey
+    from kimiajax.data.source import Gridded
+    from kimiajax.models.weights import default_cache
+    from kimiajax.progress import for_terminal
+    from kimiajax.report.data import render_counts
+
+    config.check_scans()
+    with open_scans(config.scans, config.patch_size, config.mpp) as source:
+        if not isinstance(source, Gridded):
+            raise UserError(f"{source.path}: a {source.kind} holds patches that were cut already; give the scans")
+        surveys = survey(source, BACKGROUND, cache=config.cache or default_cache(), track=for_terminal().track)
+        test = source.test_patches()
+        held_out = None if test is None else [sum(p.scan == scan for p in test) for scan in range(len(source))]
+    print(render_counts(count_patches(surveys), source.names, held_out, config.background))
+
+
+def _export(config: "ExportConfig") -> None:
+    from kimiajax.data.export import export_patches
+    from kimiajax.data.manifest import read_manifest
+    from kimiajax.data.opening import open_scans
+    from kimiajax.data.patches import cut_patches
+    from kimiajax.models.weights import default_cache
+    from kimiajax.progress import for_terminal
+
+    config.check_patches()
+    if config.out is None:
+        raise UserError("data export needs --out DIR, the folder to write")
+    track = for_terminal().track
+    with open_scans(config.scans, config.patch_size, config.mpp) as source:
+        if config.manifest is not None:
+            manifest = read_manifest(config.manifest)
+        else:
+            manifest = cut_patches(source, config.rules(), cache=config.cache or default_cache(), track=track)
+        manifest = export_patches(source, manifest, config.out, track=track)
+    train, test = (len(manifest.split(split)) for split in ("train", "test"))
+    print(f"{train:,} training and {test:,} test patches written to {config.out}")
+
+
+def report(arguments: list[str]) -> None:
+    """What a run shows, and how surely."""
+    from kimiajax.config import ReportConfig
+
+    (folder,), flags = _leading(arguments, "report", "RUN", 1)
+    config = _flags(ReportConfig, "report RUN", "What a run shows, and how surely, from its stored results.", flags)
+
+    from kimiajax.analysis import analyse
+    from kimiajax.files import write_text
+    from kimiajax.report.stored import read_run
+    from kimiajax.report.text import FORMATS
+
+    run = read_run(folder)
+    if config.format == "html":
+        from kimiajax.report.html import write_report
+
+        print(f"written to {write_report(run, analyse(run), config.out)}")
+        return
+    text = FORMATS[config.format](run, analyse(run))
+    if config.out is None:
+        print(text)
+    else:
+        write_text(config.out, text + "\n")
+
+
+def compare(arguments: list[str]) -> None:
+    """Which rows of two runs differ by more than chance."""
+    from kimiajax.config import CompareConfig
+
+    folders, flags = _leading(arguments, "compare", "RUN RUN", 2)
+    config = _flags(CompareConfig, "compare RUN RUN", "Which rows of two runs differ by more than chance.", flags)
+
+    from kimiajax.compare import compare_runs
+    from kimiajax.report.compared import render_comparison
+    from kimiajax.report.stored import read_run
+
+    comparison = compare_runs(*map(read_run, folders))
+    sys.stdout.reconfigure(errors="replace")
+    print(render_comparison(comparison))
+    _write_json(config.out, comparison.as_dict())
+
+
+def score(arguments: list[str]) -> None:
+    """Predictions from anywhere."""
+    from kimiajax.config import ScoreConfig
+
+    (predictions,), flags = _leading(arguments, "score", "PREDICTIONS.csv", 1)
+    config = _flags(ScoreConfig, "score PREDICTIONS.csv", "Scores of predictions, in both forms of eta_w.", flags)
+
+    from kimiajax.report.scores import render_score
+    from kimiajax.scoring import score
+
+    scored = score(predictions, config.truth)
+    sys.stdout.reconfigure(errors="replace")
+    print(render_score(scored))
+    _write_json(config.out, scored.as_dict())
+
+
+def features(arguments: list[str]) -> None:
+    """A network's features of patches from anywhere."""
+    from kimiajax.config import FeaturesConfig
+
+    (network,), flags = _leading(arguments, "features", "NETWORK", 1)
+    config = _flags(FeaturesConfig, "features NETWORK", "A block's outputs for all patches, as one array.", flags)
+    config.validate()
+    if config.scans is None:
+        raise UserError("features needs --scans PATH: a scan file, a folder of whole slides, an image, or a folder")
+    if config.out is None:
+        raise UserError("features needs --out DIR, the folder to write")
+
+    from kimiajax.data.manifest import read_manifest
+    from kimiajax.feature_files import export_features
+    from kimiajax.models.weights import default_cache
+    from kimiajax.programs import keep_programs
+    from kimiajax.progress import for_terminal
+
+    cache = config.cache or default_cache()
+    keep_programs(cache)
+    record = export_features(
+        network,
+        config.scans,
+        config.out,
+        tap=config.tap,
+        weights=config.weights,
+        image_size=config.image_size,
+        resize=config.resize,
+        rules=config.rules(),
+        manifest=None if config.manifest is None else read_manifest(config.manifest),
+        precision=config.precision,
+        conv=config.conv,
+        seed=config.seed,
+        patch_size=config.patch_size,
+        mpp=config.mpp,
+        cache=cache,
+        progress=for_terminal(),
+    )
+    shape = " x ".join(map(str, record["shape"]))
+    print(f"{record['tap']} of {network}, {shape}, written to {config.out}")
+
+
+def predict(arguments: list[str]) -> None:
+    """What a finished row says of patches from anywhere."""
+    from kimiajax.config import PredictConfig
+
+    named = next((k for k, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    (row, *images), flags = _leading(arguments, "predict", "RUN/ROW and IMAGES", max(named, 2))
+    command = "predict RUN/ROW IMAGES..."
+    config = _flags(PredictConfig, command, "What a finished row of a run predicts for patches from anywhere.", flags)
+    config.validate()
+
+    from kimiajax.apply import apply_row, write_predictions_csv
+    from kimiajax.models.weights import default_cache
+    from kimiajax.programs import keep_programs
+    from kimiajax.progress import for_terminal
+    from kimiajax.report.applied import render_applied
+
+    cache = config.cache or default_cache()
+    keep_programs(cache)
+    applied = apply_row(
+        row,
+        images,
+        weights=config.weights,
+        split=config.split,
+        patches_per_scan=config.patches_per_scan,
+        patch_size=config.patch_size,
+        mpp=config.mpp,
+        pictures=config.grad_cam,
+        layer=config.layer,
+        cache=cache,
+        progress=for_terminal(),
+    )
+    sys.stdout.reconfigure(errors="replace")
+    print(render_applied(applied))
+    if config.out is not None:
+        write_predictions_csv(config.out, applied)
+        print(f"written to {config.out}")
+    if config.grad_cam is not None:
+        print(f"pictures written to {config.grad_cam}")
+
+
+def _leading(arguments: list[str], command: str, names: str, count: int) -> tuple[list[str], list[str]]:
+    """The first arguments of a command, which are no flags, and the others."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        return [""] * count, arguments
+    given = [argument for argument in arguments[:count] if not argument.startswith("-")]
+    if len(given) < count:
+        raise UserError(f"{command}: needs {names} before any flag; `kimiajax {command} -h` lists the flags")
+    return given, arguments[count:]
+
+
+def _flags(kind: type[T], command: str, description: str, arguments: list[str]) -> T:
+    import tyro
+
+    return tyro.cli(kind, prog=f"kimiajax {command}", description=description, args=arguments)
+
+
+def _write_json(path: Path | None, content: dict[str, object]) -> None:
+    from kimiajax.files import write_text
+
+    if path is not None:
+        write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        print(f"written to {path}")
