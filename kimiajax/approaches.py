@@ -27,7 +27,7 @@ from kimiajax.finetune.optimizer import Optimization
 from kimiajax.finetune.steps import Training
 from kimiajax.floors import FLOORS as FLOOR_FEATURES
 from kimiajax.floors import features_of, fit_standardised
-from kimiajax.gradcam import grad_cam, overlay
+from kimiajax.gradcam import LAYERS, grad_cam, overlay
 from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
 from kimiajax.models.weights import Weights, fine_tuned, load_weights
 from kimiajax.progress import Silent
@@ -385,13 +385,15 @@ def _explained(study: Study, learnt: Weights) -> tuple[Picture, ...]:
     classifier = Classifier(learnt.backbone, learnt.backbone.trunk, study.manifest.num_scans)
     images = study.test[places]
     maps = grad_cam(classifier, learnt.variables, images, classes=scans[places])
-    predicted = np.asarray(maps.logits).argmax(1)
+    layer = LAYERS[learnt.backbone.name].default
+    cells = learnt.backbone.tap_shapes(learnt.variables, images.shape[1], learnt.backbone.trunk)[layer][:2]
     pictures = []
-    for place, image, heat, guess in zip(places, images, np.asarray(maps.heat), predicted.tolist()):
+    for place, image, heat, guess in zip(places, images, maps.heat, maps.logits.argmax(1).tolist()):
         patch = patches[place]
         about = {"patch_id": patch.patch_id, "scan": patch.scan, "predicted": guess}
         pictures.append(Picture(f"scan-{patch.scan}", image, {**about, "kind": "patch"}))
-        pictures.append(Picture(f"scan-{patch.scan}-gradcam", overlay(image, heat), {**about, "kind": "grad-cam"}))
+        about |= {"kind": "grad-cam", "layer": layer, "cells": list(cells), "evidence": bool(heat.any())}
+        pictures.append(Picture(f"scan-{patch.scan}-gradcam", overlay(image, heat), about))
     return tuple(pictures)
 
 
