@@ -54,7 +54,7 @@ def analyse(run: StoredRun, seed: int = 0, draws: int = statistics.DRAWS) -> Ana
         seed, draws: of the bootstrap and of the permutations.
     """
     table, floors = run.family("table"), run.family("floor")
-    everything = {row: guess == run.scans for row, guess in run.predicted.items()}
+    everything = {row: run.correct(row) for row in run.predicted}
     intervals = statistics.intervals_of_rows(run.scans, everything, seed, draws)
     pairs = statistics.compare_pairs(run.scans, table, seed=seed, draws=draws)
     above = [(row, floor) for row in table for floor in floors]

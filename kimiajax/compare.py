@@ -21,7 +21,8 @@ class Comparison:
     """Attributes:
     folders: of A and B.
     differences: of their settings, data, weights and programs, one line each.
-    pairs: A's row against B's, by the row's name, corrected for all of them.
+    pairs: A's row against B's, by the row's name, corrected for all rows of its family.
+    families: of the rows, by their names.
     verdicts: what stands between them in eta_total, by the row's name.
     only: rows that one of them alone has, or has an accuracy of, by folder.
     """
@@ -29,6 +30,7 @@ class Comparison:
     folders: tuple[str, str]
     differences: list[str]
     pairs: dict[str, Pair]
+    families: dict[str, str]
     verdicts: dict[str, str]
     only: dict[str, list[str]]
 
@@ -54,14 +56,18 @@ def compare_runs(a: StoredRun, b: StoredRun, seed: int = 0, draws: int = statist
             "of one seed with another"
         )
     common = [row for row in a.predicted if row in b.predicted]
-    rows = {f"{name}: {row}": run.predicted[row] == run.scans for row in common for name, run in (("A", a), ("B", b))}
-    pairs = [(f"A: {row}", f"B: {row}") for row in common]
-    found = dict(zip(common, statistics.compare_pairs(a.scans, rows, pairs, seed, draws)))
+    found: dict[str, Pair] = {}
+    for family in dict.fromkeys(a.rows[row]["family"] for row in common):
+        names = [row for row in common if a.rows[row]["family"] == family]
+        rows = {f"{name}: {row}": run.correct(row) for row in names for name, run in (("A", a), ("B", b))}
+        pairs = [(f"A: {row}", f"B: {row}") for row in names]
+        found |= zip(names, statistics.compare_pairs(a.scans, rows, pairs, seed, draws))
     same = {row: bool((a.predicted[row] == b.predicted[row]).all()) for row in common}
     return Comparison(
         (str(a.folder), str(b.folder)),
         _differences(a, b),
         found,
+        {row: a.rows[row]["family"] for row in found},
         {row: SAME if same[row] else verdict_on(pair) for row, pair in found.items()},
         {
             str(one.folder): [row for row in one.rows if row not in common]
@@ -72,7 +78,7 @@ def compare_runs(a: StoredRun, b: StoredRun, seed: int = 0, draws: int = statist
 
 
 def verdict_on(pair: Pair) -> str:
-    """What eta_total's test says, all rows being corrected for."""
+    """What eta_total's test says, after its correction."""
     if pair.adjusted["eta_total"] > LEVEL:
         return OPEN
     return BETTER if pair.difference["eta_total"] > 0 else WORSE

@@ -38,6 +38,16 @@ def test_rows_that_differ_are_told_from_either_side(tmp_path):
     assert found.pairs["cnn"].difference["eta_p"] > 0.2
 
 
+def test_each_family_of_rows_is_corrected_for_by_itself(tmp_path):
+    table = dict.fromkeys(("cnn", "fe_vgg16", "tl_vgg16", "fe_inception_v3", "tl_inception_v3"), 0.5)
+    together = two(tmp_path, guesses(0, **table, floor_lbp=0.5), guesses(1, **table, floor_lbp=0.62))
+    alone = two(tmp_path, guesses(0, **table, floor_lbp=0.5), guesses(1, **table, floor_lbp=0.62))
+    assert together.families["floor_lbp"] == "floor"
+    assert together.pairs["floor_lbp"].adjusted == together.pairs["floor_lbp"].p_values
+    assert together.pairs["cnn"].adjusted["eta_w"] > together.pairs["cnn"].p_values["eta_w"]
+    assert together.pairs == alone.pairs, "the draws are seeded"
+
+
 def test_rows_of_one_run_alone_are_named(tmp_path):
     found = two(tmp_path, {**guesses(0, cnn=0.5), "tl_vgg16": None}, guesses(0, cnn=0.5, fe_vgg16=0.5))
     assert found.only == {str(tmp_path / "a"): ["tl_vgg16"], str(tmp_path / "b"): ["fe_vgg16"]}

@@ -10,9 +10,9 @@ from kimiajax.compare import OPEN, SAME, Comparison
 from kimiajax.report.tables import SCORES, WIDTH
 
 NOTE = (
-    "Differences are A's score less B's, in points, with 95 % intervals, patch by patch on the same test patches. p is "
-    "of eta_total, by permutation, after Holm's correction for all rows here. It tells what other test patches might "
-    "show, and not what other seeds of training would."
+    "Differences are A's score less B's, in points, patch by patch on the same test patches; of eta_total with a 95 % "
+    "interval. p is of eta_total, by permutation, after Holm's correction for the rows between two rules. It tells "
+    "what other test patches might show, and not what other seeds of training would."
 )
 
 
@@ -20,13 +20,17 @@ def render_comparison(comparison: Comparison) -> str:
     """What differs between two runs, and a verdict for each row that both have."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("row", no_wrap=True)
-    for score in SCORES:
-        table.add_column(score, justify="right", no_wrap=True)
-    table.add_column("p", justify="right", no_wrap=True)
-    table.add_column("verdict")
+    for name in (*SCORES, "95 % interval", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    family = None
     for row, pair in comparison.pairs.items():
-        points = (_points(pair.difference[score], pair.intervals[score]) for score in SCORES)
-        table.add_row(row, *points, f"{pair.adjusted['eta_total']:.2g}", comparison.verdicts[row])
+        if comparison.families[row] != family:
+            table.add_section()
+            family = comparison.families[row]
+        points = (_points(pair.difference[score]) for score in SCORES)
+        interval = " to ".join(map(_points, pair.intervals["eta_total"]))
+        table.add_row(row, *points, interval, f"{pair.adjusted['eta_total']:.2g}", comparison.verdicts[row])
     text = io.StringIO()
     console = Console(file=text, width=WIDTH, highlight=False, markup=False)
     for name, folder in zip("AB", comparison.folders):
@@ -44,6 +48,5 @@ def render_comparison(comparison: Comparison) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def _points(difference: float, interval: tuple[float, float]) -> str:
-    low, high = interval
-    return f"{100 * difference:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.2f}"

@@ -50,10 +50,14 @@ class StoredRun:
         """The rows of `results.json`, by name."""
         return {row["name"]: row for row in self.results["rows"]}
 
+    def correct(self, row: str) -> Bool[np.ndarray, "k n"]:
+        """Which test patches a row that has an accuracy got right, with each seed."""
+        return self.predicted[row] == self.scans
+
     def family(self, name: str) -> dict[str, Bool[np.ndarray, "k n"]]:
-        """Which patches each row of a family got right, of those that have an accuracy."""
+        """The same of each row of a family."""
         rows = self.rows
-        return {row: guess == self.scans for row, guess in self.predicted.items() if rows[row]["family"] == name}
+        return {row: self.correct(row) for row in self.predicted if rows[row]["family"] == name}
 
 
 def read_run(folder: str | Path) -> StoredRun:
