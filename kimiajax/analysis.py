@@ -9,6 +9,7 @@ import numpy as np
 from kimiajax import claims, statistics
 from kimiajax.report.stored import StoredRun
 from kimiajax.shapes import Int
+from kimiajax.shown import FEW
 from kimiajax.statistics import Interval, Pair
 
 HISTOGRAM = "floor_histogram"
@@ -23,9 +24,13 @@ class Analysis:
     printed: the ruling on each claim by the paper's table.
     computed: the same by this one.
     confusion: by row, test patches of scan i that were taken for scan j, of all seeds, [scans scans].
-    few: scans with so few test patches that the bootstrap's intervals are too short.
-    discordant: the share of patches that one of two of the table's rows alone gets right, on average; None of fewer.
-    smallest: the smallest difference of eta_p that a test would then find four times in five; None with it.
+    few: scans with so few test patches that the bootstrap's intervals may be too short.
+    coverage: where there are any, in how many of simulated test sets with these counts those of eta_w hold the truth.
+    discordant: the share of patches that one of two of the table's rows alone gets right, on average; None of fewer
+        rows, and of several seeds.
+    smallest: the smallest difference of eta_p that a single test at 5 % would then find four times in five; None where
+        no difference would be, and with the above.
+    draws, seed: of the bootstrap and of the permutations.
     """
 
     intervals: dict[str, dict[str, Interval]]
@@ -35,15 +40,18 @@ class Analysis:
     computed: dict[str, claims.Ruling]
     confusion: dict[str, Int[np.ndarray, "s s"]]
     few: list[int]
+    coverage: float | None
     discordant: float | None
     smallest: float | None
+    draws: int
+    seed: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of `analysis.json`."""
+        """The content of `report.json`."""
         pairs = {name: [each._asdict() for each in getattr(self, name)] for name in ("pairs", "margins")}
         rulings = {name: {k: r._asdict() for k, r in getattr(self, name).items()} for name in ("printed", "computed")}
         confusion = {row: matrix.tolist() for row, matrix in self.confusion.items()}
-        return {**asdict(self), **pairs, **rulings, "confusion": confusion, "draws": statistics.DRAWS}
+        return {**asdict(self), **pairs, **rulings, "confusion": confusion, "margin_of_claims": claims.MARGIN}
 
 
 def analyse(run: StoredRun, seed: int = 0, draws: int = statistics.DRAWS) -> Analysis:
@@ -60,17 +68,22 @@ def analyse(run: StoredRun, seed: int = 0, draws: int = statistics.DRAWS) -> Ana
     above = [(row, floor) for row in table for floor in floors]
     margins = statistics.compare_pairs(run.scans, {**table, **floors}, above, seed, draws)
     tested = np.bincount(run.scans, minlength=run.manifest.num_scans)
-    discordant = _discordant(pairs, len(run.scans) * len(run.seeds))
+    few = np.flatnonzero((tested > 0) & (tested < FEW)).tolist()
+    chance = float(np.clip(np.mean([right.mean() for right in everything.values()] or 0.5), 0.05, 0.95))
+    discordant = _discordant(pairs, len(run.scans)) if len(run.seeds) == 1 else None
     return Analysis(
         intervals=intervals,
         pairs=pairs,
         margins=margins,
         printed=claims.rule(claims.Printed()),
-        computed=claims.rule(claims.Computed(_figures(run), tuple(pairs), unfit(run))),
+        computed=claims.rule(claims.Computed(_figures(run), tuple(pairs), unfit(run), len(run.seeds))),
         confusion={row: confusion_of(run.scans, guess, len(tested)) for row, guess in run.predicted.items()},
-        few=np.flatnonzero((tested > 0) & (tested < statistics.FEW)).tolist(),
+        few=few,
+        coverage=statistics.simulated_coverage(tested, chance, seed) if few else None,
         discordant=discordant,
-        smallest=None if discordant is None else statistics.smallest_difference(len(run.scans), discordant),
+        smallest=statistics.smallest_difference(len(run.scans), discordant) if discordant else None,
+        draws=draws,
+        seed=seed,
     )
 
 
@@ -84,41 +97,44 @@ def confusion_of(
 
 def unfit(run: StoredRun) -> dict[str, str]:
     """Why rows can bear no claim of the paper's, of those that cannot."""
-    data, random = run.seeds[0]["data"], random_networks(run)
-    found = {}
-    for row in run.rows:
-        network = next((network for network in random if row.endswith(network)), None)
-        if data["synthetic"]:
-            found[row] = "the scans are drawn by a program"
-        elif data["audit"] is not None and data["audit"]["failed"]:
-            found[row] = "the audit of these data failed"
+    random, found = random_networks(run), {}
+    for name, row in run.rows.items():
+        network = next((network for network in random if name.endswith(network)), None)
+        if run.synthetic:
+            found[name] = "the scans are drawn by a program"
+        elif run.failed_checks:
+            found[name] = "the audit of these data failed"
+        elif row["failure"]:
+            found[name] = f"{row['approach']} has no accuracy: {row['failure']}"
         elif network is not None:
-            found[row] = f"{network}'s weights are random"
+            found[name] = f"{network}'s weights are random"
     return found
 
 
 def random_networks(run: StoredRun) -> list[str]:
     """The networks whose weights began random, whatever trained them since."""
-    weights = run.seeds[0]["weights"]
-    return [network for network, lineage in weights.items() if _root(lineage)["source"] == "random"]
+    lineages = [(network, lineage) for seed in run.seeds for network, lineage in seed["weights"].items()]
+    return list(dict.fromkeys(network for network, lineage in lineages if _root(lineage)["source"] == "random"))
 
 
-def beaten_by_histogram(analysis: Analysis) -> list[str]:
-    """The table's rows that are not shown to be above the gray histogram, by eta_p."""
-    return [
-        pair.first
-        for pair in analysis.margins
-        if pair.second == HISTOGRAM and not (pair.difference["eta_p"] > 0 and pair.adjusted["eta_p"] <= claims.LEVEL)
-    ]
+def beaten_by_histogram(analysis: Analysis) -> list[str] | None:
+    """The table's rows that are not shown to be above the gray histogram, by eta_p; None where it was not computed."""
+    margins = [pair for pair in analysis.margins if pair.second == HISTOGRAM]
+    if not margins:
+        return None
+    above = [pair.difference["eta_p"] > 0 and pair.adjusted["eta_p"] <= claims.LEVEL for pair in margins]
+    return [pair.first for pair, is_above in zip(margins, above) if not is_above]
 
 
 def _figures(run: StoredRun) -> dict[str, claims.Figures]:
-    """The scores of the table's rows; of several seeds the product of means, which is no mean of products."""
+    """The scores of the table's rows; of several seeds those of each, since means do not multiply."""
     found = {}
-    for name, row in run.rows.items():
-        if row["family"] == "table" and row["eta_p"] is not None:
-            total = row["eta_total"] if len(run.seeds) == 1 else row["eta_p"] * row["eta_w"]
-            found[name] = claims.Figures(row["eta_p"], row["eta_w"], total, 0)
+    for results in run.seeds:
+        of_seed = f", seed {results['config']['seed']}" if len(run.seeds) > 1 else ""
+        for row in results["rows"]:
+            if row["family"] == "table" and row["eta_p"] is not None:
+                scores = (row["eta_p"], row["eta_w"], row["eta_total"])
+                found[row["approach"] + of_seed] = claims.Figures(*scores, 0)
     return found
 
 

@@ -40,7 +40,7 @@ EXPLAINED_AT_ONCE = 256  # images whose heat maps are held
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")  # in the name of a file, somewhere
 LONGEST = 180  # characters of a file's name, before what stands behind it
 
-Scores = Literal["softmax", "share of votes"]
+Kind = Literal["softmax", "share of votes"]
 Judge = Callable[[UInt8[np.ndarray, "n s s"]], tuple[np.ndarray, np.ndarray]]  # predicted scans [n], scores [n k]
 
 
@@ -62,7 +62,7 @@ class Applied:
     scans: Int[np.ndarray, " n"] | None
     predicted: Int[np.ndarray, " n"]
     scores: Float[np.ndarray, "n k"]
-    kind: Scores
+    kind: Kind
 
 
 def apply_row(
@@ -307,7 +307,7 @@ def _by_floor(finished: _Finished, learnt: LinearSVM, weights: None, cache: Path
 
 
 # scheme -> what its scores are, and what predicts by it; the others learn nothing
-SCHEMES: dict[str, tuple[Scores, Callable[..., Judge]]] = {
+SCHEMES: dict[str, tuple[Kind, Callable[..., Judge]]] = {
     "scratch": ("softmax", _by_network),
     "fine-tuned": ("softmax", _by_network),
     "features": ("share of votes", _by_features),

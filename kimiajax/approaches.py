@@ -261,7 +261,7 @@ def fine_tune(row: Row, study: Study, features: Features, head: Result) -> Outco
     if history and _adapts(backbone, blocks):
         trained = (*trained, "batch statistics")
     learnt = _learnt(row, study, weights, variables, trained, failure)
-    pictures = () if failure else _explained(study, learnt)
+    pictures = () if failure else _explained(study, learnt, predicted)
     histories = {"head": head_history, "fine_tuning": history}
     return Outcome(predicted, learnt, histories, notes, failure, about, pictures=pictures)
 
@@ -376,7 +376,7 @@ def _learnt(
     return fine_tuned(start, jax.tree.map(np.asarray, whole), names, "kimiajax table", run)
 
 
-def _explained(study: Study, learnt: Weights) -> tuple[Picture, ...]:
+def _explained(study: Study, learnt: Weights, predicted: np.ndarray) -> tuple[Picture, ...]:
     """A test patch of each scan that the paper's Fig. 3 shows, and where the network looks for its own scan in it."""
     patches, scans = study.manifest.split("test"), study.manifest.labels("test")
     places = [int(np.argmax(scans == scan)) for scan in SHOWN if (scans == scan).any()]
@@ -388,7 +388,7 @@ def _explained(study: Study, learnt: Weights) -> tuple[Picture, ...]:
     layer = LAYERS[learnt.backbone.name].default
     cells = learnt.backbone.tap_shapes(learnt.variables, images.shape[1], learnt.backbone.trunk)[layer][:2]
     pictures = []
-    for place, image, heat, guess in zip(places, images, maps.heat, maps.logits.argmax(1).tolist()):
+    for place, image, heat, guess in zip(places, images, maps.heat, predicted[places].tolist()):
         patch = patches[place]
         about = {"patch_id": patch.patch_id, "scan": patch.scan, "predicted": guess}
         pictures.append(Picture(f"scan-{patch.scan}", image, {**about, "kind": "patch"}))

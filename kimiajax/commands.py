@@ -130,6 +130,7 @@ def report(arguments: list[str]) -> None:
         return
     text = FORMATS[config.format](run, analyse(run))
     if config.out is None:
+        sys.stdout.reconfigure(errors="replace")
         print(text)
     else:
         write_text(config.out, text + "\n")

@@ -4,6 +4,8 @@ import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from kimiajax import statistics
 from kimiajax.changes import changes
 from kimiajax.claims import LEVEL
@@ -24,6 +26,7 @@ class Comparison:
     pairs: A's row against B's, by the row's name, corrected for all rows of its family.
     families: of the rows, by their names.
     verdicts: what stands between them in eta_total, by the row's name.
+    tested: test patches of each scan.
     only: rows that one of them alone has, or has an accuracy of, by folder.
     """
 
@@ -32,6 +35,7 @@ class Comparison:
     pairs: dict[str, Pair]
     families: dict[str, str]
     verdicts: dict[str, str]
+    tested: list[int]
     only: dict[str, list[str]]
 
     def as_dict(self) -> dict[str, Any]:
@@ -56,19 +60,22 @@ def compare_runs(a: StoredRun, b: StoredRun, seed: int = 0, draws: int = statist
             "of one seed with another"
         )
     common = [row for row in a.predicted if row in b.predicted]
+    order = _places(b, [patch.patch_id for patch in a.manifest.split("test")])
     found: dict[str, Pair] = {}
     for family in dict.fromkeys(a.rows[row]["family"] for row in common):
         names = [row for row in common if a.rows[row]["family"] == family]
-        rows = {f"{name}: {row}": run.correct(row) for row in names for name, run in (("A", a), ("B", b))}
+        sides = (("A", slice(None), a), ("B", order, b))
+        rows = {f"{side}: {row}": run.correct(row)[:, places] for row in names for side, places, run in sides}
         pairs = [(f"A: {row}", f"B: {row}") for row in names]
         found |= zip(names, statistics.compare_pairs(a.scans, rows, pairs, seed, draws))
-    same = {row: bool((a.predicted[row] == b.predicted[row]).all()) for row in common}
+    same = {row: bool((a.predicted[row] == b.predicted[row][:, order]).all()) for row in common}
     return Comparison(
         (str(a.folder), str(b.folder)),
         _differences(a, b),
         found,
         {row: a.rows[row]["family"] for row in found},
         {row: SAME if same[row] else verdict_on(pair) for row, pair in found.items()},
+        a.manifest.counts("test"),
         {
             str(one.folder): [row for row in one.rows if row not in common]
             for one in (a, b)
@@ -109,6 +116,12 @@ def check_same_test(a: StoredRun, b: StoredRun) -> None:
         )
 
 
+def _places(run: StoredRun, patch_ids: list[str]) -> np.ndarray:
+    """Where a run has these test patches: sources give them in orders of their own."""
+    places = {patch.patch_id: place for place, patch in enumerate(run.manifest.split("test"))}
+    return np.array([places[patch_id] for patch_id in patch_ids])
+
+
 def _differences(a: StoredRun, b: StoredRun) -> list[str]:
     def described(run: StoredRun) -> dict[str, Any]:
         config = {name: value for name, value in run.results["config"].items() if name not in FREE}
@@ -127,8 +140,8 @@ def _differences(a: StoredRun, b: StoredRun) -> list[str]:
 
 
 def _training(run: StoredRun) -> str:
-    patches = "".join(f"{patch.patch_id} {patch.sha256}\n" for patch in run.manifest.split("train"))
-    return f"{len(run.manifest.split('train'))}, digest {hashlib.sha256(patches.encode()).hexdigest()[:12]}"
+    patches = sorted(f"{patch.patch_id} {patch.sha256}\n" for patch in run.manifest.split("train"))
+    return f"{len(patches)}, digest {hashlib.sha256(''.join(patches).encode()).hexdigest()[:12]}"
 
 
 def _seeds(run: StoredRun) -> str:

@@ -19,9 +19,7 @@ import scipy.stats
 from kimiajax.shapes import Bool, Float, Int
 
 CONFIDENCE, POWER, DRAWS = 0.95, 0.8, 10_000
-FEW = (
-    15  # test patches of a scan, under which the bootstrap's intervals are too short: they hold the truth in 91 of 100
-)
+INTERVAL = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2  # the quantiles of one
 AT_ONCE = 100  # draws whose patches are held
 TIE = 1e-6  # two statistics in float32 that are nearer than this are one
 
@@ -48,7 +46,8 @@ class Pair(NamedTuple):
         first, second: names of the rows.
         only_first, only_second: patches that one of them alone got right, over all seeds.
         difference: the first's score less the second's, in [-1, 1].
-        intervals: of the difference, by the bootstrap.
+        intervals: of the difference. Of eta_p by Newcombe's formula, of several seeds and of the other scores by the
+            bootstrap.
         p_values: of no difference being there. Of eta_p by McNemar's exact test, of several seeds and of the other
             scores by permutation.
         adjusted: the same after Holm's correction for all pairs of the family.
@@ -68,6 +67,28 @@ def wilson(correct: int, tested: int, confidence: float = CONFIDENCE) -> Interva
     """Wilson's interval for a share of patches (Wilson, JASA 22, 1927)."""
     found = scipy.stats.binomtest(correct, tested).proportion_ci(confidence, method="wilson")
     return Interval(float(found.low), float(found.high))
+
+
+def newcombe(both: int, only_first: int, only_second: int, neither: int, confidence: float = CONFIDENCE) -> Interval:
+    """An interval for the difference of two rows' shares of the same patches, from how many of them both rows got
+    right, one alone, or neither (Newcombe, Statistics in Medicine 17, 1998, his method 10).
+
+    Two Wilson intervals, squared and added with the rows' correlation. It has a width where the rows agree throughout.
+    """
+    tested = both + only_first + only_second + neither
+    (low1, high1), (low2, high2) = (wilson(both + only, tested, confidence) for only in (only_first, only_second))
+    first, second = (both + only_first) / tested, (both + only_second) / tested
+    product = both * neither - only_first * only_second
+    product = max(product - tested / 2, 0) if product > 0 else product
+    margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
+    correlation = product / np.sqrt(margins) if margins else 0.0
+
+    def reach(one: float, other: float) -> float:
+        return float(np.sqrt(max(one**2 - 2 * correlation * one * other + other**2, 0)))
+
+    difference = first - second
+    low, high = reach(first - low1, high2 - second), reach(high1 - first, second - low2)
+    return Interval(difference - low, difference + high)
 
 
 def scores_of(correct: Float[np.ndarray | jax.Array, "*rows s"], tested: Int[np.ndarray | jax.Array, " s"]) -> Scores:
@@ -244,17 +265,20 @@ def compare_pairs(
     for number, (first, second) in enumerate(pairs):
         one, other = names.index(first), names.index(second)
         p_values = {score: float(values[number]) for score, values in permuted._asdict().items()}
-        if sides[0].shape[1] == 1:
-            p_values["eta_p"] = mcnemar(int(only[0][number]), int(only[1][number]))
+        alone = int(only[0][number]), int(only[1][number])
         apart = {score: values[:, one] - values[:, other] for score, values in resampled._asdict().items()}
+        intervals = {score: interval_of(samples) for score, samples in apart.items()}
+        if sides[0].shape[1] == 1:
+            p_values["eta_p"] = mcnemar(*alone)
+            both = int((sides[0][number] & sides[1][number]).sum())
+            intervals["eta_p"] = newcombe(both, *alone, len(scans) - both - sum(alone))
         found.append(
             Pair(
                 first,
                 second,
-                int(only[0][number]),
-                int(only[1][number]),
+                *alone,
                 {score: float(values[one] - values[other]) for score, values in whole._asdict().items()},
-                {score: interval_of(samples) for score, samples in apart.items()},
+                intervals,
                 p_values,
                 {},
             )
@@ -301,7 +325,30 @@ def unpaired_interval(first: int, second: int, tested: int, confidence: float = 
     return Interval(float(shares[0] - shares[1] - half), float(shares[0] - shares[1] + half))
 
 
-def smallest_difference(tested: int, discordant: float, confidence: float = CONFIDENCE, power: float = POWER) -> float:
+def simulated_coverage(
+    tested: Int[np.ndarray, " s"], chance: float, seed: int = 0, trials: int = 600, draws: int = 1000
+) -> float:
+    """In how many of so many made-up test sets the bootstrap's interval of eta_w holds the truth, in [0, 1].
+
+    Args:
+        tested: test patches of each scan.
+        chance: of any patch to be right, which is the truth.
+        seed: of the test sets and the bootstrap.
+        trials: how many test sets.
+        draws: of each bootstrap.
+    """
+    scans, held = np.repeat(np.arange(len(tested)), tested), []
+    rng = np.random.default_rng(seed)
+    for part in range(0, trials, AT_ONCE):
+        correct = rng.random((min(AT_ONCE, trials - part), len(scans))) < chance
+        low, high = np.quantile(resampled_scores(scans, correct, seed + part, draws).eta_w, INTERVAL, axis=0)
+        held.append((low <= chance) & (chance <= high))
+    return float(np.concatenate(held).mean())
+
+
+def smallest_difference(
+    tested: int, discordant: float, confidence: float = CONFIDENCE, power: float = POWER
+) -> float | None:
     """The smallest difference of eta_p that McNemar's test would find in so many of 100 such test sets (Connor,
     Biometrics 43, 1987).
 
@@ -312,7 +359,7 @@ def smallest_difference(tested: int, discordant: float, confidence: float = CONF
         power: in how many it should be found, in (0, 1).
 
     Returns:
-        In [0, discordant]; `discordant` where even that would not be found as often.
+        In [0, discordant]; None where not even `discordant` would be found as often.
     """
     level, wanted = scipy.stats.norm.ppf((1 + confidence) / 2), scipy.stats.norm.ppf(power)
 
@@ -320,4 +367,4 @@ def smallest_difference(tested: int, discordant: float, confidence: float = CONF
         spread = np.sqrt(max(discordant - difference**2, 0))
         return difference * np.sqrt(tested) - level * np.sqrt(discordant) - wanted * spread
 
-    return float(scipy.optimize.brentq(found, 0, discordant)) if found(discordant) > 0 else discordant
+    return float(scipy.optimize.brentq(found, 0, discordant)) if found(discordant) > 0 else None

@@ -173,15 +173,17 @@ def test_the_printed_table_says_what_the_histogram_beats(run):
 def test_few_test_patches_and_the_smallest_difference_are_told(run, analysis):
     assert analysis.few == [2]
     told = " ".join(notes(run, analysis))
-    assert "Fewer than 15 test patches are of scan 2" in told
+    assert "Fewer than 15 test patches are of scan 2: intervals of eta_w and eta_total may be too short." in told
+    assert f"{100 * analysis.coverage:.0f} of 100 intervals of eta_w hold the truth" in told
+    assert 0.9 < analysis.coverage < 0.97
     assert f"is {100 * analysis.smallest:.2f} points" in told
     assert 0.05 < analysis.smallest < 0.5
 
 
 def test_the_analysis_is_kept_beside_the_report(stored, page):
-    kept = json.loads((stored / "analysis.json").read_text())
+    kept = json.loads((stored / "report.json").read_text())
     assert set(kept["printed"]) == {claim.name for claim in CLAIMS}
-    assert kept["draws"] == 10_000
+    assert (kept["draws"], kept["seed"], kept["margin_of_claims"]) == (10_000, 0, 0.02)
     assert len(kept["pairs"]) == 10
 
 
@@ -235,6 +237,70 @@ def test_runs_with_little_in_them_are_reported_too(tmp_path):
         Page((tmp_path / "report.html").read_text())
         for name in FORMATS:
             assert main(["report", str(tmp_path), "--format", name]) == 0
+
+
+def test_the_histogram_is_beaten_only_where_it_was_computed(tmp_path):
+    manifest = manifest_of(TESTED)
+    said = "Every row of the table that has an accuracy is above the gray histogram."
+    rows = rows_for(0, manifest)
+    for changes, found in (
+        ({"floor_histogram": None}, "The gray histogram was not computed."),
+        ({}, "Not shown to be above the gray histogram:"),
+        ({"floor_histogram": (manifest.labels("test") + 1) % 4}, said),
+    ):
+        write_run(tmp_path, manifest, {**rows, **changes})
+        assert main(["report", str(tmp_path)]) == 0
+        text = (tmp_path / "report.html").read_text()
+        assert found in text
+        assert (said in text) == (found == said)
+
+
+def test_seeds_whose_audits_differ_are_marked_by_the_worst(tmp_path):
+    manifest = manifest_of(TESTED)
+    write_run(tmp_path, manifest, {row: np.stack([guess] * 2) for row, guess in rows_for(0, manifest).items()}, seeds=2)
+    failed = {"verdict": "failed", "failed": ["copies"], "date": "x", "kimiajax": "1"}
+    for path in (tmp_path / "seed-1" / "results.json", tmp_path / "results.json"):
+        results = json.loads(path.read_text())
+        results["data"]["audit"] = failed
+        if path.parent == tmp_path:
+            del results["data"]["audit"]
+        path.write_text(json.dumps(results))
+    for name in ("html", *FORMATS):
+        assert main(["report", str(tmp_path), "--format", name]) == 0
+    assert "AUDIT FAILED (copies)" in (tmp_path / "report.html").read_text()
+    assert unfit(read_run(tmp_path))["cnn"] == "the audit of these data failed"
+
+
+def test_a_scan_without_test_patches_is_left_out_and_not_a_number(tmp_path):
+    manifest = manifest_of([5, 0, 6, 4])
+    write_run(tmp_path, manifest, rows_for(0, manifest))
+    assert main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert ">nan<" not in text
+    assert Page(text).row("CNN (ours)")
+
+
+def test_text_formats_carry_the_warnings(tmp_path, capsys):
+    manifest = manifest_of(TESTED)
+    write_run(tmp_path, manifest, rows_for(0, manifest), synthetic=True, weights="my|weights_1.h5")
+    for name, said in (
+        ("markdown", "**SYNTHETIC SCANS"),
+        ("csv", "SYNTHETIC SCANS"),
+        ("latex", r"\multicolumn{5}{l}{\emph{SYNTHETIC SCANS"),
+    ):
+        assert main(["report", str(tmp_path), "--format", name]) == 0
+        shown = capsys.readouterr().out
+        assert said in shown
+        if name == "markdown":
+            assert r"| my\|weights_1.h5 |" in shown
+
+
+def test_a_report_goes_to_a_file_and_its_figures_beside_it(stored, tmp_path, capsys):
+    assert main(["report", str(stored), "--out", str(tmp_path)]) == 2
+    assert "is a folder; name the file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert main(["report", str(stored), "--out", str(tmp_path / "mine.html")]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.html", "mine.json"}
 
 
 def test_pictures_that_are_gone_are_left_out(tmp_path):

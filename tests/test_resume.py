@@ -217,7 +217,7 @@ def test_results_that_are_damaged_or_of_another_version_are_refused(again, capsy
     (out / "results.json").write_text(content[:-20])
     assert main(command) == 2
     assert "results.json: damaged" in capsys.readouterr().err
-    (out / "results.json").write_text(content.replace('"schema_version": 4', '"schema_version": 3'))
+    (out / "results.json").write_text(content.replace('"schema_version": 5', '"schema_version": 4'))
     assert main(command) == 2
     assert "written by another version" in capsys.readouterr().err
     assert main([*command, "--fresh"]) == 0

@@ -401,3 +401,14 @@ def test_the_screen_names_scans_that_were_never_predicted_and_those_without_test
     assert "1 2 0 0.00 0 -" in rows
     assert "2 0 0 - 2 0.00" in rows
     assert "nan" not in "".join(rows)
+
+
+def test_the_screen_says_where_intervals_say_little(tmp_path):
+    one_each = " ".join(render_score(score_lists(tmp_path, [0, 1, 2], [0, 1, 1])).split())
+    assert "Fewer than 15 test patches are of each scan" in one_each
+    assert "An interval without width" in one_each
+    enough = [scan for scan in range(3) for _ in range(20)]
+    guesses = [scan if place % 3 else (scan + 1) % 3 for place, scan in enumerate(enough)]
+    shown = render_score(score_lists(tmp_path, enough, guesses))
+    assert "Fewer than" not in shown
+    assert "without width" not in shown

@@ -17,9 +17,11 @@ from kimiajax.statistics import (
     interval_of,
     intervals_of_rows,
     mcnemar,
+    newcombe,
     permutation,
     resampled_scores,
     scores_of,
+    simulated_coverage,
     smallest_difference,
     two_proportions,
     unpaired_interval,
@@ -119,12 +121,38 @@ def test_intervals_hold_the_truth_in_93_to_97_of_100_test_sets_of_kimias_counts(
     assert 0.93 <= np.mean([low <= 0.65 <= high for low, high in within]) <= 0.97
 
 
-def test_intervals_of_few_patches_a_scan_are_too_short_as_the_report_says(rng):
-    scans = np.repeat(np.arange(24), 5)
-    correct = rng.random((600, len(scans))) < 0.65
-    low, high = np.quantile(resampled_scores(scans, correct, draws=1000).eta_w, [0.025, 0.975], axis=0)
-    assert 0.86 <= np.mean((low <= 0.65) & (high >= 0.65)) <= 0.94
-    assert statistics.FEW > 5
+def test_how_often_intervals_of_few_patches_a_scan_hold_the_truth_is_simulated(rng):
+    def coverage(each):
+        scans = np.repeat(np.arange(24), each)
+        correct = rng.random((600, len(scans))) < 0.65
+        low, high = np.quantile(resampled_scores(scans, correct, draws=1000).eta_w, [0.025, 0.975], axis=0)
+        return np.mean((low <= 0.65) & (high >= 0.65))
+
+    for each, least, most in ((1, 0, 0), (2, 0.75, 0.9), (4, 0.86, 0.95)):
+        assert least <= coverage(each) <= most
+        assert simulated_coverage(np.full(24, each), 0.65) == pytest.approx(coverage(each), abs=0.05)
+
+
+def test_newcombes_interval_is_that_of_his_paper():
+    """36 and 12 of 50 against 2 more: a line of his table II, by method 10."""
+    assert newcombe(36, 12, 2, 0) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+    low, high = newcombe(5, 0, 0, 0)
+    assert low == pytest.approx(-high)
+    assert -0.45 < low < -0.4, "five patches on which both agree show little"
+    one, other = newcombe(20, 9, 4, 7), newcombe(20, 4, 9, 7)
+    assert one == pytest.approx((-other.high, -other.low))
+
+
+@pytest.mark.parametrize(("tested", "chance"), [(40, 0.95), (129, 0.5), (1325, 0.65)])
+def test_intervals_of_a_difference_hold_none_where_there_is_none(rng, tested, chance):
+    held = []
+    for _ in range(600):
+        common = rng.random(tested) < chance
+        rows = [np.where(rng.random(tested) < 0.8, common, rng.random(tested) < chance) for _ in range(2)]
+        both, first, second = (int((rows[0] == a) @ (rows[1] == b)) for a, b in ((1, 1), (1, 0), (0, 1)))
+        low, high = newcombe(both, first, second, tested - both - first - second)
+        held.append(low <= 0 <= high)
+    assert np.mean(held) >= 0.93
 
 
 def test_mcnemars_test_is_the_tail_of_a_coin():
@@ -154,20 +182,21 @@ def test_the_permutation_test_is_a_count_over_all_swaps(rng, seeds):
     np.testing.assert_allclose(np.ravel(found), counts / total, atol=0.012)
 
 
-def level(rng):
+def level(rng, seeds):
     """How often two rows that are equally good, and mostly right on the same patches, are told apart."""
     scans, trials = np.repeat(np.arange(6), 20), 300
-    common = rng.random((trials, 1, len(scans))) < 0.6
+    common = np.repeat(rng.random((trials, 1, len(scans))) < 0.6, seeds, axis=1)
     first, second = (np.where(rng.random(common.shape) < 0.3, rng.random(common.shape) < 0.6, common) for _ in range(2))
     exact = [mcnemar(int((a & ~b).sum()), int((b & ~a).sum())) for a, b in zip(first, second)]
     found = permutation(scans, first, second, draws=499)
-    return [np.mean(np.array(p_values) <= 0.05) for p_values in (exact, found.eta_w, found.eta_total)]
+    return [np.mean(np.array(p_values) <= 0.05) for p_values in (exact, *found)]
 
 
-def test_tests_keep_their_level_where_there_is_no_difference(rng):
-    exact, *permuted = level(rng)
-    assert exact <= 0.075  # an exact test is the more cautious
-    assert all(0.02 <= share <= 0.085 for share in permuted)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_tests_keep_their_level_where_there_is_no_difference(rng, seeds):
+    exact, *permuted = level(rng, seeds)
+    assert exact <= 0.075 or seeds > 1  # an exact test is the more cautious; of several seeds it is not used
+    assert all(0.015 <= share <= 0.085 for share in permuted)
 
 
 def test_the_pairs_tests_see_that_rows_are_right_on_the_same_patches(rng):
@@ -248,4 +277,4 @@ def test_the_smallest_difference_is_found_four_times_in_five(rng):
     smallest = smallest_difference(n, discordant)
     only = rng.multinomial(n, [(discordant + smallest) / 2, (discordant - smallest) / 2, 1 - discordant], 1500)
     assert np.mean([mcnemar(a, b) <= 0.05 for a, b, _ in only.tolist()]) == pytest.approx(0.8, abs=0.04)
-    assert smallest_difference(5, 0.2) == 0.2
+    assert smallest_difference(5, 0.2) is None, "not even one that all of those patches make"

@@ -84,12 +84,35 @@ def test_damage_is_named(stored, tmp_path):
     with pytest.raises(UserError, match=r"cnn.csv"):
         read_run(stored)
     path.write_text(before)
+    rewrite(stored, data=...)
+    with pytest.raises(UserError, match=r"results.json: no results of this program, or damaged"):
+        read_run(stored)
     rewrite(stored, rows="x")
     with pytest.raises(UserError, match=r"results.json: no results of this program, or damaged"):
         read_run(stored)
     (stored / "results.json").write_text("{")
     with pytest.raises(UserError, match=r"results.json: no results of this program, or damaged"):
         read_run(stored)
+
+
+def test_scores_that_are_not_those_of_the_predictions_are_refused(stored):
+    results = json.loads((stored / "results.json").read_text())
+    results["rows"][0]["eta_w"] += 0.01
+    rewrite(stored, rows=results["rows"])
+    with pytest.raises(UserError, match=r"eta_w of cnn is .*, and its predictions give"):
+        read_run(stored)
+
+
+def test_seeds_of_which_one_was_computed_again_are_refused(tmp_path, rng):
+    manifest = manifest_of(TESTED)
+    guesses = np.stack([predictions_of(rng, manifest.labels("test"), 3, 0.6) for _ in range(2)])
+    write_run(tmp_path, manifest, {"cnn": guesses}, seeds=2)
+    write_run(tmp_path / "seed-1", manifest, {"cnn": (guesses[0] + 1) % 3}, seed=1)
+    with pytest.raises(UserError, match="eta_p of cnn is"):
+        read_run(tmp_path)
+    write_run(tmp_path / "seed-1", manifest, {"floor_lbp": guesses[0]}, seed=1)
+    with pytest.raises(UserError, match=r"seed-1: lacks the row cnn, which the run has"):
+        read_run(tmp_path)
 
 
 def test_another_manifest_is_noticed(stored):
@@ -110,10 +133,10 @@ def test_seeds_that_were_tested_on_other_patches_are_no_run(tmp_path, rng):
 
 def test_the_command_that_computes_a_run_again_names_what_departs_from_its_preset():
     presets = {name: default.as_dict() for name, (_, default) in PRESETS.items()}
-    config = {**presets["quick"], "scans": "my scans.h5", "epochs": 3, "cache_frozen": False, "fresh": True}
+    config = {**presets["quick"], "scans": "it's|my scans.h5", "epochs": 3, "cache_frozen": False, "fresh": True}
     config = json.loads(json.dumps({**config, "rows": ["cnn", "fe_vgg16"]}))
     assert rerun({"preset": "quick", "config": config}, presets) == (
-        "kimiajax table quick --scans 'my scans.h5' --rows cnn fe_vgg16 --epochs 3 --no-cache-frozen"
+        "kimiajax table quick --scans 'it'\"'\"'s|my scans.h5' --rows cnn fe_vgg16 --epochs 3 --no-cache-frozen"
     )
     assert (
         rerun({"preset": "demo", "config": json.loads(json.dumps(presets["demo"]))}, presets) == "kimiajax table demo"

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from kimiajax.compare import OPEN, SAME, Comparison
 from kimiajax.report.tables import SCORES, WIDTH
+from kimiajax.shown import cautions, points
 
 NOTE = (
     "Differences are A's score less B's, in points, patch by patch on the same test patches; of eta_total with a 95 % "
@@ -28,9 +29,9 @@ def render_comparison(comparison: Comparison) -> str:
         if comparison.families[row] != family:
             table.add_section()
             family = comparison.families[row]
-        points = (_points(pair.difference[score]) for score in SCORES)
-        interval = " to ".join(map(_points, pair.intervals["eta_total"]))
-        table.add_row(row, *points, interval, f"{pair.adjusted['eta_total']:.2g}", comparison.verdicts[row])
+        differences = (points(pair.difference[score]) for score in SCORES)
+        interval = " to ".join(map(points, pair.intervals["eta_total"]))
+        table.add_row(row, *differences, interval, f"{pair.adjusted['eta_total']:.2g}", comparison.verdicts[row])
     text = io.StringIO()
     console = Console(file=text, width=WIDTH, highlight=False, markup=False)
     for name, folder in zip("AB", comparison.folders):
@@ -41,12 +42,11 @@ def render_comparison(comparison: Comparison) -> str:
         console.print(f"  {folder} alone has, or has an accuracy of: {', '.join(rows)}")
     console.print(table)
     console.print(NOTE)
+    intervals = [bounds for pair in comparison.pairs.values() for bounds in pair.intervals.values()]
+    for caution in cautions(comparison.tested, intervals):
+        console.print(caution)
     apart = [row for row, verdict in comparison.verdicts.items() if verdict not in (SAME, OPEN)]
     console.print(
         f"Differ: {', '.join(apart)}." if apart else f"No difference shown in any of {len(comparison.pairs)} rows."
     )
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
-
-
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.2f}"

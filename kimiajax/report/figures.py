@@ -10,7 +10,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
+from kimiajax.claims import LEVEL
 from kimiajax.shapes import Float, Int
+from kimiajax.shown import over_seeds
 from kimiajax.statistics import Interval
 
 WIDTH = 4.7  # inches: as wide as a phone, so that nothing is made smaller there
@@ -91,7 +93,7 @@ def forest_figure(pairs: Sequence[Any], names: dict[str, str], score: str) -> Fi
         axes = canvas.subplots()
         for place, pair in enumerate(pairs):
             low, high = pair.intervals[score]
-            sure = pair.adjusted[score] <= 0.05
+            sure = pair.adjusted[score] <= LEVEL
             style = {"color": BLUE if sure else GREY, "linewidth": 2.6 if sure else 1.4, "solid_capstyle": "butt"}
             axes.plot([100 * low, 100 * high], [place, place], **style)
             axes.plot(100 * pair.difference[score], place, "o" if sure else "s", color=style["color"], markersize=4.5)
@@ -105,7 +107,7 @@ def forest_figure(pairs: Sequence[Any], names: dict[str, str], score: str) -> Fi
         axes.set_axisbelow(True)
         told = "; ".join(
             f"{names[pair.first]} less {names[pair.second]} {100 * pair.difference[score]:+.1f}, "
-            f"{_span(pair.intervals[score])}{', significant' if pair.adjusted[score] <= 0.05 else ''}"
+            f"{_span(pair.intervals[score])}{', significant' if pair.adjusted[score] <= LEVEL else ''}"
             for pair in pairs
         )
         caption = (
@@ -115,7 +117,7 @@ def forest_figure(pairs: Sequence[Any], names: dict[str, str], score: str) -> Fi
         return Figure(_svg(canvas), f"Differences of {score} in points: {told}.", caption)
 
 
-def confusion_figure(matrix: Int[np.ndarray, "s s"], name: str) -> Figure:
+def confusion_figure(matrix: Int[np.ndarray, "s s"], name: str, seeds: int) -> Figure:
     """Which scan's patches were taken for which, as shares of the scan's patches."""
     tested = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, tested, out=np.zeros(matrix.shape), where=tested > 0)
@@ -130,8 +132,9 @@ def confusion_figure(matrix: Int[np.ndarray, "s s"], name: str) -> Figure:
         right = np.trace(matrix)
         off = matrix - np.diag(np.diag(matrix))
         worst = np.unravel_index(off.argmax(), off.shape)
-        told = f"{right} of {matrix.sum()} right; most often confused, scan {worst[0]} taken for scan {worst[1]}, "
-        told += f"{off[worst]} times" if off.any() else "none"
+        told = f"{right} of {matrix.sum()} right{over_seeds(seeds)}"
+        if off.any():
+            told += f"; most often confused, scan {worst[0]} taken for scan {worst[1]}, {off[worst]} times"
         return Figure(_svg(canvas), f"Confusion matrix of {name}: {told}.", f"{name}: {told}.")
 
 
@@ -145,8 +148,9 @@ def recall_figure(recalls: Float[np.ndarray, "r s"], names: Sequence[str]) -> Fi
         axes.set(yticks=range(len(names)), yticklabels=names, xlabel="scan")
         axes.spines[:].set_visible(False)
         canvas.colorbar(image, ax=axes, location="top", shrink=0.6, label="recall, per cent")
-        hardest = np.nanmean(recalls, axis=0)
-        told = f"on average hardest is scan {int(np.nanargmin(hardest))}, easiest scan {int(np.nanargmax(hardest))}"
+        tested = np.flatnonzero(~np.isnan(recalls[0]))
+        mean = recalls[:, tested].mean(axis=0)
+        told = f"on average hardest is scan {tested[mean.argmin()]}, easiest scan {tested[mean.argmax()]}"
         return Figure(_svg(canvas), f"Recall by row and scan: {told}.", f"Recall of each scan by row; {told}.")
 
 
@@ -186,7 +190,7 @@ def curves_figure(histories: Sequence[dict[str, list[dict[str, Any]]]], name: st
         loss.set(xlabel="epoch", ylabel="loss, nats")
         loss.set_ylim(bottom=0)
         accuracy.set(xlabel="epoch", ylabel="accuracy, per cent", ylim=(0, 102))
-        told = "; ".join(told)
+        told = "; ".join(told) + (f"; losses of the first of {len(histories)} seeds" if len(histories) > 1 else "")
         return Figure(_svg(canvas), f"Training curves of {name}: {told}.", f"{name}, on training patches: {told}.")
 
 

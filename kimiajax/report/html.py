@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 
 from kimiajax import __version__, paper
-from kimiajax.analysis import Analysis, beaten_by_histogram, random_networks
-from kimiajax.claims import CLAIMS, FAILS, HOLDS, LEVEL
+from kimiajax.analysis import Analysis, beaten_by_histogram
+from kimiajax.claims import CLAIMS, FAILS, HOLDS, LEVEL, MARGIN
 from kimiajax.config import PRESETS
 from kimiajax.errors import UserError
 from kimiajax.files import write_text
 from kimiajax.report import text
 from kimiajax.report.stored import StoredRun, rerun
 from kimiajax.report.tables import SCORES, headline
-from kimiajax.statistics import DRAWS
+from kimiajax.shown import over_seeds, p_value, percent, points
 
 MARKS = {HOLDS: "yes", FAILS: "no"}  # a class of the verdict's colour
 SHOWN_PAIRS = SCORES[::-1]  # eta_total first
 
 
 def write_report(run: StoredRun, analysis: Analysis, path: Path | None = None) -> Path:
-    """Writes the report, and `analysis.json` beside it.
+    """Writes the report, and beside it the analysis, as JSON, under the same name.
 
     Args:
         run: as `read_run` reads it.
@@ -40,6 +40,8 @@ def write_report(run: StoredRun, analysis: Analysis, path: Path | None = None) -
     except ModuleNotFoundError as error:
         raise UserError(f'report: {error.name} is not installed; `pip install "kimiajax[report]"`') from error
     path = path or run.folder / "report.html"
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; name the file, {path / 'report.html'} say")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kimiajax.report", "."),
         autoescape=True,
@@ -47,9 +49,9 @@ def write_report(run: StoredRun, analysis: Analysis, path: Path | None = None) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": text.percent, "points": _points, "p": text.p_value, "number": "{:,}".format}
+    environment.filters |= {"percent": percent, "points": points, "p": p_value, "number": "{:,}".format}
     content = environment.get_template("report.html.j2").render(context(run, analysis, figures))
-    write_text(path.parent / "analysis.json", json.dumps(analysis.as_dict(), indent=2, allow_nan=False) + "\n")
+    write_text(path.with_suffix(".json"), json.dumps(analysis.as_dict(), indent=2, allow_nan=False) + "\n")
     write_text(path, content)
     return path
 
@@ -61,11 +63,12 @@ def context(run: StoredRun, analysis: Analysis, figures: Any) -> dict[str, Any]:
     guess = 1 / run.manifest.num_scans
     scored = [row for row in rows if row["eta_p"] is not None]
     floors = [row for row in rows if row["family"] == "floor"]
+    recalls = _recalls(analysis, scored)
     return {
         "title": f"{results['preset']}: {run.folder.resolve().name}",
         "version": __version__,
         "headline": headline(results),
-        "warnings": warnings(run),
+        "warnings": text.warnings(run),
         "several": len(run.seeds) > 1,
         "seeds": results.get("seeds", [results["config"]["seed"]]),
         "families": [
@@ -82,12 +85,11 @@ def context(run: StoredRun, analysis: Analysis, figures: Any) -> dict[str, Any]:
         "marks": MARKS,
         "floors": floors,
         "margins": _margins(analysis, names, floors) if floors else [],
-        "beaten": [names[row] for row in beaten_by_histogram(analysis)],
-        "confusions": [_confusion(row, analysis, figures) for row in scored if row["family"] == "table"],
-        "more_confusions": [_confusion(row, analysis, figures) for row in scored if row["family"] != "table"],
-        "recall": [figures.recall_figure(_recalls(analysis, scored), [row["label"] for row in scored])]
-        if scored
-        else [],
+        "beaten": None if (beaten := beaten_by_histogram(analysis)) is None else [names[row] for row in beaten],
+        "confusions": [_confusion(row, analysis, figures, run) for row in scored if row["family"] == "table"],
+        "more_confusions": [_confusion(row, analysis, figures, run) for row in scored if row["family"] != "table"],
+        "recall": [figures.recall_figure(recalls, [row["label"] for row in scored])] if scored else [],
+        "recalls": [(row["label"], shares.tolist()) for row, shares in zip(scored, recalls)],
         "curves": [
             figures.curves_figure(histories, row["label"])
             for row in rows
@@ -108,32 +110,16 @@ def context(run: StoredRun, analysis: Analysis, figures: Any) -> dict[str, Any]:
         ],
         "elsewhere": paper.ELSEWHERE,
         "data": _data(run),
-        "audit": run.seeds[0]["data"]["audit"],
+        "audits": [(seed["config"]["seed"], seed["data"]["audit"]) for seed in run.seeds],
         "weights": [(network, _ancestry(lineage)) for network, lineage in run.seeds[0]["weights"].items()],
         "environment": _flat(run.seeds[0]["environment"]),
         "config": [(name, _plain(value)) for name, value in results["config"].items()],
         "rerun": rerun(results, {name: default.as_dict() for name, (_, default) in PRESETS.items()}),
-        "draws": DRAWS,
+        "draws": analysis.draws,
+        "margin": MARGIN,
+        "over_seeds": over_seeds(len(run.seeds)),
         "level": LEVEL,
     }
-
-
-def warnings(run: StoredRun) -> list[str]:
-    """What stands at the top of every page."""
-    data, found = run.seeds[0]["data"], []
-    if data["synthetic"]:
-        found.append("SYNTHETIC SCANS, drawn by a program: no figure here says anything about tissue.")
-    if data["audit"] is not None and data["audit"]["failed"]:
-        found.append(f"AUDIT FAILED ({', '.join(data['audit']['failed'])}): no figure here can be relied on.")
-    kimia = (data["scans"], data["test"]) == (paper.NUM_SCANS, paper.TEST_PATCHES)
-    if not data["synthetic"] and not kimia:
-        found.append("NOT KIMIA PATH24: the paper's figures stand beside for orientation only.")
-    random = random_networks(run)
-    if random:
-        found.append(f"RANDOM WEIGHTS of {' and '.join(random)}: their rows say nothing about pre-training.")
-    if not run.results["complete"]:
-        found.append("NOT COMPLETE: rows are missing that were asked for.")
-    return found
 
 
 def _row(row: dict[str, Any], analysis: Analysis, run: StoredRun) -> dict[str, Any]:
@@ -143,7 +129,7 @@ def _row(row: dict[str, Any], analysis: Analysis, run: StoredRun) -> dict[str, A
         "intervals": intervals,
         "spread": text.spread(row) if len(run.seeds) > 1 else None,
         "count": text.counts(row),
-        "published": None if row["paper"] is None else [(score, row["paper"][score]) for score in SCORES],
+        "published": text.papers(row),
     }
 
 
@@ -155,11 +141,13 @@ def _margins(analysis: Analysis, names: dict[str, str], floors: Sequence[dict[st
     return [(names[row], [pairs.get(floor["name"]) for floor in floors]) for row, pairs in found.items()]
 
 
-def _confusion(row: dict[str, Any], analysis: Analysis, figures: Any) -> Any:
-    return figures.confusion_figure(analysis.confusion[row["name"]], row["label"])
+def _confusion(row: dict[str, Any], analysis: Analysis, figures: Any, run: StoredRun) -> Any:
+    return figures.confusion_figure(analysis.confusion[row["name"]], row["label"], len(run.seeds))
 
 
 def _recalls(analysis: Analysis, rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    if not rows:
+        return np.empty((0, 0))
     matrices = np.stack([analysis.confusion[row["name"]] for row in rows])
     tested = matrices.sum(axis=2)
     return np.divide(
@@ -222,7 +210,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(each)}" for key, each in value.items() if each is not None)
     return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
-
-
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.2f}"

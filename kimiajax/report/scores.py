@@ -9,6 +9,7 @@ from rich.table import Table
 
 from kimiajax.report.tables import WIDTH
 from kimiajax.scoring import Scored
+from kimiajax.shown import cautions, percent
 
 SCORES = (  # name, the name of its interval, what it is
     ("eta_p", "eta_p", "eta_p: correct test patches by all test patches"),
@@ -32,15 +33,15 @@ def render_score(scored: Scored) -> str:
     scores.add_column("%", justify="right", no_wrap=True)
     scores.add_column("95 % interval", justify="right", no_wrap=True)
     for name, interval, what in SCORES:
-        bounds = " to ".join(map(_percent, scored.intervals[interval])) if interval else ""
-        scores.add_row(what, _percent(getattr(scored, name)), bounds)
+        bounds = " to ".join(map(percent, scored.intervals[interval])) if interval else ""
+        scores.add_row(what, percent(getattr(scored, name)), bounds)
 
     by_scan = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("scan", "test patches", "correct", "recall", "predicted as it", "precision"):
         by_scan.add_column(name, justify="right", no_wrap=True)
     counts = zip(scored.tested_per_scan, scored.correct_per_scan, scored.guessed_per_scan)
     for scan, (tested, correct, guessed) in enumerate(counts):
-        recall, precision = (_percent(correct / all_ if all_ else None) for all_ in (tested, guessed))
+        recall, precision = (percent(correct / all_ if all_ else None) for all_ in (tested, guessed))
         by_scan.add_row(str(scan), str(tested), str(correct), recall, str(guessed), precision)
 
     text = io.StringIO()
@@ -51,6 +52,8 @@ def render_score(scored: Scored) -> str:
     )
     console.print(scores)
     console.print(DIFFERENCE)
+    for caution in cautions(scored.tested_per_scan, scored.intervals.values()):
+        console.print(caution)
     if scored.never_predicted:
         console.print(f"Never predicted, so that precision is undefined: {_listed(scored.never_predicted)}.")
     if scored.without_patches:
@@ -64,7 +67,3 @@ def render_score(scored: Scored) -> str:
 
 def _listed(scans: Sequence[int]) -> str:
     return f"scan{'s' if len(scans) > 1 else ''} {', '.join(map(str, scans))}"
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.2f}"

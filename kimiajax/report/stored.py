@@ -1,6 +1,7 @@
 """A run's files, read again: what it says, checked against what it holds."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +14,13 @@ from kimiajax.data.manifest import Manifest, read_manifest
 from kimiajax.errors import UserError
 from kimiajax.files import sha256_file
 from kimiajax.report.results import SCHEMA_VERSION
+from kimiajax.report.tables import SCORES
 from kimiajax.scoring import Truth, join, read_predictions
 from kimiajax.shapes import Bool, Int
 
 READS = (4, SCHEMA_VERSION)  # of results.json; 4 had no floors, no retrieval and no pictures
+NEEDED = ("preset", "complete", "config", "environment", "data", "weights", "notes")
+ROUNDING = 1e-6
 LATER = {"family": "table", "retrieval": None, "pictures": []}  # what rows have since
 
 
@@ -49,6 +53,17 @@ class StoredRun:
     def rows(self) -> dict[str, dict[str, Any]]:
         """The rows of `results.json`, by name."""
         return {row["name"]: row for row in self.results["rows"]}
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether a program drew the scans."""
+        return any(seed["data"]["synthetic"] for seed in self.seeds)
+
+    @property
+    def failed_checks(self) -> list[str]:
+        """The checks of an audit that failed, of any seed's patches."""
+        audits = [seed["data"]["audit"] for seed in self.seeds]
+        return list(dict.fromkeys(check for audit in audits if audit is not None for check in audit["failed"]))
 
     def correct(self, row: str) -> Bool[np.ndarray, "k n"]:
         """Which test patches a row that has an accuracy got right, with each seed."""
@@ -88,7 +103,26 @@ def read_run(folder: str | Path) -> StoredRun:
             continue
         each_seed = [_predictions(at, found, row["name"], truths[0]) for at, found in zip(folders, seeds)]
         predicted[row["name"]] = np.stack(each_seed).astype(np.int32)
-    return StoredRun(folder, results, seeds, folders, manifests[0], predicted)
+    run = StoredRun(folder, results, seeds, folders, manifests[0], predicted)
+    _check_scores(run)
+    return run
+
+
+def _check_scores(run: StoredRun) -> None:
+    """Raises UserError where the scores of `results.json` are not those of the predictions, as of seeds that were
+    computed again after it was written."""
+    tested = [scan for scan in range(run.manifest.num_scans) if (run.scans == scan).any()]
+    for name, row in run.rows.items():
+        if name not in run.predicted:
+            continue
+        right = run.correct(name)
+        eta_p, eta_w = right.mean(1), np.mean([right[:, run.scans == scan].mean(1) for scan in tested], axis=0)
+        for score, values in zip(SCORES, (eta_p, eta_w, eta_p * eta_w)):
+            if abs(row[score] - values.mean()) > ROUNDING:
+                raise UserError(
+                    f"{run.folder / 'results.json'}: {score} of {name} is {row[score]:.4f}, and its predictions give "
+                    f"{values.mean():.4f}; the same `kimiajax table` mends it"
+                )
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -102,6 +136,9 @@ def read_results(folder: Path) -> dict[str, Any]:
         results = json.loads(path.read_text(encoding="utf-8"))
         version = results["schema_version"]
         rows = [dict(row) for row in results["rows"]]
+        lacking = [name for name in NEEDED if name not in results]
+        if lacking:
+            raise KeyError(lacking[0])
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give the folder of a run, as `kimiajax table` leaves it") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -124,7 +161,9 @@ def _read_manifest(folder: Path, results: dict[str, Any]) -> Manifest:
 
 def _predictions(folder: Path, results: dict[str, Any], row: str, truth: Truth) -> Int[np.ndarray, " n"]:
     path = folder / "predictions" / f"{row}.csv"
-    entry = next(each for each in results["rows"] if each["name"] == row)
+    entry = next((each for each in results["rows"] if each["name"] == row), None)
+    if entry is None:
+        raise UserError(f"{folder}: lacks the row {row}, which the run has; the same `kimiajax table` mends it")
     predictions = read_predictions(path)
     if sha256_file(path) != entry["predictions_sha256"]:
         raise UserError(f"{path}: was changed since results.json was written; the same `kimiajax table` mends it")
@@ -138,22 +177,17 @@ def rerun(results: dict[str, Any], presets: dict[str, Any]) -> str:
         results: of the run.
         presets: the settings of each preset, by name.
     """
-    default = presets[results["preset"]]
+    default = presets.get(results["preset"], {})
     return " ".join(["kimiajax table", results["preset"], *_flags(results["config"], default)])
 
 
 def _flags(config: dict[str, Any], default: dict[str, Any]) -> Iterator[str]:
     own = json.loads(json.dumps(default))
     for name, value in config.items():
-        if name not in own or value == own[name] or name in ("fresh", "cache", "process", "processes", "coordinator"):
+        if value is None or value == own.get(name) or name in ("fresh", "cache", "process", "processes", "coordinator"):
             continue
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             yield flag if value else flag.replace("--", "--no-", 1)
         else:
-            yield " ".join([flag, *map(_quoted, value if isinstance(value, list) else [value])])
-
-
-def _quoted(value: Any) -> str:
-    text = str(value)
-    return f"'{text}'" if any(character in text for character in " '\"$&;()*") else text
+            yield shlex.join([flag, *map(str, value if isinstance(value, list) else [value])])

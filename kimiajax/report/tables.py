@@ -7,6 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from kimiajax.shown import percent
+
 WIDTH = 120
 SCORES = ("eta_p", "eta_w", "eta_total")
 
@@ -32,7 +34,7 @@ def render_table(results: dict[str, Any]) -> str:
             row["weights"],
             *(_score(row, score) for score in SCORES),
             *([] if seeds else ["-" if row["correct"] is None else f"{row['correct']}/{row['tested']}"]),
-            *("" if row["paper"] is None else _percent(row["paper"][score]) for score in SCORES),
+            *("" if row["paper"] is None else percent(row["paper"][score]) for score in SCORES),
             f"{row['seconds']:.1f}",
         )
     text = io.StringIO()
@@ -58,12 +60,12 @@ def _beaten(results: dict[str, Any]) -> list[str]:
 def headline(results: dict[str, Any]) -> str:
     data = results["data"]
     kind = "SYNTHETIC scans, not a reproduction" if data["synthetic"] else data["source"]
-    if data["audit"] is not None and data["audit"]["failed"]:
+    if data.get("audit") and data["audit"]["failed"]:
         kind = f"AUDIT FAILED: {kind}"
     return (
         f"{results['preset']}: {kind}: {data['scans']} scans, {data['train']} training and {data['test']} test patches "
         f"of {data['patch_size']} x {data['patch_size']} pixels, seen at {results['config']['image_size']} x "
-        f"{results['config']['image_size']}. Figures in per cent; guessing gives {_percent(1 / data['scans'])}."
+        f"{results['config']['image_size']}. Figures in per cent; guessing gives {percent(1 / data['scans'])}."
     )
 
 
@@ -72,8 +74,4 @@ def _score(row: dict[str, Any], score: str) -> str:
     if row[score] is None:
         return "-"
     spread = row.get(f"{score}_sd")
-    return _percent(row[score]) + ("" if spread is None else f" ± {_percent(spread)}")
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f}"
+    return percent(row[score]) + ("" if spread is None else f" ± {percent(spread)}")

@@ -5,11 +5,12 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kimiajax.analysis import Analysis, beaten_by_histogram
+from kimiajax import paper
+from kimiajax.analysis import Analysis, beaten_by_histogram, random_networks
 from kimiajax.claims import CLAIMS
 from kimiajax.report.stored import StoredRun
 from kimiajax.report.tables import SCORES, headline
-from kimiajax.statistics import FEW
+from kimiajax.shown import cautions, p_value, percent, points
 
 FAMILIES = {"table": "the table", "floor": "floors of trivial features", "retrieval": "nearest training patch"}
 
@@ -28,7 +29,12 @@ def markdown(run: StoredRun, analysis: Analysis) -> str:
         ]
         for row in run.results["rows"]
     ]
-    parts = [f"**{headline(run.results)}**", _markdown_table(head, rows, left=2), "95 % intervals in brackets."]
+    parts = [
+        *(f"**{warning}**" for warning in warnings(run)),
+        headline(run.results),
+        _markdown_table(head, rows, left=2),
+        "95 % intervals in brackets.",
+    ]
     if analysis.pairs:
         names = labels(run)
         head = ["difference", *SCORES, *(f"p of {score}, Holm" for score in SCORES)]
@@ -52,7 +58,7 @@ def as_csv(run: StoredRun, analysis: Analysis) -> str:
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     bounds = [f"{score}{end}" for score in SCORES for end in ("", "_low", "_high", "_sd", "_paper")]
-    writer.writerow(["row", "approach", "family", "weights", "correct", "tested", "seeds", *bounds])
+    writer.writerow(["row", "approach", "family", "weights", "correct", "tested", "seeds", *bounds, "warnings"])
     for row in run.results["rows"]:
         figures: list[Any] = []
         for score in SCORES:
@@ -60,7 +66,7 @@ def as_csv(run: StoredRun, analysis: Analysis) -> str:
             published = row["paper"][score] if row["paper"] else None
             figures += [row[score], low, high, row.get(f"{score}_sd"), published]
         about = [row[key] for key in ("name", "approach", "family", "weights", "correct", "tested")]
-        writer.writerow([*about, len(run.seeds), *figures])
+        writer.writerow([*about, len(run.seeds), *figures, " ".join(warnings(run))])
     return lines.getvalue().rstrip()
 
 
@@ -73,6 +79,7 @@ def latex(run: StoredRun, analysis: Analysis) -> str:
         r"\toprule",
         r"approach & $\eta_p$ & $\eta_W$ & $\eta_\mathrm{total}$ & paper's $\eta_\mathrm{total}$ \\",
     ]
+    lines += [rf"\multicolumn{{5}}{{l}}{{\emph{{{_escaped(warning)}}}}} \\" for warning in warnings(run)]
     family = None
     for row in run.results["rows"]:
         if row["family"] != family:
@@ -90,29 +97,29 @@ FORMATS: dict[str, Callable[[StoredRun, Analysis], str]] = {"markdown": markdown
 def notes(run: StoredRun, analysis: Analysis) -> list[str]:
     """What a reader must know: the run's own notes, and what its statistics add."""
     names, found = labels(run), list(run.results["notes"])
-    if not run.results["complete"]:
-        found.insert(0, "This run is not complete: rows are missing that were asked for.")
     beaten = beaten_by_histogram(analysis)
     if beaten:
         listed = ", ".join(names[row] for row in beaten)
         found.append(f"Not shown to be above a gray histogram, by eta_p: {listed}.")
-    if analysis.few:
-        all_of_them = len(analysis.few) == run.manifest.num_scans
-        listed = "each scan" if all_of_them else f"scan {', '.join(map(str, analysis.few))}"
+    pairs = [pair.intervals for pair in (*analysis.pairs, *analysis.margins)]
+    intervals = [bounds for scores in (*analysis.intervals.values(), *pairs) for bounds in scores.values()]
+    found += cautions(run.manifest.counts("test"), intervals)
+    if analysis.coverage is not None:
         found.append(
-            f"Fewer than {FEW} test patches are of {listed}: with so few the intervals of eta_w and eta_total are "
-            "too short, and hold the truth about 91 times in 100 rather than 95."
-        )
-    if any(low == high for scores in analysis.intervals.values() for low, high in scores.values()):
-        found.append(
-            "An interval without width: of each scan the row has all patches right or none, so that a bootstrap draws "
-            "the same again. It says nothing of how sure the score is."
+            f"In simulated test sets with these counts, {100 * analysis.coverage:.0f} of 100 intervals of eta_w hold "
+            "the truth."
         )
     if analysis.smallest is not None:
         found.append(
-            f"The smallest difference of eta_p that {len(run.scans):,} test patches would show in 80 of 100 cases is "
-            f"{percent(analysis.smallest)} points, where two rows are apart on {percent(analysis.discordant)} % of the "
-            "patches, as these are on average."
+            f"The smallest difference of eta_p that {len(run.scans):,} test patches would show in 80 of 100 cases, by "
+            f"a single test at 5 %, is {percent(analysis.smallest)} points, where two rows are apart on "
+            f"{percent(analysis.discordant)} % of the patches, as these are on average. For one of many pairs it is "
+            "larger."
+        )
+    elif analysis.discordant:
+        found.append(
+            f"{len(run.scans):,} test patches, on {percent(analysis.discordant)} % of which two rows are apart on "
+            "average, show no difference of eta_p in 80 of 100 cases, however large."
         )
     found.append(
         "Every class is one scan, and training and test patches come from the same slides: the task is to recognise a "
@@ -126,19 +133,26 @@ def label(row: dict[str, Any]) -> str:
     return f"{row['approach']}, {row['scheme']}" if row["family"] == "retrieval" else row["approach"]
 
 
+def warnings(run: StoredRun) -> list[str]:
+    """What makes figures worthless, or others than they seem."""
+    data, found = run.seeds[0]["data"], []
+    if run.synthetic:
+        found.append("SYNTHETIC SCANS, drawn by a program: no figure here says anything about tissue.")
+    if run.failed_checks:
+        found.append(f"AUDIT FAILED ({', '.join(run.failed_checks)}): no figure here can be relied on.")
+    if not run.synthetic and (data["scans"], data["test"]) != (paper.NUM_SCANS, paper.TEST_PATCHES):
+        found.append("NOT KIMIA PATH24: the paper's figures stand beside for orientation only.")
+    random = random_networks(run)
+    if random:
+        found.append(f"RANDOM WEIGHTS of {' and '.join(random)}: their rows say nothing about pre-training.")
+    if not run.results["complete"]:
+        found.append("NOT COMPLETE: rows are missing that were asked for.")
+    return found
+
+
 def labels(run: StoredRun) -> dict[str, str]:
     """How each row is called, by its name."""
     return {name: label(row) for name, row in run.rows.items()}
-
-
-def percent(share: float | None) -> str:
-    """Two decimals; a dash where there is none."""
-    return "-" if share is None else f"{100 * share:.2f}"
-
-
-def p_value(p: float) -> str:
-    """As a reader takes it; the permutations' smallest is 1 / 10,001."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def counts(row: dict[str, Any]) -> str:
@@ -164,13 +178,14 @@ def _with_interval(row: dict[str, Any], analysis: Analysis, score: str) -> str:
 
 def _points(difference: float, interval: Sequence[float]) -> str:
     low, high = interval
-    return f"{100 * difference:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return f"{points(difference)} [{points(low)}, {points(high)}]"
 
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
     """With its first columns to the left, and the others to the right."""
     rule = ["---" if number < left else "---:" for number in range(len(head))]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+    lines = [[cell.replace("|", "\\|") for cell in cells] for cells in (head, rule, *rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _escaped(text: str) -> str:
