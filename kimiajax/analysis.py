@@ -1,12 +1,12 @@
 """What a stored run shows, and how surely: from its predictions alone."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from kimiajax import claims, statistics
+from kimiajax.report.marks import failed_checks, is_synthetic, random_networks
 from kimiajax.report.stored import StoredRun
 from kimiajax.shapes import Int
 from kimiajax.shown import FEW
@@ -97,24 +97,19 @@ def confusion_of(
 
 def unfit(run: StoredRun) -> dict[str, str]:
     """Why rows can bear no claim of the paper's, of those that cannot."""
-    random, found = random_networks(run), {}
+    synthetic, failed, random = (mark(run.seeds) for mark in (is_synthetic, failed_checks, random_networks))
+    found = {}
     for name, row in run.rows.items():
         network = next((network for network in random if name.endswith(network)), None)
-        if run.synthetic:
+        if synthetic:
             found[name] = "the scans are drawn by a program"
-        elif run.failed_checks:
+        elif failed:
             found[name] = "the audit of these data failed"
         elif row["failure"]:
             found[name] = f"{row['approach']} has no accuracy: {row['failure']}"
         elif network is not None:
             found[name] = f"{network}'s weights are random"
     return found
-
-
-def random_networks(run: StoredRun) -> list[str]:
-    """The networks whose weights began random, whatever trained them since."""
-    lineages = [(network, lineage) for seed in run.seeds for network, lineage in seed["weights"].items()]
-    return list(dict.fromkeys(network for network, lineage in lineages if _root(lineage)["source"] == "random"))
 
 
 def beaten_by_histogram(analysis: Analysis) -> list[str] | None:
@@ -142,10 +137,3 @@ def _discordant(pairs: list[Pair], answers: int) -> float | None:
     if not pairs:
         return None
     return float(np.mean([pair.only_first + pair.only_second for pair in pairs]) / answers)
-
-
-def _root(lineage: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Where weights began, before any fine-tuning."""
-    while lineage.get("parent"):
-        lineage = lineage["parent"]
-    return lineage

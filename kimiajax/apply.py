@@ -30,6 +30,7 @@ from kimiajax.models.ways import choose_way
 from kimiajax.models.weights import Weights, load_converted, load_weights
 from kimiajax.precision import Precision, compute_dtype, products_in
 from kimiajax.progress import Download, Silent
+from kimiajax.report.marks import warnings_of
 from kimiajax.report.stored import read_results
 from kimiajax.resume import digest_of_learnt
 from kimiajax.scoring import first_few
@@ -55,6 +56,7 @@ class Applied:
         predicted: the scan that each was taken for, 0 to k - 1.
         scores: of each class, in [0, 1], 1 in all.
         kind: what they are: a network's softmax, or a class's share of the votes of an SVM's pairs.
+        warnings: what marks the run that the row is of.
     """
 
     names: tuple[str, ...]
@@ -63,6 +65,7 @@ class Applied:
     predicted: Int[np.ndarray, " n"]
     scores: Float[np.ndarray, "n k"]
     kind: Kind
+    warnings: tuple[str, ...] = ()
 
 
 def apply_row(
@@ -134,6 +137,7 @@ def apply_row(
         np.concatenate([predicted for predicted, _ in judged]).astype(np.int32),
         np.concatenate([scores for _, scores in judged]),
         kind,
+        tuple(warnings_of([finished.results])),
     )
 
 

@@ -481,5 +481,7 @@ def test_the_first_patches_are_shown_and_the_others_counted():
     assert shown == [["a", "1", "s1", "0.500", "2", "s2", "0.300"], ["b", "0", "s0", "0.500", "1", "s1", "0.500"]]
     assert any("and 1 more patches" in line for line in lines)
     assert "more patches" not in render_applied(applied)
+    marked = replace(applied, warnings=("SYNTHETIC SCANS",))
+    assert render_applied(marked).startswith("The run: SYNTHETIC SCANS")
     alone = Applied(("s0",), ("a",), None, np.array([0]), np.ones((1, 1)), "share of votes")
     assert "0 s0" in render_applied(alone)

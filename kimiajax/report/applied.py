@@ -37,6 +37,8 @@ def render_applied(applied: "Applied", most: int = 20) -> str:
         )
     text = io.StringIO()
     console = Console(file=text, width=WIDTH, highlight=False, markup=False)
+    for warning in applied.warnings:
+        console.print(f"The run: {warning}")
     console.print(table)
     left = len(applied.ids) - most
     if left > 0:

@@ -14,6 +14,7 @@ from kimiajax.config import PRESETS
 from kimiajax.errors import UserError
 from kimiajax.files import write_text
 from kimiajax.report import text
+from kimiajax.report.marks import warnings_of
 from kimiajax.report.stored import StoredRun, rerun
 from kimiajax.report.tables import SCORES, headline
 from kimiajax.shown import over_seeds, p_value, percent, points
@@ -68,7 +69,7 @@ def context(run: StoredRun, analysis: Analysis, figures: Any) -> dict[str, Any]:
         "title": f"{results['preset']}: {run.folder.resolve().name}",
         "version": __version__,
         "headline": headline(results),
-        "warnings": text.warnings(run),
+        "warnings": warnings_of(run.seeds),
         "several": len(run.seeds) > 1,
         "seeds": results.get("seeds", [results["config"]["seed"]]),
         "families": [

@@ -54,17 +54,6 @@ class StoredRun:
         """The rows of `results.json`, by name."""
         return {row["name"]: row for row in self.results["rows"]}
 
-    @property
-    def synthetic(self) -> bool:
-        """Whether a program drew the scans."""
-        return any(seed["data"]["synthetic"] for seed in self.seeds)
-
-    @property
-    def failed_checks(self) -> list[str]:
-        """The checks of an audit that failed, of any seed's patches."""
-        audits = [seed["data"]["audit"] for seed in self.seeds]
-        return list(dict.fromkeys(check for audit in audits if audit is not None for check in audit["failed"]))
-
     def correct(self, row: str) -> Bool[np.ndarray, "k n"]:
         """Which test patches a row that has an accuracy got right, with each seed."""
         return self.predicted[row] == self.scans

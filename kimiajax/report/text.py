@@ -5,9 +5,9 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kimiajax import paper
-from kimiajax.analysis import Analysis, beaten_by_histogram, random_networks
+from kimiajax.analysis import Analysis, beaten_by_histogram
 from kimiajax.claims import CLAIMS
+from kimiajax.report.marks import warnings_of
 from kimiajax.report.stored import StoredRun
 from kimiajax.report.tables import SCORES, headline
 from kimiajax.shown import cautions, p_value, percent, points
@@ -30,7 +30,7 @@ def markdown(run: StoredRun, analysis: Analysis) -> str:
         for row in run.results["rows"]
     ]
     parts = [
-        *(f"**{warning}**" for warning in warnings(run)),
+        *(f"**{warning}**" for warning in warnings_of(run.seeds)),
         headline(run.results),
         _markdown_table(head, rows, left=2),
         "95 % intervals in brackets.",
@@ -66,7 +66,7 @@ def as_csv(run: StoredRun, analysis: Analysis) -> str:
             published = row["paper"][score] if row["paper"] else None
             figures += [row[score], low, high, row.get(f"{score}_sd"), published]
         about = [row[key] for key in ("name", "approach", "family", "weights", "correct", "tested")]
-        writer.writerow([*about, len(run.seeds), *figures, " ".join(warnings(run))])
+        writer.writerow([*about, len(run.seeds), *figures, " ".join(warnings_of(run.seeds))])
     return lines.getvalue().rstrip()
 
 
@@ -79,7 +79,7 @@ def latex(run: StoredRun, analysis: Analysis) -> str:
         r"\toprule",
         r"approach & $\eta_p$ & $\eta_W$ & $\eta_\mathrm{total}$ & paper's $\eta_\mathrm{total}$ \\",
     ]
-    lines += [rf"\multicolumn{{5}}{{l}}{{\emph{{{_escaped(warning)}}}}} \\" for warning in warnings(run)]
+    lines += [rf"\multicolumn{{5}}{{l}}{{\emph{{{_escaped(warning)}}}}} \\" for warning in warnings_of(run.seeds)]
     family = None
     for row in run.results["rows"]:
         if row["family"] != family:
@@ -131,23 +131,6 @@ def notes(run: StoredRun, analysis: Analysis) -> list[str]:
 def label(row: dict[str, Any]) -> str:
     """How a row is called: its approach, and of retrieval the distance."""
     return f"{row['approach']}, {row['scheme']}" if row["family"] == "retrieval" else row["approach"]
-
-
-def warnings(run: StoredRun) -> list[str]:
-    """What makes figures worthless, or others than they seem."""
-    data, found = run.seeds[0]["data"], []
-    if run.synthetic:
-        found.append("SYNTHETIC SCANS, drawn by a program: no figure here says anything about tissue.")
-    if run.failed_checks:
-        found.append(f"AUDIT FAILED ({', '.join(run.failed_checks)}): no figure here can be relied on.")
-    if not run.synthetic and (data["scans"], data["test"]) != (paper.NUM_SCANS, paper.TEST_PATCHES):
-        found.append("NOT KIMIA PATH24: the paper's figures stand beside for orientation only.")
-    random = random_networks(run)
-    if random:
-        found.append(f"RANDOM WEIGHTS of {' and '.join(random)}: their rows say nothing about pre-training.")
-    if not run.results["complete"]:
-        found.append("NOT COMPLETE: rows are missing that were asked for.")
-    return found
 
 
 def labels(run: StoredRun) -> dict[str, str]:

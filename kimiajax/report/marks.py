@@ -1,0 +1,49 @@
+"""What marks a run's figures as worthless, or as others than they seem, by the `results.json` of each of its seeds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kimiajax import paper
+
+Results = Mapping[str, Any]
+
+
+def is_synthetic(seeds: Sequence[Results]) -> bool:
+    """Whether a program drew the scans."""
+    return any(results["data"]["synthetic"] for results in seeds)
+
+
+def failed_checks(seeds: Sequence[Results]) -> list[str]:
+    """The checks of an audit that failed, of any seed's patches."""
+    audits = [results["data"]["audit"] for results in seeds]
+    return list(dict.fromkeys(check for audit in audits if audit is not None for check in audit["failed"]))
+
+
+def random_networks(seeds: Sequence[Results]) -> list[str]:
+    """The networks whose weights began random, whatever trained them since."""
+    lineages = [(network, lineage) for results in seeds for network, lineage in results["weights"].items()]
+    return list(dict.fromkeys(network for network, lineage in lineages if _root(lineage)["source"] == "random"))
+
+
+def warnings_of(seeds: Sequence[Results]) -> list[str]:
+    """What a reader must see first."""
+    data, found = seeds[0]["data"], []
+    if is_synthetic(seeds):
+        found.append("SYNTHETIC SCANS, drawn by a program: no figure here says anything about tissue.")
+    failed, random = failed_checks(seeds), random_networks(seeds)
+    if failed:
+        found.append(f"AUDIT FAILED ({', '.join(failed)}): no figure here can be relied on.")
+    if not is_synthetic(seeds) and (data["scans"], data["test"]) != (paper.NUM_SCANS, paper.TEST_PATCHES):
+        found.append("NOT KIMIA PATH24: the paper's figures stand beside for orientation only.")
+    if random:
+        found.append(f"RANDOM WEIGHTS of {' and '.join(random)}: their rows say nothing about pre-training.")
+    if not all(results["complete"] for results in seeds):
+        found.append("NOT COMPLETE: rows are missing that were asked for.")
+    return found
+
+
+def _root(lineage: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where weights began, before any fine-tuning."""
+    while lineage.get("parent"):
+        lineage = lineage["parent"]
+    return lineage
