@@ -137,3 +137,13 @@ kj.fit(training, start, inputs, labels, epochs=1, batch_size=2, seed=0)
 print(float(kj.kimia_scores(np.array([0, 1]), np.array([0, 1]), 2).eta_total))
 """)
     assert done.stdout.split("\n")[:2] == ["(4, 256)", "1.0"], done.stderr
+
+
+def test_reports_comparisons_and_scores_load_no_model():
+    done = run("""
+import sys
+import kimiajax.analysis, kimiajax.compare, kimiajax.scoring
+import kimiajax.report.compared, kimiajax.report.figures, kimiajax.report.html, kimiajax.report.text
+print([name for name in ("flax", "optax", "orbax", "kimiajax.models", "kimiajax.features") if name in sys.modules])
+""")
+    assert done.stdout.strip() == "[]", done.stderr
