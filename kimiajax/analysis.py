@@ -47,7 +47,7 @@ class Analysis:
     seed: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of `report.json`."""
+        """The content of `report.analysis.json`."""
         pairs = {name: [each._asdict() for each in getattr(self, name)] for name in ("pairs", "margins")}
         rulings = {name: {k: r._asdict() for k, r in getattr(self, name).items()} for name in ("printed", "computed")}
         confusion = {row: matrix.tolist() for row, matrix in self.confusion.items()}

@@ -181,7 +181,7 @@ def test_few_test_patches_and_the_smallest_difference_are_told(run, analysis):
 
 
 def test_the_analysis_is_kept_beside_the_report(stored, page):
-    kept = json.loads((stored / "report.json").read_text())
+    kept = json.loads((stored / "report.analysis.json").read_text())
     assert set(kept["printed"]) == {claim.name for claim in CLAIMS}
     assert (kept["draws"], kept["seed"], kept["margin_of_claims"]) == (10_000, 0, 0.02)
     assert len(kept["pairs"]) == 10
@@ -300,7 +300,7 @@ def test_a_report_goes_to_a_file_and_its_figures_beside_it(stored, tmp_path, cap
     assert "is a folder; name the file" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     assert main(["report", str(stored), "--out", str(tmp_path / "mine.html")]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"mine.html", "mine.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.html", "mine.analysis.json"}
 
 
 def test_pictures_that_are_gone_are_left_out(tmp_path):

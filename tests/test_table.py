@@ -242,10 +242,12 @@ def test_a_run_begun_afresh_in_the_same_folder_leaves_nothing_of_the_first(scans
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("kept")
     assert main([*command, "--rows", "cnn", "fe_vgg16", "--vgg16-weights", "random"]) == 0
+    assert main(["report", str(tmp_path / "run")]) == 0
     assert main([*command, "--rows", "cnn", "--fresh"]) == 0
     assert [path.name for path in (tmp_path / "run" / "predictions").iterdir()] == ["cnn.csv"]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["cnn"]
     assert (tmp_path / "run" / "mine.txt").exists()
+    assert not list((tmp_path / "run").glob("report.*")), "it would stand beside other results"
 
 
 def test_settings_that_are_refused_leave_an_earlier_run_whole(scans, tmp_path, capsys):

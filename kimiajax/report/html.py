@@ -24,7 +24,7 @@ SHOWN_PAIRS = SCORES[::-1]  # eta_total first
 
 
 def write_report(run: StoredRun, analysis: Analysis, path: Path | None = None) -> Path:
-    """Writes the report, and beside it the analysis, as JSON, under the same name.
+    """Writes the report, and beside it the analysis: `report.analysis.json`.
 
     Args:
         run: as `read_run` reads it.
@@ -52,7 +52,8 @@ def write_report(run: StoredRun, analysis: Analysis, path: Path | None = None) -
     )
     environment.filters |= {"percent": percent, "points": points, "p": p_value, "number": "{:,}".format}
     content = environment.get_template("report.html.j2").render(context(run, analysis, figures))
-    write_text(path.with_suffix(".json"), json.dumps(analysis.as_dict(), indent=2, allow_nan=False) + "\n")
+    figures_of_it = json.dumps(analysis.as_dict(), indent=2, allow_nan=False)
+    write_text(path.with_name(f"{path.stem}.analysis.json"), figures_of_it + "\n")
     write_text(path, content)
     return path
 

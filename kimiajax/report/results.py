@@ -26,7 +26,7 @@ def clear_run(out: Path, rows: Sequence[str]) -> None:
     """Removes an earlier run's files of these rows, of one seed or of several, and no others."""
     seeds = [path for path in out.glob("seed-*") if path.is_dir() and path.name.removeprefix("seed-").isdecimal()]
     for folder in (out, *seeds):
-        for name in ("results.json", "manifest.csv", "manifest.json", "report.html", "report.json"):
+        for name in ("results.json", "manifest.csv", "manifest.json", "report.html", "report.analysis.json"):
             (folder / name).unlink(missing_ok=True)
         clear_pictures(folder, SCANS)
         for row in rows:
