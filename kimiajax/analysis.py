@@ -9,7 +9,7 @@ from kimiajax import claims, statistics
 from kimiajax.report.marks import failed_checks, is_synthetic, random_networks
 from kimiajax.report.stored import StoredRun
 from kimiajax.shapes import Int
-from kimiajax.shown import FEW
+from kimiajax.shown import with_few_patches
 from kimiajax.statistics import Interval, Pair
 
 HISTOGRAM = "floor_histogram"
@@ -68,7 +68,7 @@ def analyse(run: StoredRun, seed: int = 0, draws: int = statistics.DRAWS) -> Ana
     above = [(row, floor) for row in table for floor in floors]
     margins = statistics.compare_pairs(run.scans, {**table, **floors}, above, seed, draws)
     tested = np.bincount(run.scans, minlength=run.manifest.num_scans)
-    few = np.flatnonzero((tested > 0) & (tested < FEW)).tolist()
+    few = with_few_patches(tested.tolist())
     chance = float(np.clip(np.mean([right.mean() for right in everything.values()] or 0.5), 0.05, 0.95))
     discordant = _discordant(pairs, len(run.scans)) if len(run.seeds) == 1 else None
     return Analysis(

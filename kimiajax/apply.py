@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from kimiajax.approaches import ROWS, Row
-from kimiajax.checkpoints import load_tree
 from kimiajax.data.folders import IMAGES
 from kimiajax.data.inputs import Inputs, read_inputs
 from kimiajax.data.manifest import Split
@@ -25,16 +24,16 @@ from kimiajax.feature_files import check_new, outputs_of
 from kimiajax.files import new_folder, write_text
 from kimiajax.floors import features_of
 from kimiajax.gradcam import grad_cam, overlay, path_of
+from kimiajax.learnt import digest_of_learnt, load_learnt
 from kimiajax.models.backbone import BACKBONES, Classifier
 from kimiajax.models.ways import choose_way
-from kimiajax.models.weights import Weights, load_converted, load_weights
+from kimiajax.models.weights import Weights, load_weights
 from kimiajax.precision import Precision, compute_dtype, products_in
 from kimiajax.progress import Download, Silent
 from kimiajax.report.marks import warnings_of
 from kimiajax.report.stored import read_results
-from kimiajax.resume import digest_of_learnt
-from kimiajax.scoring import first_few
 from kimiajax.shapes import Float, Int, UInt8
+from kimiajax.shown import first_few
 from kimiajax.svm import LinearSVM
 
 EXPLAINED_AT_ONCE = 256  # images whose heat maps are held
@@ -256,17 +255,16 @@ def _learnt(finished: _Finished) -> Weights | LinearSVM:
     path = finished.path
     folder, remedy = path.parent / "checkpoints" / path.name, "the same `kimiajax table` computes it again"
     try:
-        found = digest_of_learnt(folder)
+        learnt = load_learnt(folder)
     except FileNotFoundError as error:
         raise UserError(f"{folder}: is missing; {remedy}") from error
     except UserError:
         raise
     except Exception as error:  # whatever a damaged file makes Orbax raise
         raise UserError(f"{folder}: cannot be read ({type(error).__name__}); {remedy}") from error
-    if found != finished.entry["learnt_sha256"]:
+    if digest_of_learnt(learnt) != finished.entry["learnt_sha256"]:
         raise UserError(f"{folder}: was changed since {path.parent / 'results.json'} was written; {remedy}")
-    network = (folder / "lineage.json").exists()
-    return load_converted(folder) if network else LinearSVM(**load_tree(folder))
+    return learnt if isinstance(learnt, Weights) else LinearSVM(**learnt)
 
 
 def _by_network(finished: _Finished, learnt: Weights, weights: None, cache: Path | None, progress: Silent) -> Judge:

@@ -32,11 +32,8 @@ def data(arguments: list[str]) -> int:
         return 0
     if what not in commands:
         raise UserError(f"data {what or 'COMMAND'}: no such command; choose from {', '.join(commands)}")
-
-    import tyro
-
     run, kind, description = commands[what]
-    config = tyro.cli(kind, prog=f"kimiajax data {what}", description=description, args=arguments[1:])
+    config = _flags(kind, f"data {what}", description, arguments[1:])
     if config.scans is None:
         raise UserError(f"data {what} needs --scans PATH: a scan file, a folder of images, or a folder of whole slides")
     status = run(config)

@@ -11,7 +11,7 @@ from kimiajax.changes import changes
 from kimiajax.claims import LEVEL
 from kimiajax.errors import UserError
 from kimiajax.report.stored import StoredRun
-from kimiajax.scoring import first_few
+from kimiajax.shown import first_few
 from kimiajax.statistics import Pair
 
 BETTER, WORSE, SAME, OPEN = "A is better", "B is better", "the same predictions", "no difference shown"

@@ -5,7 +5,8 @@ from dataclasses import asdict
 from kimiajax import paper
 from kimiajax.approaches import ROWS, Study, anything_moves
 from kimiajax.finetune.blocks import blocks_of
-from kimiajax.models.weights import Weights, origin_of, root_of
+from kimiajax.lineage import root_of
+from kimiajax.models.weights import Weights, origin_of
 
 
 def notes_of(study: Study) -> list[str]:

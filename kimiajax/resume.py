@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from kimiajax.changes import differences
-from kimiajax.checkpoints import digest, load_tree
 from kimiajax.errors import UserError
 from kimiajax.files import sha256_file
-from kimiajax.models.weights import load_converted
+from kimiajax.learnt import digest_of_learnt, load_learnt
 from kimiajax.report.results import SCHEMA_VERSION
 
 # Settings that change no result; scans, manifest and weights are known by their content, convolutions by the choice.
@@ -108,18 +107,10 @@ def _damage(out: Path, row: dict[str, Any]) -> str | None:
     try:
         if row["predictions_sha256"] and sha256_file(predictions) != row["predictions_sha256"]:
             return f"{predictions} was changed"
-        if row["learnt_sha256"] and row["learnt_sha256"] != digest_of_learnt(learnt):
+        if row["learnt_sha256"] and row["learnt_sha256"] != digest_of_learnt(load_learnt(learnt)):
             return f"{learnt} was changed"
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
     except Exception as error:  # whatever a damaged file makes Orbax raise
         return f"{learnt} cannot be read ({type(error).__name__})"
     return None
-
-
-def digest_of_learnt(folder: Path) -> str:
-    """The digest of what a row left in its checkpoint: a network, or an SVM's arrays."""
-    if not folder.is_dir():
-        raise FileNotFoundError(None, None, str(folder))
-    network = (folder / "lineage.json").exists()
-    return load_converted(folder).lineage["digest"] if network else digest(load_tree(folder))

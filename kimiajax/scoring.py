@@ -7,9 +7,7 @@ sums: that is precision, and NaN where a scan is never predicted.
 
 import csv
 import io
-import itertools
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +20,7 @@ from kimiajax.data.opening import open_scans
 from kimiajax.data.slides import slides_in
 from kimiajax.errors import UserError
 from kimiajax.shapes import Int
+from kimiajax.shown import first_few
 
 if TYPE_CHECKING:
     from kimiajax.statistics import Interval
@@ -186,13 +185,13 @@ def read_truth(path: str | Path) -> Truth:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; the truth is {TRUTHS}")
     if path.is_dir() and (path / MANIFEST).exists():
-        return _of_manifest(path, read_manifest(path / MANIFEST))
+        return truth_of(path, read_manifest(path / MANIFEST))
     if path.is_dir() and (seeds := sorted(path.glob(f"seed-*/{MANIFEST}"))):
         raise UserError(f"{path}: holds the runs of {len(seeds)} seeds; give the folder of one, {seeds[0].parent}")
     if path.suffix.lower() == ".csv":
         table = _read_csv(path, "truth")
         if "split" in table.columns:
-            return _of_manifest(path, read_manifest(path))
+            return truth_of(path, read_manifest(path))
         scans = table.numbers("scan")
         return Truth(path, table.ids(), scans, int(scans.max()) + 1)
     if path.is_dir() and not holds_splits(path):
@@ -246,7 +245,8 @@ def join(predictions: Predictions, truth: Truth) -> Int[np.ndarray, " n"]:
     return predicted
 
 
-def _of_manifest(path: Path, manifest: Manifest) -> Truth:
+def truth_of(path: Path, manifest: Manifest) -> Truth:
+    """The test patches of a manifest that stands at a path."""
     return _of_patches(path, manifest.split("test"), manifest.num_scans)
 
 
@@ -328,9 +328,3 @@ def _read_csv(path: Path, what: str) -> _Csv:
     if not rows:
         raise UserError(f"{path}: holds nothing below its first line; write the {what} again")
     return _Csv(path, dict(zip(names, zip(*(row for _, row in rows)))), tuple(line for line, _ in rows))
-
-
-def first_few(items: Iterable[str]) -> str:
-    """The first few, as text."""
-    few = list(itertools.islice(items, 4))
-    return ", ".join(few[:3]) + (", ..." if len(few) > 3 else "")

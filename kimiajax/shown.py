@@ -1,5 +1,6 @@
 """Numbers as a reader takes them, and what keeps a reader from taking them for more."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 FEW = 15  # test patches of a scan, under which a bootstrap within scans may give intervals that are too short
@@ -29,16 +30,25 @@ def over_seeds(seeds: int) -> str:
     return f" over {seeds} seeds" if seeds > 1 else ""
 
 
-def few_patches(tested: Sequence[int]) -> str | None:
-    """A sentence where scans have few test patches, from how many each has."""
-    few = [scan for scan, count in enumerate(tested) if 0 < count < FEW]
-    if not few:
-        return None
-    listed = "each scan" if len(few) == len(tested) else f"scan {', '.join(map(str, few))}"
-    return f"Fewer than {FEW} test patches are of {listed}: intervals of eta_w and eta_total may be too short."
+def first_few(items: Iterable[str]) -> str:
+    """The first few, as text."""
+    few = list(itertools.islice(items, 4))
+    return ", ".join(few[:3]) + (", ..." if len(few) > 3 else "")
+
+
+def with_few_patches(tested: Sequence[int]) -> list[int]:
+    """The scans that have few test patches, from how many each has."""
+    return [scan for scan, count in enumerate(tested) if 0 < count < FEW]
 
 
 def cautions(tested: Sequence[int], intervals: Iterable[tuple[float, float]]) -> list[str]:
-    """What must be said of some intervals."""
-    without = NO_WIDTH if any(low == high for low, high in intervals) else None
-    return [sentence for sentence in (few_patches(tested), without) if sentence]
+    """What must be said of some intervals, from how many test patches each scan has."""
+    found, few = [], with_few_patches(tested)
+    if few:
+        listed = "each scan" if len(few) == len(tested) else f"scan {', '.join(map(str, few))}"
+        found.append(
+            f"Fewer than {FEW} test patches are of {listed}: intervals of eta_w and eta_total may be too short."
+        )
+    if any(low == high for low, high in intervals):
+        found.append(NO_WIDTH)
+    return found

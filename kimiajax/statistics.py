@@ -144,9 +144,9 @@ def correct_of_scan(
     return correct[:, places] @ jax.nn.one_hot(scans, num_scans)
 
 
-def interval_of(samples: Float[np.ndarray, " draws"], confidence: float = CONFIDENCE) -> Interval:
+def interval_of(samples: Float[np.ndarray, " draws"]) -> Interval:
     """Between two quantiles of the bootstrap's draws."""
-    low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(samples, INTERVAL)
     return Interval(float(low), float(high))
 
 

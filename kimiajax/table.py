@@ -15,7 +15,6 @@ import numpy as np
 
 from kimiajax import paper, processes
 from kimiajax.approaches import ROWS, Features, Outcome, Row, Study
-from kimiajax.checkpoints import digest, save_tree
 from kimiajax.config import TableConfig
 from kimiajax.data.audit import record_of
 from kimiajax.data.manifest import Manifest, read_manifest
@@ -31,6 +30,7 @@ from kimiajax.finetune.checkpoints import Checkpoints
 from kimiajax.finetune.engines import Engine, engine_of
 from kimiajax.finetune.loop import Record
 from kimiajax.interruption import Interruption
+from kimiajax.learnt import digest_of_learnt, save_learnt
 from kimiajax.metrics import kimia_scores
 from kimiajax.models.backbone import BACKBONES
 from kimiajax.models.conv import Way
@@ -221,14 +221,10 @@ def _record(row: Row, run: Run, outcome: Outcome, seconds: float) -> None:
     run.history.close()
     if processes.is_first():
         entry["pictures"] = write_pictures(run.out, row.name, outcome.pictures, PICTURE_SIDE[row.family])
-    if isinstance(outcome.learnt, Weights):
+    if outcome.learnt is not None:
+        entry["learnt_sha256"] = digest_of_learnt(outcome.learnt)
         if processes.is_first():
-            outcome.learnt.save(learnt)
-        entry["learnt_sha256"] = outcome.learnt.lineage["digest"]
-    elif outcome.learnt is not None:
-        if processes.is_first():
-            save_tree(learnt, outcome.learnt)
-        entry["learnt_sha256"] = digest(jax.tree.map(np.asarray, outcome.learnt))
+            save_learnt(learnt, outcome.learnt)
     order = [each.name for each in ROWS]
     run.results["rows"] = sorted([*run.results["rows"], entry], key=lambda each: order.index(each["name"]))
     run.note(*outcome.notes)

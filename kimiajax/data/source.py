@@ -1,7 +1,6 @@
 """Where patches come from: what a scan file, a folder of images and a folder of slides have in common."""
 
 import hashlib
-import itertools
 import json
 import os
 from abc import ABC, abstractmethod
@@ -16,6 +15,7 @@ from kimiajax.data.manifest import Patch
 from kimiajax.data.raster import Region
 from kimiajax.errors import UserError
 from kimiajax.shapes import UInt8
+from kimiajax.shown import first_few
 
 Track = Callable[[Iterable, str, int | None, str], Iterable]
 S = TypeVar("S", bound="Source")
@@ -176,8 +176,7 @@ def is_ignored(name: str) -> bool:
 
 def first_missing(numbers: Container[int], last: int) -> str:
     """The first few numbers up to `last` that are not there, as text; none where all are."""
-    missing = [str(number) for number in itertools.islice((n for n in range(last + 1) if n not in numbers), 4)]
-    return ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    return first_few(str(number) for number in range(last + 1) if number not in numbers)
 
 
 def sha256_of(pixels: UInt8[np.ndarray, "h w"]) -> str:

@@ -18,6 +18,7 @@ from kimiajax import __version__
 from kimiajax.checkpoints import digest, load_tree, save_tree
 from kimiajax.errors import UserError
 from kimiajax.files import new_folder
+from kimiajax.lineage import ancestry, root_of
 from kimiajax.models.backbone import BACKBONES, Backbone, Variables
 from kimiajax.models.conv import Way
 
@@ -198,22 +199,11 @@ def fine_tuned(
     return Weights(variables, lineage)
 
 
-def root_of(lineage: dict[str, Any]) -> dict[str, Any]:
-    """The lineage that all training began with."""
-    return _ancestry(lineage)[-1]
-
-
 def origin_of(lineage: dict[str, Any]) -> str | None:
     """Where weights were trained: "keras", "torch", and what was fine-tuned since; None for random ones."""
     framework = root_of(lineage)["framework"]
-    tuned = any(each.get("trained_blocks") for each in _ancestry(lineage))
+    tuned = any(each.get("trained_blocks") for each in ancestry(lineage))
     return f"{framework or 'random weights'}, fine-tuned since" if tuned else framework
-
-
-def _ancestry(lineage: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lineage, its parent, and so on."""
-    parent = lineage.get("parent")
-    return [lineage, *(_ancestry(parent) if parent else [])]
 
 
 def _seal(lineage: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from kimiajax.claims import CLAIMS, FAILS, HOLDS, LEVEL, MARGIN
 from kimiajax.config import PRESETS
 from kimiajax.errors import UserError
 from kimiajax.files import write_text
+from kimiajax.lineage import ancestry
 from kimiajax.report import text
 from kimiajax.report.marks import warnings_of
 from kimiajax.report.stored import StoredRun, rerun
@@ -113,7 +114,10 @@ def context(run: StoredRun, analysis: Analysis, figures: Any) -> dict[str, Any]:
         "elsewhere": paper.ELSEWHERE,
         "data": _data(run),
         "audits": [(seed["config"]["seed"], seed["data"]["audit"]) for seed in run.seeds],
-        "weights": [(network, _ancestry(lineage)) for network, lineage in run.seeds[0]["weights"].items()],
+        "weights": [
+            (network, [_flat({**each, "parent": None}) for each in ancestry(lineage)])
+            for network, lineage in run.seeds[0]["weights"].items()
+        ],
         "environment": _flat(run.seeds[0]["environment"]),
         "config": [(name, _plain(value)) for name, value in results["config"].items()],
         "rerun": rerun(results, {name: default.as_dict() for name, (_, default) in PRESETS.items()}),
@@ -193,15 +197,6 @@ def _data(run: StoredRun) -> list[tuple[str, str]]:
         ("rules", _plain(data["rules"])),
         ("scans", ", ".join(data["names"])),
     ]
-
-
-def _ancestry(lineage: dict[str, Any]) -> list[list[tuple[str, str]]]:
-    """Weights, and what each of them came from, the latest first."""
-    found = []
-    while lineage:
-        found.append([(key, _plain(value)) for key, value in lineage.items() if key != "parent" and value is not None])
-        lineage = lineage.get("parent")
-    return found
 
 
 def _flat(record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kimiajax import paper
+from kimiajax.lineage import root_of
 
 Results = Mapping[str, Any]
 
@@ -22,7 +23,7 @@ def failed_checks(seeds: Sequence[Results]) -> list[str]:
 def random_networks(seeds: Sequence[Results]) -> list[str]:
     """The networks whose weights began random, whatever trained them since."""
     lineages = [(network, lineage) for results in seeds for network, lineage in results["weights"].items()]
-    return list(dict.fromkeys(network for network, lineage in lineages if _root(lineage)["source"] == "random"))
+    return list(dict.fromkeys(network for network, lineage in lineages if root_of(lineage)["source"] == "random"))
 
 
 def warnings_of(seeds: Sequence[Results]) -> list[str]:
@@ -40,10 +41,3 @@ def warnings_of(seeds: Sequence[Results]) -> list[str]:
     if not all(results["complete"] for results in seeds):
         found.append("NOT COMPLETE: rows are missing that were asked for.")
     return found
-
-
-def _root(lineage: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Where weights began, before any fine-tuning."""
-    while lineage.get("parent"):
-        lineage = lineage["parent"]
-    return lineage

@@ -15,7 +15,7 @@ from kimiajax.errors import UserError
 from kimiajax.files import sha256_file
 from kimiajax.report.results import SCHEMA_VERSION
 from kimiajax.report.tables import SCORES
-from kimiajax.scoring import Truth, join, read_predictions
+from kimiajax.scoring import Truth, join, read_predictions, truth_of
 from kimiajax.shapes import Bool, Int
 
 READS = (4, SCHEMA_VERSION)  # of results.json; 4 had no floors, no retrieval and no pictures
@@ -76,10 +76,7 @@ def read_run(folder: str | Path) -> StoredRun:
     folders = tuple(folder / name for name in results.get("runs", ["."]))
     seeds = tuple(read_results(each) for each in folders) if "runs" in results else (results,)
     manifests = [_read_manifest(*each) for each in zip(folders, seeds)]
-    truths = [
-        Truth(each, tuple(p.patch_id for p in m.split("test")), m.labels("test"), m.num_scans)
-        for each, m in zip(folders, manifests)
-    ]
+    truths = [truth_of(*each) for each in zip(folders, manifests)]
     for truth in truths[1:]:
         if set(truth.patch_ids) != set(truths[0].patch_ids):
             raise UserError(

@@ -59,6 +59,7 @@ def as_csv(run: StoredRun, analysis: Analysis) -> str:
     writer = csv.writer(lines, lineterminator="\n")
     bounds = [f"{score}{end}" for score in SCORES for end in ("", "_low", "_high", "_sd", "_paper")]
     writer.writerow(["row", "approach", "family", "weights", "correct", "tested", "seeds", *bounds, "warnings"])
+    warnings = " ".join(warnings_of(run.seeds))
     for row in run.results["rows"]:
         figures: list[Any] = []
         for score in SCORES:
@@ -66,7 +67,7 @@ def as_csv(run: StoredRun, analysis: Analysis) -> str:
             published = row["paper"][score] if row["paper"] else None
             figures += [row[score], low, high, row.get(f"{score}_sd"), published]
         about = [row[key] for key in ("name", "approach", "family", "weights", "correct", "tested")]
-        writer.writerow([*about, len(run.seeds), *figures, " ".join(warnings_of(run.seeds))])
+        writer.writerow([*about, len(run.seeds), *figures, warnings])
     return lines.getvalue().rstrip()
 
 
