@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from kimiajax.approaches import ROWS, Row
-from kimiajax.data.folders import IMAGES
+from kimiajax.data.images import IMAGES
 from kimiajax.data.inputs import Inputs, read_inputs
 from kimiajax.data.manifest import Split
 from kimiajax.data.patches import Rules

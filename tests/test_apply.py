@@ -15,7 +15,7 @@ from kimiajax import apply, feature_files
 from kimiajax.apply import Applied, apply_row, file_names, write_predictions_csv
 from kimiajax.cli import main
 from kimiajax.data.export import export_patches
-from kimiajax.data.folders import read_gray
+from kimiajax.data.images import read_gray
 from kimiajax.data.inputs import read_inputs
 from kimiajax.data.manifest import read_manifest
 from kimiajax.data.opening import open_scans

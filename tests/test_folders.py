@@ -10,7 +10,8 @@ from conftest import tissue, write_scans
 from PIL import Image
 
 from kimiajax.data.export import export_patches
-from kimiajax.data.folders import Folder, read_gray
+from kimiajax.data.folders import Folder
+from kimiajax.data.images import read_gray
 from kimiajax.data.manifest import read_manifest
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import Rules, cut_patches

@@ -7,22 +7,19 @@ that of the numbers in their names: s10 after s2, 200_0 before 1000_0.
 
 import json
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kimiajax.data.images import IMAGES, read_gray
 from kimiajax.data.manifest import SPLITS, Patch, Split
 from kimiajax.data.source import Source, first_missing, identity_of, is_ignored, walk
 from kimiajax.errors import UserError
-from kimiajax.files import guess
 from kimiajax.shapes import UInt8
 
-IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 CLASS = re.compile(r"(?:s|scan)?(\d+)", re.IGNORECASE)
 HEADER = "manifest.json"  # of an exported folder
-EIGHT_BITS = {"L": "L", "RGB": "L", "1": "L", "P": "RGB"}  # modes that are read, and what they become first
 
 
 class Folder(Source):
@@ -124,58 +121,6 @@ class Folder(Source):
         except (OSError, ValueError):
             return {}
         return header if isinstance(header, dict) else {}
-
-
-def read_gray(path: Path) -> UInt8[np.ndarray, "h w"]:
-    """The gray values of an 8-bit image, upright: colours become gray as in ITU-R 601-2, which is Pillow's way.
-
-    Raises:
-        UserError: no image, a damaged one, or one that would have to be guessed at: 16 bits, transparent, CMYK.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    def refuse(what: str) -> UserError:
-        return UserError(f"{path}: {what}; save it as 8-bit gray or RGB")
-
-    try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if _bits(image) > 8:
-                raise refuse("has more than 8 bits a channel")
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    except UnidentifiedImageError as error:
-        with path.open("rb") as stream:
-            head = stream.read(512)
-        raise UserError(f"{path}: {guess(head, path.stat().st_size, 'an image')}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{path}: claims to be far larger than a patch ({error})") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file any more; was the folder changed?") from error
-    except UserError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: a damaged image ({error}); fetch it again") from error
-    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-        if upright.getextrema()[3] != (255, 255):
-            raise refuse("is transparent in places, and nothing says over what")
-        upright = upright.convert("RGB")
-    if upright.mode not in EIGHT_BITS:
-        raise refuse(f"is of mode {upright.mode}")
-    return np.asarray(upright.convert(EIGHT_BITS[upright.mode]).convert("L"))
-
-
-def _bits(image: Any) -> int:
-    """Bits of a channel in the file, which Pillow may cut to eight without a word."""
-    if image.mode.startswith(("I", "F")):
-        return 16
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(258, (8,)))
-    if image.format == "PNG":
-        modes = [tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in image.tile]
-        return 16 if any(";16" in mode for mode in modes) else 8
-    return 8
 
 
 def holds_splits(path: Path) -> bool:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from kimiajax.data.folders import IMAGES, holds_splits, natural, read_gray
+from kimiajax.data.folders import holds_splits, natural
+from kimiajax.data.images import IMAGES, read_gray
 from kimiajax.data.manifest import SPLITS, Manifest, Split
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import Rules

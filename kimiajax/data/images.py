@@ -1,0 +1,122 @@
+"""Image files: read right, or refused by name. Nothing is guessed at, and nothing is filled in."""
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kimiajax.errors import UserError
+from kimiajax.files import guess
+from kimiajax.shapes import UInt8
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+EIGHT_BITS = {"L": "L", "RGB": "RGB", "1": "L", "P": "RGB"}  # modes that are read, and what they become
+PNG_LEVEL = 1  # zlib's: three times as fast as the default, for files a tenth larger
+AS_THEY_ARE = ("JPEG", "PNG")  # formats that every reader of data sets knows
+
+
+def read_gray(path: Path) -> UInt8[np.ndarray, "h w"]:
+    """The gray values of an 8-bit image, upright: colours become gray as in ITU-R 601-2, which is Pillow's way.
+
+    Raises:
+        UserError: no image, a damaged one, or one that would have to be guessed at: 16 bits, transparent, CMYK.
+    """
+    return np.asarray(_upright(path, str(path))[0].convert("L"))
+
+
+def decode_gray(content: bytes, name: str) -> UInt8[np.ndarray, "h w"]:
+    """The same of an image in memory, by the name that a message is to give it."""
+    return np.asarray(_upright(content, name)[0].convert("L"))
+
+
+def encode_gray(pixels: UInt8[np.ndarray, "h w"]) -> bytes:
+    """Gray values as a PNG."""
+    from PIL import Image
+
+    return _png(Image.fromarray(pixels))
+
+
+def read_rgb(path: Path) -> tuple[bytes, tuple[int, int]]:
+    """A colour image as the file's own bytes, where these are an upright RGB JPEG or PNG, and else as a PNG of it.
+
+    Returns:
+        The bytes, and height and width in pixels.
+
+    Raises:
+        UserError: what `read_gray` refuses.
+    """
+    image, as_it_is = _upright(path, str(path))
+    kept = as_it_is and image.mode == "RGB"
+    return path.read_bytes() if kept else _png(image.convert("RGB")), (image.height, image.width)
+
+
+def _png(image: "Image.Image") -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG", compress_level=PNG_LEVEL)
+    return stream.getvalue()
+
+
+def _upright(source: Path | bytes, name: str) -> tuple["Image.Image", bool]:
+    """An image, gray or RGB, and whether that is what the file holds as it is."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"{name}: {what}; save it as 8-bit gray or RGB")
+
+    try:
+        with warnings.catch_warnings(), Image.open(_opened(source)) as image:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if _bits(image) > 8:
+                raise refuse("has more than 8 bits a channel")
+            image.load()
+            before, as_it_is = image.mode, image.format in AS_THEY_ARE
+            turned = image.getexif().get(0x0112, 1) != 1
+            upright = ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        raise UserError(f"{name}: {guess(*_head(source), 'an image')}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{name}: claims to be far larger than a patch ({error})") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: no such file any more; was the folder changed?") from error
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UserError(f"{name}: a damaged image ({error}); fetch it again") from error
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+        if upright.getextrema()[3] != (255, 255):
+            raise refuse("is transparent in places, and nothing says over what")
+        upright = upright.convert("RGB")
+    if upright.mode not in EIGHT_BITS:
+        raise refuse(f"is of mode {upright.mode}")
+    upright = upright.convert(EIGHT_BITS[upright.mode])
+    return upright, as_it_is and not turned and upright.mode == before
+
+
+def _opened(source: Path | bytes) -> Path | io.BytesIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _head(source: Path | bytes) -> tuple[bytes, int]:
+    """The first bytes, and how many there are in all."""
+    if isinstance(source, bytes):
+        return source[:512], len(source)
+    with source.open("rb") as stream:
+        return stream.read(512), source.stat().st_size
+
+
+def _bits(image: Any) -> int:
+    """Bits of a channel in the file, which Pillow may cut to eight without a word."""
+    if image.mode.startswith(("I", "F")):
+        return 16
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (8,)))
+    if image.format == "PNG":
+        modes = [tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in image.tile]
+        return 16 if any(";16" in mode for mode in modes) else 8
+    return 8
