@@ -11,18 +11,19 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
 setup: $(STAMP)
 
-# Only what requirements.lock names with a hash is fetched, uv and the build backend included. Where uv cannot reach
-# the package index (a certificate that only pip is told of, say), pip takes over.
+# Only what requirements.lock names with a hash is fetched, uv and what builds included: the latter first, since a package
+# of tensorflow-datasets comes as source. Where uv cannot reach the package index (a certificate that only pip is told
+# of, say), pip takes over.
 $(STAMP): requirements.lock pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --clear $(VENV)
+	awk '/^(uv|setuptools)==/ {keep = 1; print; next} /^[^ ]/ {keep = 0} keep' requirements.lock > $(VENV)/first.txt
+	$(PIP) --no-deps --require-hashes -r $(VENV)/first.txt
 ifeq ($(strip $(INSTALLER)),uv)
-	awk '/^uv==/ {keep = 1; print; next} /^[^ ]/ {keep = 0} keep' requirements.lock > $(VENV)/uv.txt
-	$(PIP) --no-deps --require-hashes -r $(VENV)/uv.txt
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --require-hashes -r requirements.lock \
-		|| $(PIP) --no-deps --require-hashes -r requirements.lock
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-build-isolation --no-deps --require-hashes -r requirements.lock \
+		|| $(PIP) --no-build-isolation --no-deps --require-hashes -r requirements.lock
 else
-	$(PIP) --no-deps --require-hashes -r requirements.lock
+	$(PIP) --no-build-isolation --no-deps --require-hashes -r requirements.lock
 endif
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from kimiajax import claims, statistics
-from kimiajax.report.marks import failed_checks, is_synthetic, random_networks
+from kimiajax.report.marks import failed_checks, is_synthetic, is_unverified, random_networks
 from kimiajax.report.stored import StoredRun
 from kimiajax.shapes import Int
 from kimiajax.shown import with_few_patches
@@ -97,12 +97,16 @@ def confusion_of(
 
 def unfit(run: StoredRun) -> dict[str, str]:
     """Why rows can bear no claim of the paper's, of those that cannot."""
-    synthetic, failed, random = (mark(run.seeds) for mark in (is_synthetic, failed_checks, random_networks))
+    synthetic, unverified, failed, random = (
+        mark(run.seeds) for mark in (is_synthetic, is_unverified, failed_checks, random_networks)
+    )
     found = {}
     for name, row in run.rows.items():
         network = next((network for network in random if name.endswith(network)), None)
         if synthetic:
             found[name] = "the scans are drawn by a program"
+        elif unverified:
+            found[name] = "the data are not known to be those that were published"
         elif failed:
             found[name] = "the audit of these data failed"
         elif row["failure"]:

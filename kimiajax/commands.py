@@ -28,16 +28,57 @@ def data(arguments: list[str]) -> int:
         "export": (_export, ExportConfig, "The patches as a folder of images with its manifest."),
     }
     if what in ("-h", "--help"):
-        print("usage: kimiajax data audit|explain|export --scans PATH; `kimiajax data audit -h` lists the flags")
+        print(
+            "usage: kimiajax data audit|explain|export --scans PATH\n"
+            "       kimiajax data prepare NAME --manual-dir DIR\n"
+            "`kimiajax data audit -h` lists the flags"
+        )
+        return 0
+    if what == "prepare":
+        _prepare(arguments[1:])
         return 0
     if what not in commands:
-        raise UserError(f"data {what or 'COMMAND'}: no such command; choose from {', '.join(commands)}")
+        raise UserError(f"data {what or 'COMMAND'}: no such command; choose from {', '.join(commands)}, prepare")
     run, kind, description = commands[what]
     config = _flags(kind, f"data {what}", description, arguments[1:])
-    if config.scans is None:
-        raise UserError(f"data {what} needs --scans PATH: a scan file, a folder of images, or a folder of whole slides")
+    config.check_scans()
+    config.given(f"data {what} needs --scans PATH, of a scan file, a folder of images or a folder of whole slides")
     status = run(config)
     return status or 0
+
+
+def _prepare(arguments: list[str]) -> None:
+    from kimiajax.config import PrepareConfig
+
+    (name,), flags = _leading(arguments, "data prepare", "NAME", 1)
+    description = "Prepares kimia_path24 or kimia_path24c as a TFDS data set, from the files in a folder."
+    config = _flags(PrepareConfig, "data prepare NAME", description, flags)
+    config.validate()
+    if config.manual_dir is None:
+        raise UserError("data prepare needs --manual-dir DIR, the folder that holds the data set's files")
+
+    from kimiajax.data.patches import Rules
+    from kimiajax.data.preparing import prepare
+    from kimiajax.models.weights import default_cache
+    from kimiajax.progress import for_terminal
+
+    done = prepare(
+        name,
+        config.manual_dir,
+        config.data_dir,
+        rules=Rules(grid=config.grid, homogeneity=config.homogeneity, background=config.background),
+        patch_size=config.patch_size,
+        allow_unverified=config.allow_unverified,
+        beam=config.beam,
+        cache=config.cache or default_cache(),
+        track=for_terminal().track,
+    )
+    counts = " and ".join(f"{count:,} {split}" for split, count in done.counts.items())
+    print(f"{done.full_name}: {counts} patches {'were there already' if done.reused else 'prepared'}, in {done.path}")
+    if done.unverified is not None:
+        print(f"NOT VERIFIED, and every result will say so: {done.unverified}")
+    where = "" if config.data_dir is None else f" --data-dir {config.data_dir}"
+    print(f"kimiajax table quick --dataset {done.full_name.rpartition('/')[0]}{where}")
 
 
 def _audit(config: "AuditConfig") -> int:
@@ -48,9 +89,9 @@ def _audit(config: "AuditConfig") -> int:
     from kimiajax.progress import for_terminal
     from kimiajax.report.data import render_audit
 
-    config.check_scans()
+    given = config.given()
     audit = run_audit(
-        config.scans,
+        given,
         config.patch_size,
         config.mpp,
         manifest=None if config.manifest is None else read_manifest(config.manifest),
@@ -58,7 +99,8 @@ def _audit(config: "AuditConfig") -> int:
         cache=config.cache or default_cache(),
         progress=for_terminal(),
     )
-    record = (config.out or Path("runs") / "audit" / config.scans.stem) / "audit.json"
+    name = given.stem if isinstance(given, Path) else given.name.replace("/", "-").replace(":", "-")
+    record = (config.out or Path("runs") / "audit" / name) / "audit.json"
     write_text(record, json.dumps(audit.as_dict(), indent=2) + "\n")
     sys.stdout.reconfigure(errors="replace")
     print(render_audit(audit))
@@ -75,8 +117,7 @@ def _explain(config: "ExplainConfig") -> None:
     from kimiajax.progress import for_terminal
     from kimiajax.report.data import render_counts
 
-    config.check_scans()
-    with open_scans(config.scans, config.patch_size, config.mpp) as source:
+    with open_scans(config.given(), config.patch_size, config.mpp) as source:
         if not isinstance(source, Gridded):
             raise UserError(f"{source.path}: a {source.kind} holds patches that were cut already; give the scans")
         surveys = survey(source, BACKGROUND, cache=config.cache or default_cache(), track=for_terminal().track)
@@ -96,12 +137,12 @@ def _export(config: "ExportConfig") -> None:
     config.check_patches()
     if config.out is None:
         raise UserError("data export needs --out DIR, the folder to write")
-    track = for_terminal().track
-    with open_scans(config.scans, config.patch_size, config.mpp) as source:
+    track, cache = for_terminal().track, config.cache or default_cache()
+    with open_scans(config.given(), config.patch_size, config.mpp, cache=cache, track=track) as source:
         if config.manifest is not None:
             manifest = read_manifest(config.manifest)
         else:
-            manifest = cut_patches(source, config.rules(), cache=config.cache or default_cache(), track=track)
+            manifest = cut_patches(source, config.rules(), cache=cache, track=track)
         manifest = export_patches(source, manifest, config.out, track=track)
     train, test = (len(manifest.split(split)) for split in ("train", "test"))
     print(f"{train:,} training and {test:,} test patches written to {config.out}")
@@ -173,8 +214,7 @@ def features(arguments: list[str]) -> None:
     (network,), flags = _leading(arguments, "features", "NETWORK", 1)
     config = _flags(FeaturesConfig, "features NETWORK", "A block's outputs for all patches, as one array.", flags)
     config.validate()
-    if config.scans is None:
-        raise UserError("features needs --scans PATH: a scan file, a folder of whole slides, an image, or a folder")
+    given = config.given("features needs --scans PATH, of a scan file, a folder of whole slides, an image or a folder")
     if config.out is None:
         raise UserError("features needs --out DIR, the folder to write")
 
@@ -188,7 +228,7 @@ def features(arguments: list[str]) -> None:
     keep_programs(cache)
     record = export_features(
         network,
-        config.scans,
+        given,
         config.out,
         tap=config.tap,
         weights=config.weights,

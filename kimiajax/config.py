@@ -8,9 +8,13 @@ from kimiajax.errors import UserError
 
 if TYPE_CHECKING:
     from kimiajax.data.patches import Rules
+    from kimiajax.data.prepared import Dataset
     from kimiajax.finetune.blocks import TrainableBlocks
     from kimiajax.finetune.optimizer import Optimization
     from kimiajax.models.backbone import Backbone
+
+
+OF_DATASETS = {"data_dir": None, "image_key": "image", "label_key": "label", "train_split": "train", "test_split": None}
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,18 @@ class ScansConfig:
 
     scans: Path | None = None
     """A scan file in the layout of Kimia_Path24.h5, a folder of images (train/s0/*.png), or one of whole slides."""
+    dataset: str | None = None
+    """In their place, an image-classification set that TFDS has prepared as array_record: NAME/CONFIG:VERSION."""
+    data_dir: Path | None = None
+    """The folder of prepared sets; by default TFDS's own, ~/tensorflow_datasets."""
+    image_key: str = "image"
+    """Of a prepared set, the feature that is the image."""
+    label_key: str = "label"
+    """The feature that is the class, which stands where a scan does."""
+    train_split: str = "train"
+    """The split to train on, in TFDS's notation: train, or train[:80%]."""
+    test_split: str | None = None
+    """The split to test on; by default test, or where there is none patches that are drawn and held out."""
     patch_size: int | None = None
     """Side of a patch in pixels; of scan files and images, checked to be that of the test patches; of slides, 1000."""
     mpp: float = 0.5
@@ -26,9 +42,32 @@ class ScansConfig:
     cache: Path | None = None
     """Folder for what serves again: surveys, patches, weights, features; by default the user's cache folder."""
 
+    def given(self, needs: str | None = None) -> "Path | Dataset | None":
+        """Where patches come from: a path, or a prepared set.
+
+        Args:
+            needs: what is impossible without, for the message; None where nothing need be given.
+
+        Raises:
+            UserError: both are given, or neither.
+        """
+        if self.dataset is not None and self.scans is not None:
+            raise UserError(f"--scans {self.scans} and --dataset {self.dataset}: give one of them")
+        if self.dataset is None and self.scans is None and needs is not None:
+            raise UserError(f"{needs}, or --dataset NAME of a prepared data set")
+        if self.dataset is None:
+            return self.scans
+        from kimiajax.data.prepared import Dataset
+
+        splits = {"train": self.train_split, "test": self.test_split}
+        return Dataset(self.dataset, self.data_dir, self.image_key, self.label_key, **splits)
+
     def check_scans(self) -> None:
         """Raises UserError for the first of these settings that is out of its range."""
         _check_least(self, patch_size=1)
+        for name, default in OF_DATASETS.items():
+            if self.dataset is None and getattr(self, name) != default:
+                raise UserError(f"{flag(name)} {getattr(self, name)}: is for --dataset")
         if not 0 < self.mpp < float("inf"):
             raise UserError(f"--mpp {self.mpp}: must be above 0 and finite")
 
@@ -70,10 +109,7 @@ class PatchConfig(ScansConfig):
         _check_least(self, patches_per_scan=1, test_patches_per_scan=1, seed=0, test_seed=0)
         if self.seed >= 2**32:
             raise UserError(f"--seed {self.seed}: must be under 2**32")
-        if not 0 < self.homogeneity <= 1:
-            raise UserError(f"--homogeneity {self.homogeneity}: is a fraction, above 0 and at most 1")
-        if not 0 <= self.background <= 255:
-            raise UserError(f"--background {self.background}: must be a gray value, 0 to 255")
+        _check_cutting(self)
 
 
 TABLE = ("cnn", "fe_vgg16", "tl_vgg16", "fe_inception_v3", "tl_inception_v3")
@@ -300,6 +336,35 @@ class ExportConfig(PatchConfig):
 
 
 @dataclass(frozen=True)
+class PrepareConfig:
+    """Settings of a preparation."""
+
+    manual_dir: Path | None = None
+    """The folder that holds Kimia_Path24.h5, or the folders of the colour release."""
+    data_dir: Path | None = None
+    """The folder to prepare into; by default TFDS's own, ~/tensorflow_datasets."""
+    patch_size: int | None = None
+    """Side of a patch in pixels; checked to be that of the test patches."""
+    grid: Literal["full", "readme"] = "full"
+    """Of the scan file, where training patches lie; readme leaves out the last row and column."""
+    homogeneity: float = 0.99
+    """Patches with at least this fraction of background are left out."""
+    background: int = 220
+    """Gray value, 0 to 255, from which a pixel counts as background."""
+    allow_unverified: bool = False
+    """Go on where the files are not the published ones: every result will say so."""
+    beam: tuple[str, ...] = ()
+    """Prepare through Apache Beam with these options of its pipeline: runner=FlinkRunner flink_master=HOST:8081 ..."""
+    cache: Path | None = None
+    """Folder for what reading the scans told; by default the user's cache folder."""
+
+    def validate(self) -> None:
+        """Raises UserError for the first setting that is out of its range."""
+        _check_least(self, patch_size=1)
+        _check_cutting(self)
+
+
+@dataclass(frozen=True)
 class ExplainConfig(ScansConfig):
     """Settings of an explanation of counts."""
 
@@ -417,6 +482,13 @@ def _check_least(config: object, **least: int) -> None:
         value = getattr(config, name)
         if isinstance(value, int) and value < bound:
             raise UserError(f"{flag(name)} {value}: must be {bound} or more")
+
+
+def _check_cutting(config: PatchConfig | PrepareConfig) -> None:
+    if not 0 < config.homogeneity <= 1:
+        raise UserError(f"--homogeneity {config.homogeneity}: is a fraction, above 0 and at most 1")
+    if not 0 <= config.background <= 255:
+        raise UserError(f"--background {config.background}: must be a gray value, 0 to 255")
 
 
 def _json_fields(config: ScansConfig | ParityConfig) -> dict[str, object]:

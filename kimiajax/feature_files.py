@@ -19,6 +19,7 @@ from kimiajax.config import TableConfig
 from kimiajax.data.inputs import Inputs, read_inputs
 from kimiajax.data.manifest import Manifest
 from kimiajax.data.patches import Rules
+from kimiajax.data.prepared import Dataset
 from kimiajax.data.slides import MPP
 from kimiajax.environment import describe_environment
 from kimiajax.errors import UserError
@@ -37,7 +38,7 @@ WORDS = {"train": "training patches", "test": "test patches", None: "images"}
 
 def export_features(
     network: str,
-    path: str | Path,
+    path: str | Path | Dataset,
     out: str | Path,
     *,
     tap: str | None = None,

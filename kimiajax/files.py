@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import h5py
@@ -25,6 +25,16 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file, read as a stream."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def md5_file(path: Path, track: Callable[..., Iterable] | None = None) -> str:
+    """Hexadecimal MD5 of a file, which is what some are published with; `track` shows progress."""
+    digest, block = hashlib.md5(usedforsecurity=False), 2**24
+    with path.open("rb") as stream:
+        parts = iter(lambda: stream.read(block), b"")
+        for part in parts if track is None else track(parts, "MD5", -(-path.stat().st_size // block), "x 16 MiB"):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -82,7 +92,7 @@ def put_folder(aside: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def only_run(folder: Path) -> Iterator[None]:
+def only_run(folder: Path, other: str = "another --out") -> Iterator[None]:
     """Holds a folder for one run; the operating system lets go of it when the process ends, however it ends.
 
     Raises:
@@ -97,7 +107,7 @@ def only_run(folder: Path) -> Iterator[None]:
         except ImportError:  # Windows has no such lock
             pass
         except BlockingIOError as error:
-            raise UserError(f"{folder}: another run writes there; wait for it, or choose another --out") from error
+            raise UserError(f"{folder}: another run writes there; wait for it, or choose {other}") from error
         yield
 
 

@@ -19,11 +19,13 @@ def notes_of(study: Study) -> list[str]:
             f"Not Kimia Path24, which has {paper.NUM_SCANS} scans and {paper.TEST_PATCHES:,} test patches: the paper's "
             "figures stand beside for orientation only."
         )
+    if data["unverified"] is not None:
+        notes.append(f"Not verified: what these data were prepared from {data['unverified']}.")
     if config.manifest is not None:
         notes.append(f"The patches are those of {config.manifest}, chosen by what its header says and not by this run.")
     audit = data["audit"]
     if audit is None and not data["synthetic"]:
-        notes.append(f"Not audited: `kimiajax data audit --scans {data['source']}` tells whether to trust these data.")
+        notes.append(f"Not audited: `kimiajax data audit {data['flags']}` tells whether to trust these data.")
     elif audit is not None and audit["failed"]:
         notes.append(f"The audit of these data FAILED ({', '.join(audit['failed'])}): no figure here can be relied on.")
     random = [network for network, loaded in study.weights.items() if root_of(loaded.lineage)["source"] == "random"]

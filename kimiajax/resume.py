@@ -13,7 +13,8 @@ from kimiajax.report.results import SCHEMA_VERSION
 
 # Settings that change no result; scans, manifest and weights are known by their content, convolutions by the choice.
 FREE = (
-    *("scans", "manifest", "cache", "out", "feed", "checkpoint_seconds", "fresh", "tensorboard", "conv"),
+    *("scans", "dataset", "data_dir", "image_key", "label_key", "train_split", "test_split"),
+    *("manifest", "cache", "out", "feed", "checkpoint_seconds", "fresh", "tensorboard", "conv"),
     *("distributed", "coordinator", "processes", "process", "peer_timeout"),
 )
 REMEDY = "choose another --out, or begin anew with --fresh"

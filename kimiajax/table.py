@@ -264,7 +264,7 @@ def _prepare(
     cache.mkdir(parents=True, exist_ok=True)
     ways = {network: _way(network, config, engine, cache, progress, before.get(network)) for network in taps}
     runs = []
-    with _open_scans(preset, config, out, progress) as source:
+    with _open_scans(preset, config, out, cache, progress) as source:
         if manifest is not None:
             check_of(source, manifest)
         weights: dict[str, Weights] = {}
@@ -349,14 +349,12 @@ def _read_patches(
     return prepare_patches(source, config.rules(), config.image_size, config.resize, **options)
 
 
-def _open_scans(preset: str, config: TableConfig, out: Path, progress: Silent) -> Source:
+def _open_scans(preset: str, config: TableConfig, out: Path, cache: Path, progress: Silent) -> Source:
     """What is given, or a synthetic scan file drawn into the output folder."""
-    if config.scans is not None:
-        return open_scans(config.scans, config.patch_size, config.mpp)
-    if not config.draw_synthetic:
-        raise UserError(
-            f"{preset} needs scans: --scans PATH, of a scan file in the layout of Kimia_Path24.h5 or a folder"
-        )
+    needs = f"{preset} needs scans: --scans PATH, of a scan file in the layout of Kimia_Path24.h5 or a folder"
+    given = config.given(None if config.draw_synthetic else needs)
+    if given is not None:
+        return open_scans(given, config.patch_size, config.mpp, cache=cache, track=progress.track)
     path = out / "scans.h5"
     if path.exists():
         with open_scans(path) as earlier:
@@ -429,8 +427,10 @@ def _describe_data(source: Source, manifest: Manifest, audit: dict[str, Any] | N
     train, test = manifest.counts("train"), manifest.counts("test")
     return {
         "source": str(source.path),
+        "flags": source.flags,
         "kind": source.kind,
         "synthetic": source.synthetic,
+        "unverified": source.unverified,
         "scans": manifest.num_scans,
         "names": list(source.names),
         "patch_size": manifest.patch_size,

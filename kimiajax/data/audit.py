@@ -23,6 +23,7 @@ from kimiajax.data.manifest import SPLITS, Manifest, Split
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import Rules, cut_patches, key_of, survey
 from kimiajax.data.placing import fit_places
+from kimiajax.data.prepared import Dataset
 from kimiajax.data.reading import check_of, read_patches
 from kimiajax.data.source import Gridded, Source
 from kimiajax.errors import UsageError, UserError
@@ -98,7 +99,7 @@ def _name(source: Source) -> str:
 
 
 def run_audit(
-    path: Path,
+    path: Path | Dataset,
     patch_size: int | None = None,
     mpp: float = 0.5,
     *,
@@ -110,7 +111,7 @@ def run_audit(
     """Runs every check that applies.
 
     Args:
-        path: a scan file, a folder of images or a folder of whole slides.
+        path: a scan file, a folder of images, a folder of whole slides, or a prepared data set.
         patch_size: side of a patch in pixels, see `open_scans`.
         mpp: microns per pixel, for slides.
         manifest: asks of these patches, and not of all that the rules leave.
@@ -121,11 +122,11 @@ def run_audit(
     Raises:
         UserError: there is nothing at the path, or the manifest is of another source.
     """
-    if not path.exists():
+    if isinstance(path, Path) and not path.exists():
         raise UserError(f"{path}: no such file or folder")
     progress = progress or Silent()
     try:
-        source = open_scans(path, patch_size, mpp)
+        source = open_scans(path, patch_size, mpp, cache=cache, track=progress.track)
     except UsageError:
         raise
     except UserError as error:
@@ -152,7 +153,8 @@ def _checks(
     yield checks.check_digest(source, official, progress)
     yield checks.check_counts(source, official)
     if not isinstance(source, Gridded):
-        yield from _check_patches(source, manifest or cut_patches(source), covers, progress)
+        manifest = manifest or cut_patches(source, Rules(test_patches_per_scan=1))
+        yield from _check_patches(source, manifest, covers, progress)
         return
     finder = None
     if source.whitens:

@@ -1,6 +1,5 @@
 """What is asked of data, one question a function; `audit.py` asks them."""
 
-import hashlib
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -12,11 +11,13 @@ from kimiajax.data.copies import Copy
 from kimiajax.data.manifest import Manifest, Patch
 from kimiajax.data.patches import WHITENED_TOLERANCE, Rules
 from kimiajax.data.placing import ORIENTATIONS, Fits
+from kimiajax.data.prepared import Prepared
 from kimiajax.data.reading import Patches
 from kimiajax.data.scans import Scans
 from kimiajax.data.source import Gridded, Source
 from kimiajax.data.survey import CELLS, WHITE, Survey, cell_edges, in_threads
 from kimiajax.errors import UserError
+from kimiajax.files import md5_file
 from kimiajax.progress import Silent
 
 PASSED, FAILED, NOTE, UNTOLD, NOT_APPLICABLE = "passed", "FAILED", "note", "cannot be told", "not applicable"
@@ -51,16 +52,16 @@ def _some(names: list[Any]) -> str:
 
 def check_digest(source: Source, official: bool, progress: Silent) -> Check:
     """MD5 of the file, since that is what was published of the official one."""
+    if isinstance(source, Prepared) and source.origin is not None:
+        origin = ", ".join(f"{name} {value}" for name, value in source.origin.items())
+        if source.unverified is not None:
+            detail = f"prepared from what {source.unverified}"
+            return Check("official digest", FAILED if official else NOTE, detail, [source.origin])
+        return Check("official digest", PASSED, f"prepared from what was published: {origin}", [source.origin])
     if not isinstance(source, Scans):
         verdict = FAILED if official else NOT_APPLICABLE
         return Check("official digest", verdict, f"a {source.kind} is not the official file, which is one .h5 file")
-    total = source.path.stat().st_size
-    digest, block = hashlib.md5(usedforsecurity=False), 2**24
-    with source.path.open("rb") as stream:
-        parts = iter(lambda: stream.read(block), b"")
-        for part in progress.track(parts, "MD5", -(-total // block), "x 16 MiB"):
-            digest.update(part)
-    md5 = digest.hexdigest()
+    total, md5 = source.path.stat().st_size, md5_file(source.path, progress.track)
     if md5 == paper.OFFICIAL_MD5:
         return Check("official digest", PASSED, f"MD5 {md5}: Kimia_Path24.h5 as published", [md5])
     detail = f"MD5 {md5}, {total:,} bytes: not the official file, whose MD5 is {paper.OFFICIAL_MD5}"
@@ -72,7 +73,7 @@ def check_counts(source: Source, official: bool) -> Check:
     name = "test patches per scan"
     test = source.test_patches()
     if test is None:
-        return Check(name, NOT_APPLICABLE, "slides hold no test patches out; a run draws them")
+        return Check(name, NOT_APPLICABLE, f"a {source.kind} that holds no test patches out; a run draws them")
     counts = [sum(patch.scan == scan for patch in test) for scan in range(len(source))]
     without = [source.names[scan] for scan, count in enumerate(counts) if not count]
     if without:

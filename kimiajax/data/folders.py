@@ -1,10 +1,13 @@
 """Patches as image files: `train/s{k}/*.png` and `test/s{k}/*.png`, by whatever names the copies of Path24C give them.
 
 The two top folders are those whose names hold "train" and "test". In each, a folder per scan: `s0` to `s23`, or the
-bare number, or `scan0`. Below that, files may lie at any depth. Scans come in the order of their numbers, and files in
+bare number, or `scan0`. Below that, files may lie at any depth. Where only the test folder is named so, training images
+are those of the one other folder that holds scans' folders, or of scans' folders beside it; and where there is nothing
+but scans' folders, each must hold folders for training and test. Scans come in the order of their numbers, and files in
 that of the numbers in their names: s10 after s2, 200_0 before 1000_0.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -14,7 +17,7 @@ import numpy as np
 
 from kimiajax.data.images import IMAGES, read_gray
 from kimiajax.data.manifest import SPLITS, Patch, Split
-from kimiajax.data.source import Source, first_missing, identity_of, is_ignored, walk
+from kimiajax.data.source import Candidates, Precut, first_missing, identity_of, is_ignored, walk
 from kimiajax.errors import UserError
 from kimiajax.shapes import UInt8
 
@@ -22,8 +25,11 @@ CLASS = re.compile(r"(?:s|scan)?(\d+)", re.IGNORECASE)
 HEADER = "manifest.json"  # of an exported folder
 
 
-class Folder(Source):
+class Folder(Precut):
     """An open folder of patches. Any number of threads may read from it.
+
+    Attributes:
+        listing_sha256: of the patches' names and their files' sizes, wherever the folder lies.
 
     Raises:
         UserError: it is laid out otherwise, a scan has no images, or one name stands for two.
@@ -34,7 +40,7 @@ class Folder(Source):
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._files: dict[str, Path] = {}
-        by_split = {split: self._find_split(split) for split in SPLITS}
+        by_split = {split: self._find_split(split, entries) for split, entries in _layout_of(self.path).items()}
         numbers = sorted(by_split["train"].keys() | by_split["test"].keys())
         for split, scans in by_split.items():
             missing = first_missing(scans, numbers[-1])
@@ -48,8 +54,10 @@ class Folder(Source):
         self.patch_size = self._read_size()
         from PIL import __version__ as decoder
 
-        files = ((file, file.stat()) for file in self._files.values())
+        files = [(file, file.stat()) for file in self._files.values()]
         self._identity = identity_of(files, list(self._files), decoder)
+        sizes = [[patch_id, stat.st_size] for patch_id, (_, stat) in zip(self._files, files)]
+        self.listing_sha256 = hashlib.sha256(json.dumps(sorted(sizes)).encode()).hexdigest()
         self.synthetic = self._header().get("synthetic") is True
 
     def identity(self) -> str:
@@ -58,40 +66,37 @@ class Folder(Source):
     def describe(self) -> dict[str, Any]:
         return {"path": str(self.path), "kind": self.kind, "files": len(self._files)}
 
-    def training_patches(self) -> list[list[Patch]]:
-        """All of them, by scan."""
-        return self._patches["train"]
+    def offered(self) -> list[Candidates]:
+        """All training patches, by scan."""
+        return [Candidates(dict(enumerate(patches)), len(patches)) for patches in self._patches["train"]]
 
     def test_patches(self) -> list[Patch]:
         """All of them, scan by scan."""
         return [patch for patches in self._patches["test"] for patch in patches]
 
     def read_patch(self, patch: Patch) -> UInt8[np.ndarray, "s s"]:
+        return read_gray(self.file_of(patch))
+
+    def file_of(self, patch: Patch) -> Path:
+        """The file of a patch.
+
+        Raises:
+            UserError: there is none.
+        """
         if patch.patch_id not in self._files:
             raise UserError(f"{self.path}: holds no image of {patch.patch_id}; is the manifest of another source?")
-        return read_gray(self._files[patch.patch_id])
+        return self._files[patch.patch_id]
 
-    def _find_split(self, split: Split) -> dict[int, list[Patch]]:
-        folders = _folders_of(self.path, split)
-        if len(folders) != 1:
-            have = ", ".join(sorted(entry.name for entry in folders)) or "none"
-            raise UserError(
-                f"{self.path}: must hold one folder with {split!r} in its name, and has {have}; in it, a folder of "
-                "images for each scan: s0, s1, ..."
-            )
+    def _find_split(self, split: Split, entries: list[tuple[Path, Path]]) -> dict[int, list[Patch]]:
         scans: dict[int, list[Patch]] = {}
-        for entry in sorted(folders[0].iterdir()):
-            if is_ignored(entry.name):
-                continue
+        for entry, images in entries:
             match = CLASS.fullmatch(entry.name)
             if not match or not entry.is_dir():
                 raise UserError(f"{entry}: is no scan's folder (s0, s1, ...); move it elsewhere")
             number = int(match[1])
             if number in scans:
                 raise UserError(f"{entry}: a second folder of scan {number}; put their images together")
-            scans[number] = self._find_patches(split, number, entry)
-        if not scans:
-            raise UserError(f"{folders[0]}: is empty; put a folder of images for each scan there: s0, s1, ...")
+            scans[number] = self._find_patches(split, number, images)
         return scans
 
     def _find_patches(self, split: Split, scan: int, folder: Path) -> list[Patch]:
@@ -125,12 +130,62 @@ class Folder(Source):
 
 def holds_splits(path: Path) -> bool:
     """Whether a folder looks like one of images: it has folders for training and test."""
-    return all(_folders_of(path, split) for split in SPLITS)
+    tops = _tops_of(path)
+    return all(tops.values()) or any(_split_inside(scan) for scan in _scans_in(path))
 
 
-def _folders_of(path: Path, split: Split) -> list[Path]:
+def _layout_of(path: Path) -> dict[Split, list[tuple[Path, Path]]]:
+    """By split, what should be scans' folders, and the folder of each one's images, which may lie in it."""
+    tops, scans = _tops_of(path), _scans_in(path)
+    if scans and not any(tops.values()):
+        return {split: [(scan, _one_folder(scan, split)) for scan in scans] for split in SPLITS}
+    layout = {}
+    for split, folders in tops.items():
+        if len(folders) != 1:
+            have = ", ".join(sorted(folder.name for folder in folders)) or "none"
+            raise UserError(
+                f"{path}: must hold one folder with {split!r} in its name, and has {have}; in it, a folder of images "
+                "for each scan: s0, s1, ..."
+            )
+        (top,) = folders
+        entries = sorted(entry for entry in top.iterdir() if not is_ignored(entry.name) and [entry] != tops["test"])
+        if not entries:
+            raise UserError(f"{top}: is empty; put a folder of images for each scan there: s0, s1, ...")
+        layout[split] = [(entry, entry) for entry in entries]
+    return layout
+
+
+def _tops_of(path: Path) -> dict[Split, list[Path]]:
+    """By split, the folders that may hold its scans' folders."""
+    tops = {split: _folders_in(path, split) for split in SPLITS}
+    if tops["test"] and not tops["train"]:
+        tops["train"] = [path] if _scans_in(path) else [top for top in _folders_in(path) if _scans_in(top)]
+        tops["train"] = [top for top in tops["train"] if top not in tops["test"]]
+    return tops
+
+
+def _one_folder(scan: Path, split: Split) -> Path:
+    folders = _folders_in(scan, split)
+    if len(folders) != 1:
+        raise UserError(
+            f"{scan}: must hold one folder with {split!r} in its name, as nothing else says which images are for "
+            "training and which for test; or put train/s0, ... and test/s0, ... at the top"
+        )
+    return folders[0]
+
+
+def _split_inside(scan: Path) -> bool:
+    return all(_folders_in(scan, split) for split in SPLITS)
+
+
+def _scans_in(path: Path) -> list[Path]:
+    return sorted(folder for folder in _folders_in(path) if CLASS.fullmatch(folder.name))
+
+
+def _folders_in(path: Path, name: str = "") -> list[Path]:
+    """Folders in a folder that have a word in their names."""
     entries = (entry for entry in path.iterdir() if not is_ignored(entry.name))
-    return [entry for entry in entries if split in entry.name.lower() and entry.is_dir()]
+    return [entry for entry in entries if name in entry.name.lower() and entry.is_dir()]
 
 
 def natural(path: Path) -> list[tuple[int, int | str]]:

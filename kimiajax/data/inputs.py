@@ -13,6 +13,7 @@ from kimiajax.data.manifest import SPLITS, Manifest, Split
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import Rules
 from kimiajax.data.pixels import check_filter, resize
+from kimiajax.data.prepared import Dataset
 from kimiajax.data.reading import prepare_patches, read_patches
 from kimiajax.data.slides import MPP, SUFFIXES, slides_in
 from kimiajax.data.source import Track, no_track, walk
@@ -44,7 +45,7 @@ class Inputs(NamedTuple):
 
 
 def read_inputs(
-    path: str | Path,
+    path: str | Path | Dataset,
     rules: Rules,
     image_size: int = 224,
     filter: str = "box",
@@ -79,9 +80,9 @@ def read_inputs(
             or whatever `open_scans` and `prepare_patches` refuse; UsageError: patches of another size, or a choice
             among images of no known scan.
     """
-    path = Path(path)
+    path = path if isinstance(path, Dataset) else Path(path)
     check_filter(filter)
-    images = _images_at(path)
+    images = None if isinstance(path, Dataset) else _images_at(path)
     if images is not None:
         if manifest is not None or rules.patches_per_scan != "all":
             flag = "--patches-per-scan" if manifest is None else "--manifest"
@@ -90,7 +91,7 @@ def read_inputs(
             )
         return [_read_images(images, image_size, filter, patch_size, track if path.is_dir() else no_track)]
     options = {"cache": cache, "track": track}
-    with open_scans(path, patch_size, mpp) as source:
+    with open_scans(path, patch_size, mpp, **options) as source:
         if manifest is None:
             patches = prepare_patches(source, rules, image_size, filter, **options)
         else:

@@ -1,30 +1,41 @@
-"""What a path holds: a scan file, a folder of images, or a folder of whole slides."""
+"""What is given: a scan file, a folder of images, a folder of whole slides, or the name of a prepared data set."""
 
 from pathlib import Path
 
 from kimiajax.data.folders import Folder, holds_splits
+from kimiajax.data.prepared import Dataset, Prepared
 from kimiajax.data.scans import Scans
 from kimiajax.data.slides import MPP, PATCH_SIZE, Slides, slides_in
-from kimiajax.data.source import Source
+from kimiajax.data.source import Source, Track, no_track
 from kimiajax.errors import UsageError
 
 
-def open_scans(path: str | Path, patch_size: int | None = None, mpp: float = MPP) -> Source:
+def open_scans(
+    path: str | Path | Dataset,
+    patch_size: int | None = None,
+    mpp: float = MPP,
+    *,
+    cache: Path | None = None,
+    track: Track = no_track,
+) -> Source:
     """Opens whatever patches can be read from.
 
     Args:
         path: a scan file in the layout of Kimia_Path24.h5; a folder of images, `train/s0/*.png` and `test/s0/*.png` and
-            their like; or a folder of whole-slide files, each of which is a scan.
-        patch_size: side of a patch in pixels. A scan file and a folder of images know it, and it is checked; from
-            slides, patches of 1000 pixels are cut unless another size is given.
-        mpp: microns per pixel at which slides are read; a scan file and images are as they are.
+            their like; a folder of whole-slide files, each of which is a scan; or a data set that TFDS has prepared.
+        patch_size: side of a patch in pixels. All but slides know it, and it is checked; from these, patches of 1000
+            pixels are cut unless another size is given.
+        mpp: microns per pixel at which slides are read; everything else is as it is.
+        cache: a folder for the labels of a prepared data set, which are read once.
+        track: called as `track(items, description, total, unit)` around that, to show progress.
 
     Raises:
         UserError: nothing of these; UsageError: patches of another size.
     """
-    path = Path(path)
-    if not path.is_dir():
-        source: Source = Scans(path)
+    if isinstance(path, Dataset):
+        source: Source = Prepared(path, cache, track)
+    elif not (path := Path(path)).is_dir():
+        source = Scans(path)
     elif not holds_splits(path) and slides_in(path):
         source = Slides(path, PATCH_SIZE if patch_size is None else patch_size, mpp)
     else:

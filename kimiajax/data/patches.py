@@ -6,7 +6,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 from zipfile import BadZipFile
@@ -15,7 +15,7 @@ import numpy as np
 
 from kimiajax.cache import keep_file, kept_file
 from kimiajax.data.manifest import Manifest, Patch
-from kimiajax.data.source import Gridded, Source, Track, no_track
+from kimiajax.data.source import Candidates, Gridded, Precut, Source, Track, no_track
 from kimiajax.data.survey import SMALLEST_PATCH, VERSION, Inspect, Survey, survey_scan
 from kimiajax.errors import UserError
 
@@ -118,20 +118,6 @@ def key_of(*content: object) -> str:
     return hashlib.sha256(json.dumps([VERSION, *content], default=asdict).encode()).hexdigest()[:32]
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """What a scan offers for training, each with its rank among all places, so that a draw depends on those alone."""
-
-    patches: dict[int, Patch]
-    places: int
-    whitened: int = 0
-
-    def draw(self, count: int | Literal["all"], rng: np.random.Generator) -> list[Patch]:
-        """The first `count` in a random order of all places, put back into the order of the places."""
-        order = [rank for rank in rng.permutation(self.places).tolist() if rank in self.patches]
-        return [self.patches[rank] for rank in sorted(order if count == "all" else order[:count])]
-
-
 def candidates_of(survey: Survey, scan: int, rules: Rules) -> Candidates:
     """The places of a scan's grid that are neither background nor over a whitened place."""
     homogeneity, overlap = survey.homogeneity(rules.background), survey.overlap()
@@ -159,11 +145,11 @@ def cut_patches(
     """Lays the grid, leaves out background and whitened places, and draws training patches from what is left.
 
     A draw is uniform and without replacement, and one of 10 is part of the draw of 25 from the same seed. Each scan is
-    read once, and not again while `cache` keeps what that told. A folder of images is taken as it is: its patches were
-    chosen by whoever made it, and only the draw is made.
+    read once, and not again while `cache` keeps what that told. Folders of images and prepared data sets are taken as
+    they are: their patches were chosen by whoever made them, and only the draw is made.
 
     Args:
-        source: the scans, slides or images.
+        source: the scans, slides, images or prepared data set.
         rules: how to choose; by default every patch of tissue.
         surveys: of the scans, where they have been read already.
         cache: a folder for what reading the scans told.
@@ -176,16 +162,10 @@ def cut_patches(
         UserError: a scan without a training patch, or with too few for the test patches asked for.
     """
     rules = rules or Rules()
-    if isinstance(source, Gridded):
-        surveys = surveys or survey(source, [rules.background], cache=cache, track=track)
-        offered = [candidates_of(survey, scan, rules) for scan, survey in enumerate(surveys)]
-        _check_offered(source, offered, rules)
-        test = source.test_patches()
-        if test is None:
-            test, offered = _hold_out(source, offered, rules)
-    else:
-        offered = [Candidates(dict(enumerate(patches)), len(patches)) for patches in source.training_patches()]
-        test = source.test_patches()
+    offered = offered_by(source, rules, surveys=surveys, cache=cache, track=track)
+    test = source.test_patches()
+    if test is None:
+        test, offered = _hold_out(source, offered, rules)
     train = [
         patch
         for scan, candidates in enumerate(offered)
@@ -195,13 +175,40 @@ def cut_patches(
         "source": source.describe(),
         "synthetic": source.synthetic,
         "names": list(source.names),
-        "rules": asdict(rules) if isinstance(source, Gridded) else _of_folder(rules),
+        "rules": _rules_of(source, rules),
     }
     return Manifest((*train, *test), source.patch_size, len(source), about)
 
 
-def _of_folder(rules: Rules) -> dict[str, object]:
-    return {"patches_per_scan": rules.patches_per_scan, "seed": rules.seed, "background": rules.background}
+def offered_by(
+    source: Source,
+    rules: Rules,
+    *,
+    surveys: list[Survey] | None = None,
+    cache: Path | None = None,
+    track: Track = no_track,
+) -> list[Candidates]:
+    """What each scan of a source offers for training, held-out patches included where these are still to be chosen.
+
+    Raises:
+        UserError: a scan without a training patch.
+    """
+    if isinstance(source, Precut):
+        return source.offered()
+    surveys = surveys or survey(source, [rules.background], cache=cache, track=track)
+    offered = [candidates_of(survey, scan, rules) for scan, survey in enumerate(surveys)]
+    _check_offered(source, offered, rules)
+    return offered
+
+
+def _rules_of(source: Source, rules: Rules) -> dict[str, object]:
+    """The rules that decided: of patches that were cut before, only those of the draws."""
+    if not isinstance(source, Precut):
+        return asdict(rules)
+    names = ["patches_per_scan", "seed", "background"]
+    if source.test_patches() is None:
+        names += ["test_patches_per_scan", "test_seed"]
+    return {**{name: getattr(rules, name) for name in names}, **source.rules}
 
 
 def _check_offered(source: Gridded, offered: list[Candidates], rules: Rules) -> None:
@@ -215,7 +222,7 @@ def _check_offered(source: Gridded, offered: list[Candidates], rules: Rules) -> 
             )
 
 
-def _hold_out(source: Gridded, offered: list[Candidates], rules: Rules) -> tuple[list[Patch], list[Candidates]]:
+def _hold_out(source: Source, offered: list[Candidates], rules: Rules) -> tuple[list[Patch], list[Candidates]]:
     """Draws test patches, and takes them out of what is offered for training."""
     test: list[Patch] = []
     rest: list[Candidates] = []
@@ -223,11 +230,11 @@ def _hold_out(source: Gridded, offered: list[Candidates], rules: Rules) -> tuple
         count = rules.test_patches_per_scan
         if len(candidates.patches) <= count:
             raise UserError(
-                f"{source.path}: {source.names[scan]} has {len(candidates.patches)} patches of tissue, and "
+                f"{source.path}: {source.names[scan]} has {len(candidates.patches)} patches, and "
                 f"{count} were to be held out; use a smaller --test-patches-per-scan"
             )
         held_out = candidates.draw(count, np.random.default_rng([rules.test_seed, scan, 1]))
-        test += [Patch(f"test/s{scan}/{p.row}_{p.col}", scan, "test", p.row, p.col, p.homogeneity) for p in held_out]
+        test += [replace(p, patch_id=f"test/{p.patch_id.removeprefix('train/')}", split="test") for p in held_out]
         left = {rank: patch for rank, patch in candidates.patches.items() if patch not in held_out}
         rest.append(Candidates(left, candidates.places, candidates.whitened))
     return test, rest

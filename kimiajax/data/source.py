@@ -4,10 +4,11 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,6 +27,20 @@ def no_track(items: Iterable, description: str, total: int | None, unit: str) ->
     return items
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """What a scan offers for training, each with its rank among all places, so that a draw depends on those alone."""
+
+    patches: dict[int, Patch]
+    places: int
+    whitened: int = 0
+
+    def draw(self, count: int | Literal["all"], rng: np.random.Generator) -> list[Patch]:
+        """The first `count` in a random order of all places, put back into the order of the places."""
+        order = [rank for rank in rng.permutation(self.places).tolist() if rank in self.patches]
+        return [self.patches[rank] for rank in sorted(order if count == "all" else order[:count])]
+
+
 class Source(ABC):
     """Something that patches can be read from, by many threads at once. Close it, or use it in a `with` block.
 
@@ -35,6 +50,7 @@ class Source(ABC):
         names: of its scans, whose numbers are the places in this tuple.
         patch_size: side of its patches, in pixels.
         synthetic: whether it says that a program drew it.
+        unverified: what about it is not what its name claims; None where nothing is, or where nothing is claimed.
     """
 
     kind: str
@@ -42,6 +58,7 @@ class Source(ABC):
     names: tuple[str, ...]
     patch_size: int
     synthetic: bool = False
+    unverified: str | None = None
 
     def __len__(self) -> int:
         """The number of scans."""
@@ -68,6 +85,15 @@ class Source(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What a record says of it: path, kind and size, as JSON takes them."""
+
+    @abstractmethod
+    def test_patches(self) -> list[Patch] | None:
+        """The patches that are held out, or None where they are still to be chosen."""
+
+    @property
+    def flags(self) -> str:
+        """How the command line names it."""
+        return f"--scans {self.path}"
 
     def close(self) -> None:  # noqa: B027 (there may be nothing to let go of)
         """Lets go of the files."""
@@ -103,14 +129,24 @@ class Gridded(Source):
             NotScannedError: it holds no pixels.
         """
 
-    @abstractmethod
-    def test_patches(self) -> list[Patch] | None:
-        """The patches that are held out, or None where they are still to be chosen."""
-
     def read_patch(self, patch: Patch) -> UInt8[np.ndarray, "s s"]:
         if patch.row is None or patch.col is None or patch.scan >= len(self):
             raise UserError(f"{self.path}: holds no patch {patch.patch_id}; is the manifest of another source?")
         return self.read(patch.scan, patch.row, patch.col, self.patch_size, self.patch_size)
+
+
+class Precut(Source):
+    """A source whose patches were cut before.
+
+    Attributes:
+        rules: what was decided when they were cut, by the names of `Rules`, as far as that is known.
+    """
+
+    rules: Mapping[str, Any] = MappingProxyType({})
+
+    @abstractmethod
+    def offered(self) -> list[Candidates]:
+        """What each scan offers for training."""
 
 
 class Sample(NamedTuple):

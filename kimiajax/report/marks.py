@@ -14,6 +14,11 @@ def is_synthetic(seeds: Sequence[Results]) -> bool:
     return any(results["data"]["synthetic"] for results in seeds)
 
 
+def is_unverified(seeds: Sequence[Results]) -> bool:
+    """Whether the data claim to be what they are not known to be."""
+    return any(results["data"].get("unverified") is not None for results in seeds)
+
+
 def failed_checks(seeds: Sequence[Results]) -> list[str]:
     """The checks of an audit that failed, of any seed's patches."""
     audits = [results["data"]["audit"] for results in seeds]
@@ -31,6 +36,8 @@ def warnings_of(seeds: Sequence[Results]) -> list[str]:
     data, found = seeds[0]["data"], []
     if is_synthetic(seeds):
         found.append("SYNTHETIC SCANS, drawn by a program: no figure here says anything about tissue.")
+    if is_unverified(seeds):
+        found.append("NOT VERIFIED: the files that the data were prepared from are not those that were published.")
     failed, random = failed_checks(seeds), random_networks(seeds)
     if failed:
         found.append(f"AUDIT FAILED ({', '.join(failed)}): no figure here can be relied on.")

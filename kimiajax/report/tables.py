@@ -60,6 +60,8 @@ def _beaten(results: dict[str, Any]) -> list[str]:
 def headline(results: dict[str, Any]) -> str:
     data = results["data"]
     kind = "SYNTHETIC scans, not a reproduction" if data["synthetic"] else data["source"]
+    if data.get("unverified"):
+        kind = f"NOT VERIFIED: {kind}"
     if data.get("audit") and data["audit"]["failed"]:
         kind = f"AUDIT FAILED: {kind}"
     return (

@@ -1,0 +1,69 @@
+"""A patch as an example of a TFDS set, and shards of them: what runs in this process or in a worker of Apache Beam.
+
+Workers import this module by its name. It knows no builder, since to import one is to register it.
+"""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kimiajax.data.folders import Folder
+from kimiajax.data.images import encode_gray, read_rgb
+from kimiajax.data.manifest import Patch
+from kimiajax.data.opening import open_scans
+from kimiajax.data.source import PatchSource, Source
+from kimiajax.errors import UserError
+
+UNKNOWN = -1  # the row and column of a patch whose place is not known
+ORDER = 24  # the seed of the records' order
+SHARD_BYTES = 256 * 2**20  # of gray values; a shard's examples are in memory at once
+
+
+class Ranked(NamedTuple):
+    """A patch and its rank: among all places of its scan, or among the test patches."""
+
+    patch: Patch
+    place: int
+
+
+def in_shards(patches: list[Ranked], patch_size: int) -> list[list[Ranked]]:
+    """Patches in a random order, always the same, so that any part of a set has some of every scan; and in shards."""
+    order = np.random.default_rng(ORDER).permutation(len(patches))
+    count = -(-len(patches) * patch_size**2 // SHARD_BYTES)
+    return [[patches[k] for k in part] for part in np.array_split(order, count)]
+
+
+def example_of(source: Source, ranked: Ranked) -> tuple[str, dict[str, Any]]:
+    """A patch's key and its features, the image encoded: colours of a folder's images are kept.
+
+    Raises:
+        UserError: it cannot be read, or has another size than the source's patches.
+    """
+    patch = ranked.patch
+    if isinstance(source, Folder):
+        image, shape = read_rgb(source.file_of(patch))
+        if shape != (source.patch_size,) * 2:
+            raise UserError(
+                f"{source.file_of(patch)}: is {shape[0]} x {shape[1]} pixels and other patches "
+                f"{source.patch_size} x {source.patch_size}"
+            )
+    else:
+        image = encode_gray(PatchSource(source, [patch])[0].pixels)
+    row, col = (UNKNOWN if value is None else value for value in (patch.row, patch.col))
+    place = {"patch_id": patch.patch_id, "row": row, "col": col, "place": ranked.place}
+    return patch.patch_id, {"image": image, "label": patch.scan, **place}
+
+
+def examples_of(path: Path, patches: list[Ranked]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The examples of one shard, from a scan file or a folder that this process opens once."""
+    source = _opened(path)
+    for ranked in patches:
+        yield example_of(source, ranked)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: Path) -> Source:
+    return open_scans(path)

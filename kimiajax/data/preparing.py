@@ -1,0 +1,113 @@
+"""Kimia Path24 and its colour release as TFDS sets, from a user's files: in this process, or through Apache Beam."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kimiajax.data.opening import open_scans
+from kimiajax.data.patches import Rules
+from kimiajax.data.prepared import quiet_tfds
+from kimiajax.data.source import Track, no_track
+from kimiajax.errors import UserError
+
+if TYPE_CHECKING:
+    from kimiajax.data.kimia_path24 import PatchSet
+
+
+class Preparation(NamedTuple):
+    """What was prepared.
+
+    Attributes:
+        full_name: NAME/CONFIG/VERSION.
+        path: its folder.
+        counts: records by split.
+        unverified: what about the files is not what was published; None where nothing is.
+        reused: whether it was there already.
+    """
+
+    full_name: str
+    path: Path
+    counts: dict[str, int]
+    unverified: str | None
+    reused: bool
+
+
+def prepare(
+    name: str,
+    manual_dir: Path,
+    data_dir: Path | None = None,
+    *,
+    rules: Rules | None = None,
+    patch_size: int | None = None,
+    allow_unverified: bool = False,
+    beam: Sequence[str] = (),
+    cache: Path | None = None,
+    track: Track = no_track,
+) -> Preparation:
+    """Prepares one of the sets from a user's files.
+
+    Args:
+        name: one of `BUILDERS`.
+        manual_dir: the folder that holds the files.
+        data_dir: the folder to prepare into; None for TFDS's own, `~/tensorflow_datasets` or TFDS_DATA_DIR.
+        rules: of the gray set, its grid, homogeneity and background.
+        patch_size: side of a patch in pixels, which is checked; None for what the files have.
+        allow_unverified: go on where the files are not the official ones.
+        beam: options of an Apache Beam pipeline, "runner=FlinkRunner"; none to prepare in this process.
+        cache: a folder for what reading the scans told.
+        track: called as `track(items, description, total, unit)` around long work, to show progress.
+
+    Raises:
+        UserError: whatever is wrong with the files, a set of other files under the same name, or no Apache Beam.
+    """
+    from kimiajax.data.kimia_path24 import BUILDERS
+
+    if name not in BUILDERS:
+        raise UserError(f"data prepare {name}: no such set; choose from {', '.join(BUILDERS)}")
+    if not manual_dir.is_dir():
+        raise UserError(f"--manual-dir {manual_dir}: no such folder; give the one that holds the data set's files")
+    kind = BUILDERS[name]
+    with open_scans(kind.find(manual_dir), patch_size) as source:
+        config = kind.config_of(source, rules or Rules())
+    options = {"allow_unverified": allow_unverified, "cache": cache, "track": track}
+    with quiet_tfds():
+        builder = kind(data_dir=data_dir and str(data_dir), config=config, **options)
+        reused = builder.is_prepared()
+    if reused:
+        _check_same(builder, manual_dir)
+    else:
+        import tensorflow_datasets as tfds
+
+        options = tfds.download.DownloadConfig(manual_dir=str(manual_dir), **_pipeline(beam))
+        with quiet_tfds():
+            builder.download_and_prepare(download_config=options)
+    counts = {split: info.num_examples for split, info in builder.info.splits.items()}
+    unverified = builder.info.metadata["unverified"]
+    return Preparation(builder.info.full_name, Path(builder.data_dir), counts, unverified, reused)
+
+
+def _check_same(builder: "PatchSet", manual_dir: Path) -> None:
+    with open_scans(builder.find(manual_dir)) as source:
+        builder.check(source)
+        before, now = builder.info.metadata["origin"], builder.origin_of(source)
+    if before != now:
+        raise UserError(
+            f"{builder.data_dir}: was prepared from other files ({before}, and now {now}); remove it, or choose "
+            "another --data-dir"
+        )
+
+
+def _pipeline(options: Sequence[str]) -> dict[str, Any]:
+    """What TFDS takes to run through Apache Beam."""
+    if not options:
+        return {}
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ModuleNotFoundError as error:
+        raise UserError('--beam needs Apache Beam: `pip install "kimiajax[beam]"`') from error
+    named = dict(option.partition("=")[::2] for option in options)
+    if not named.get("runner"):
+        raise UserError("--beam: name the runner: runner=DirectRunner, runner=FlinkRunner, ...")
+    runner = named.pop("runner")
+    flags = [f"--{name}={value}" if value else f"--{name}" for name, value in named.items()]
+    return {"beam_runner": runner, "beam_options": PipelineOptions(flags)}
