@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: setup setup-torch demo test test-parity test-slow test-torch bench bench-full bench-gpu bench-peers lint format lock clean
+.PHONY: setup setup-torch demo test test-parity test-slow test-torch test-beam bench bench-full bench-gpu bench-peers lint format lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -53,6 +53,15 @@ test-slow: $(STAMP)
 test-torch: $(STAMP)
 	$(BIN)/python -m pytest -m torch
 
+# In an environment of its own: Apache Beam wants older versions of some packages than requirements.lock has.
+test-beam: .beam/.ready
+	.beam/bin/python -m pytest -m beam tests/test_beam.py
+
+.beam/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear .beam
+	.beam/bin/python -m pip install -q --disable-pip-version-check -e ".[beam]" beartype pytest
+	touch $@
+
 # The others that are raced against, each in an environment of its own with the versions that its file pins.
 PEERS := $(patsubst benchmarks/peers/%.txt,.peers/%/.ready,$(wildcard benchmarks/peers/*.txt))
 
@@ -91,4 +100,4 @@ lock: $(STAMP)
 		--no-emit-index-url --no-emit-find-links --group dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) .peers .pytest_cache .ruff_cache
+	rm -rf $(VENV) .peers .beam .pytest_cache .ruff_cache

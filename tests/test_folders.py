@@ -10,7 +10,7 @@ from conftest import tissue, write_scans
 from PIL import Image
 
 from kimiajax.data.export import export_patches
-from kimiajax.data.folders import Folder
+from kimiajax.data.folders import Folder, holds_splits
 from kimiajax.data.images import read_gray
 from kimiajax.data.manifest import read_manifest
 from kimiajax.data.opening import open_scans
@@ -270,3 +270,40 @@ def test_a_folder_named_by_a_large_number_is_refused_in_one_short_line(root):
     with pytest.raises(UserError, match=r"train folder has no images of s1, 2, 3, \.\.\.") as caught:
         Folder(root)
     assert len(str(caught.value)) < 400
+
+
+def write_images(root, rng, *folders):
+    """An image in each folder, of pixels of its own."""
+    for folder in folders:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tissue(rng, 8, 8)).save(root / folder / "p0.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "below"),
+    [
+        ("s{}", "RGBPatches-test/s{}", ""),
+        ("{}/of one/scan", "Test patches/S{}", "of one/scan/"),
+        ("RGBPatches/s{}", "RGBPatches-test/s{}", ""),
+        ("s{}/train", "s{}/test", ""),
+        ("Scan{}/Training/deep", "Scan{}/Test patches", "deep/"),
+    ],
+)
+def test_training_images_are_found_though_no_folder_at_the_top_is_named_so(tmp_path, rng, train, test, below):
+    write_images(tmp_path, rng, *(folder.format(scan) for folder in (train, test) for scan in range(11)))
+    (tmp_path / "notes").mkdir()  # of no scan, and beside the only folder that has some
+    if train.startswith(("s{}", "{}", "Scan")):
+        (tmp_path / "notes").rmdir()
+    assert holds_splits(tmp_path)
+    with open_scans(tmp_path) as folder:
+        assert isinstance(folder, Folder)
+        assert folder.names == tuple(f"s{scan}" for scan in range(11))
+        manifest = cut_patches(folder)
+        expected = [f"train/s{scan}/{below}p0" for scan in range(11)] + [f"test/s{scan}/p0" for scan in range(11)]
+        assert [patch.patch_id for patch in manifest.patches] == expected
+        for split, where in (("train", train), ("test", test)):
+            for scan in (2, 10):
+                pixels = folder.read_patch(manifest.split(split)[scan])
+                file = tmp_path / where.format(scan) / "p0.png"
+                np.testing.assert_array_equal(pixels, np.asarray(Image.open(file)))
