@@ -20,6 +20,7 @@ usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -
        kimiajax data audit --scans PATH     whether the data can be trusted: leaks, damage, counts
        kimiajax data explain --scans PATH   how many training patches each reading of the rules leaves
        kimiajax data export --scans PATH --out DIR   the patches as a folder of images with its manifest
+       kimiajax data prepare NAME --manual-dir DIR   kimia_path24 or kimia_path24c as a data set of TFDS
        kimiajax report RUN                  one file with what a run shows, and how surely; or its table as text
        kimiajax compare RUN RUN             which rows of two runs differ by more than chance
        kimiajax score FILE.csv --truth PATH   predictions from anywhere, in both official forms of eta_w

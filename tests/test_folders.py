@@ -55,7 +55,7 @@ def test_files_come_by_the_numbers_in_their_names_at_any_depth(root):
     for name in ("deep/200_0.png", "deep/1000_0.png", "deep/200_80.png"):
         (root / "train/s0" / name).parent.mkdir(exist_ok=True)
         (root / "train/s0" / name).write_bytes(source.read_bytes())
-    ids = [patch.patch_id for patch in Folder(root).training_patches()[0]]
+    ids = [patch.patch_id for patch in Folder(root).offered()[0].patches.values()]
     assert ids == [f"train/s0/{name}" for name in ("deep/200_0", "deep/200_80", "deep/1000_0", "p0", "p1")]
 
 
@@ -82,7 +82,7 @@ def remove(name):
         (remove("train/s0"), "train folder has no images of s0"),
         (remove("test/s1"), "test folder has no images of s1"),
         (lambda root: [file.unlink() for file in (root / "train/s1").iterdir()], "s1: holds no images"),
-        (lambda root: (root / "train").rename(root / "other"), "one folder with 'train' in its name, and has none"),
+        (lambda root: (root / "test").rename(root / "other"), "one folder with 'test' in its name, and has none"),
         (add("training/s0/a.png"), "and has train, training"),
         (add("train/extra/a.png"), "extra: is no scan's folder"),
         (add("train/readme.txt"), "readme.txt: is no scan's folder"),
@@ -292,9 +292,6 @@ def write_images(root, rng, *folders):
 )
 def test_training_images_are_found_though_no_folder_at_the_top_is_named_so(tmp_path, rng, train, test, below):
     write_images(tmp_path, rng, *(folder.format(scan) for folder in (train, test) for scan in range(11)))
-    (tmp_path / "notes").mkdir()  # of no scan, and beside the only folder that has some
-    if train.startswith(("s{}", "{}", "Scan")):
-        (tmp_path / "notes").rmdir()
     assert holds_splits(tmp_path)
     with open_scans(tmp_path) as folder:
         assert isinstance(folder, Folder)
@@ -307,3 +304,52 @@ def test_training_images_are_found_though_no_folder_at_the_top_is_named_so(tmp_p
                 pixels = folder.read_patch(manifest.split(split)[scan])
                 file = tmp_path / where.format(scan) / "p0.png"
                 np.testing.assert_array_equal(pixels, np.asarray(Image.open(file)))
+
+
+def test_a_folder_of_no_scans_is_not_taken_for_training(tmp_path, rng):
+    write_images(tmp_path, rng, "RGBPatches/s0", "RGBPatches-test/s0", "thumbnails")
+    with open_scans(tmp_path) as folder:
+        assert [patch.patch_id for patch in cut_patches(folder).patches] == ["train/s0/p0", "test/s0/p0"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["a", "b"], "must hold one folder with 'train' in its name, and has none"),
+        (["a", "b", "test"], "must hold one folder with 'train' in its name, and has none"),
+        (["a/train", "a/test", "b/train", "b/test"], "must hold one folder with 'train' in its name, and has none"),
+        (["train/s0"], "must hold one folder with 'test' in its name, and has none"),
+        (["s0", "s1"], "s0: must hold one folder with 'train' in its name, as nothing else says"),
+        (["s0/train", "s1/train"], "s0: must hold one folder with 'test' in its name, as nothing else says"),
+    ],
+)
+def test_plain_images_in_folders_are_not_taken_for_patches_of_scans(tmp_path, rng, folders, message):
+    write_images(tmp_path, rng, *folders)
+    assert not holds_splits(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        open_scans(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["s0/train", "s0/test", "s1/train"], "s1: must hold one folder with 'test' in its name, as nothing else says"),
+        (["s0/train", "s0/test", "s1/test"], "s1: must hold one folder with 'train' in its name, as nothing else says"),
+        (["s0/train", "s0/test", "s0/test2"], "s0: must hold one folder with 'test' in its name"),
+        (["s0/train", "s0/test", "s2/train", "s2/test"], "train folder has no images of s1"),
+        (["RGB/s0", "more/s0", "test/s0"], "must hold one folder with 'train' in its name, and has RGB, more; in it"),
+        (["s0", "test/s0", "test2/s0"], "must hold one folder with 'test' in its name, and has test, test2; in it"),
+        (["s0", "more/s0", "test/s0"], "more: is no scan's folder .*; move it elsewhere"),
+        (["s0", "scan0", "test/s0"], "scan0: a second folder of scan 0; put their images together"),
+        (["s0", "s1", "test/s0"], "test folder has no images of s1"),
+        (["s0", "test/s0", "test/s1"], "train folder has no images of s1"),
+        (["RGB/s0", "RGB/s1", "test/s0"], "test folder has no images of s1"),
+    ],
+)
+def test_folders_that_leave_a_choice_or_lack_a_scan_are_refused_by_name(tmp_path, rng, folders, message):
+    write_images(tmp_path, rng, *folders)
+    assert holds_splits(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        open_scans(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))

@@ -3,6 +3,7 @@
 import io
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from kimiajax.errors import UserError
 NAME, SIZE, SCANS = "kimia_path24c", 16, 11
 NAMES = ("90_0", "1000_0", "1000_90")  # in the order of their numbers
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+SCAN_FILE = b"\x89HDF\r\n\x1a\n" + bytes(99)
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 LAYOUTS = {  # folders above all, those of a scan's images for training and for test, and folders in these
@@ -122,7 +124,7 @@ def test_every_draw_from_the_prepared_set_is_the_folders_own(release):
     drawn = set()
     for seed in range(4):
         with open_scans(KimiaPath24C.find(manual_dir)) as folder, opened(done) as prepared:
-            one, other = (read_patches(source, cut_patches(source, Rules(1, seed)), 16) for source in (folder, prepared))
+            one, other = (read_patches(each, cut_patches(each, Rules(1, seed)), 16) for each in (folder, prepared))
         assert one.manifest.csv == other.manifest.csv
         np.testing.assert_array_equal(one.train, other.train)
         np.testing.assert_array_equal(one.test, other.test)
@@ -163,9 +165,13 @@ UNSEEN, LAST = "Training/s1/1000_0.jpg", "RGBPatches-test/s2/1000_0.jpg"  # not 
 @pytest.mark.parametrize(
     ("change", "named", "message"),
     [
-        (alone("KIMIAPath24C.zip", POINTER), "KIMIAPath24C.zip", "a Git-LFS pointer, not the file itself; fetch it wi"),
-        (alone("KIMIAPath24C.zip", a_zip()), "KIMIAPath24C.zip", "an archive; unpack it beside"),
-        (alone("Kimia_Path24.h5", b"\x89HDF\r\n\x1a\n" + bytes(99)), "Kimia_Path24.h5", "the gray scan file, of kimia_"),
+        (alone("KIMIAPath24C.zip", POINTER), "KIMIAPath24C.zip", "a Git-LFS pointer.*`git lfs pull`"),
+        (alone("KIMIAPath24C.zip", a_zip()), "KIMIAPath24C.zip", "an archive; unpack it there"),
+        (
+            alone("Kimia_Path24.h5", SCAN_FILE),
+            "Kimia_Path24.h5",
+            "a scan file and no folder of images",
+        ),
         (alone(".DS_Store", b"x"), "", "must hold one folder with 'train' in its name, and has none"),
         (shutil.rmtree, "", "no such folder; give the one that holds the data set's files"),
         (spoil(FIRST, POINTER), FIRST, "a Git-LFS pointer, not the file itself; fetch it with `git lfs pull`"),
@@ -219,6 +225,7 @@ def test_a_refusal_among_many_shards_leaves_none_and_the_next_preparation_works(
     spoilt.write_bytes(content)
     done = prepare_any(tmp_path / "manual", tmp_path / "data")
     assert done.counts == {"train": 6, "test": 6}
+    assert is_left(tmp_path / "data")
     assert len(list(done.path.glob("*.array_record*"))) == 12
     assert stored(done) == {patch_id: file.read_bytes() for patch_id, file in files.items()}
 
@@ -385,10 +392,85 @@ def test_other_files_do_not_pass_for_those_that_were_prepared(tmp_path, change, 
     before = stamps(tmp_path / "data")
     write_release(tmp_path / folder)
     change(tmp_path / folder)
-    with pytest.raises(UserError, match="was prepared from other files .* remove it, or choose another") as caught:
+    with pytest.raises(UserError, match=r"was prepared from other files .* remove it, or choose") as caught:
         prepare_any(tmp_path / folder, tmp_path / "data")
     said = str(caught.value)
     assert said.startswith(f"{done.path}: ")
-    assert "{'folder': 'manual'," in said
-    assert f"and now {{'folder': '{folder}'," in said
+    assert "({'images': [6, 6], 'listing_sha256': " in said
     assert stamps(tmp_path / "data") == before
+
+
+@pytest.mark.parametrize("folder", ["train_test/s{}", "s{}/train_test"])
+def test_one_folder_does_not_serve_for_training_and_test(tmp_path, folder):
+    files = write_release(tmp_path / "manual")
+    for patch_id, file in files.items():
+        if patch_id.startswith("train/"):
+            target = tmp_path / "leak" / folder.format(patch_id.split("/")[1][1:]) / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    with pytest.raises(UserError, match=r"leak(/s0)?: must hold one folder"):
+        open_scans(tmp_path / "leak")
+
+
+@pytest.mark.parametrize("way", ["link", "dot", "copy"])
+def test_the_same_files_by_another_path_are_not_other_files(tmp_path, monkeypatch, way):
+    write_release(tmp_path / "manual")
+    (tmp_path / "link").symlink_to(tmp_path / "manual")
+    shutil.copytree(tmp_path / "manual", tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "manual")
+    given = {"dot": Path(), "link": tmp_path / "link", "copy": tmp_path / "copy"}[way]
+    prepare_any(tmp_path / "manual" if way == "copy" else given, tmp_path / "data")
+    assert prepare_any(given, tmp_path / "data").reused
+
+
+@pytest.mark.parametrize("content", [POINTER, a_zip()], ids=["lfs", "zip"])
+@pytest.mark.parametrize("missing", ["Training", "RGBPatches-test"])
+def test_an_archive_in_place_of_one_split_is_named(tmp_path, missing, content):
+    write_release(tmp_path / "manual")
+    shutil.rmtree(tmp_path / "manual" / missing)
+    (tmp_path / "manual" / f"{missing}.zip").write_bytes(content)
+    with pytest.raises(UserError, match=f"{missing}.zip: "):
+        prepare_any(tmp_path / "manual", tmp_path / "data")
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"<!DOCTYPE html>", "a web page"), (b"", "an empty file")])
+def test_what_only_has_the_name_of_an_archive_is_told_for_what_it_is(tmp_path, content, message):
+    (tmp_path / "manual").mkdir()
+    (tmp_path / "manual/KIMIAPath24C.zip").write_bytes(content)
+    with pytest.raises(UserError, match=f"KIMIAPath24C.zip: {message}"):
+        prepare_any(tmp_path / "manual", tmp_path / "data")
+
+
+def test_an_archive_may_lie_beside_the_scans_that_were_unpacked_from_it(tmp_path):
+    write_release(tmp_path / "manual", "scans at the top")
+    (tmp_path / "manual/KIMIAPath24C.zip").write_bytes(a_zip())
+    assert prepare_any(tmp_path / "manual", tmp_path / "data").counts == {"train": 6, "test": 6}
+
+
+@pytest.mark.parametrize("name", ["s0/2000_0.jpg", "extra/90_0.jpg", "s0/more/90_0.jpg"])
+def test_images_beside_the_splits_of_a_scan_are_refused_and_not_passed_over(tmp_path, name):
+    files = write_release(tmp_path / "manual", "splits in scans")
+    target = tmp_path / "manual" / name
+    target.parent.mkdir(exist_ok=True)
+    shutil.copy(files["train/s0/90_0"], target)
+    with pytest.raises(UserError, match=name.rpartition("/")[0]):
+        prepare_any(tmp_path / "manual", tmp_path / "data")
+
+
+def test_what_macs_put_into_archives_is_passed_over(tmp_path):
+    write_release(tmp_path / "manual", "one folder above")
+    (tmp_path / "manual/__MACOSX").mkdir()
+    assert prepare_any(tmp_path / "manual", tmp_path / "data").counts == {"train": 6, "test": 6}
+
+
+def test_a_file_name_that_is_no_text_is_refused_by_name(tmp_path):
+    file = write_release(tmp_path / "manual")["train/s1/90_0"]
+    file.rename(file.with_name("\udcff.jpg"))  # the byte 0xff
+    with pytest.raises(UserError, match=r"s1/.*: its name is no text; rename it"):
+        prepare_any(tmp_path / "manual", tmp_path / "data")
+
+
+@pytest.mark.parametrize("above", ["kimia_train_test", "Kimia-train-and-test"])
+def test_a_folder_above_may_be_named_by_both_splits(tmp_path, above):
+    write_release(tmp_path / "manual" / above)
+    assert prepare_any(tmp_path / "manual", tmp_path / "data").counts == {"train": 6, "test": 6}

@@ -4,7 +4,8 @@ Workers import this module by its name. It knows no builder, since to import one
 """
 
 import functools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ def example_of(source: Source, ranked: Ranked) -> tuple[str, dict[str, Any]]:
         if shape != (source.patch_size,) * 2:
             raise UserError(
                 f"{source.file_of(patch)}: is {shape[0]} x {shape[1]} pixels and other patches "
-                f"{source.patch_size} x {source.patch_size}"
+                f"{source.patch_size} x {source.patch_size}; all of a set must be of one size"
             )
     else:
         image = encode_gray(PatchSource(source, [patch])[0].pixels)
@@ -62,6 +63,21 @@ def examples_of(path: Path, patches: list[Ranked]) -> Iterator[tuple[str, dict[s
     source = _opened(path)
     for ranked in patches:
         yield example_of(source, ranked)
+
+
+class PlainWriter:
+    """Writes the records of a shard as they are: images are compressed already, and array_record would do it again."""
+
+    file_format = "array_record"
+
+    def write(self, path: os.PathLike, examples: Iterable[tuple[str, bytes]]) -> None:
+        """Writes serialised examples, which come with their keys."""
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+        for _, content in examples:
+            writer.write(content)
+        writer.close()
 
 
 @functools.lru_cache(maxsize=1)

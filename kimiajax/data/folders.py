@@ -105,6 +105,8 @@ class Folder(Precut):
             name = f"{split}/s{scan}/{file.relative_to(folder).with_suffix('').as_posix()}"
             if file.suffix.lower() not in IMAGES:
                 raise UserError(f"{file}: is no image ({', '.join(IMAGES)}); move it elsewhere")
+            if not _is_text(name):
+                raise UserError(f"{file!r}: its name is no text; rename it")
             if name in self._files:
                 raise UserError(f"{file}: has the name of {self._files[name].name}; keep one of them")
             self._files[name] = file
@@ -128,16 +130,26 @@ class Folder(Precut):
         return header if isinstance(header, dict) else {}
 
 
+def _is_text(name: str) -> bool:
+    """Whether a name can be written down: file systems know names that are no UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def holds_splits(path: Path) -> bool:
     """Whether a folder looks like one of images: it has folders for training and test."""
     tops = _tops_of(path)
-    return all(tops.values()) or any(_split_inside(scan) for scan in _scans_in(path))
+    return all(tops.values()) or any(all(_named(scan, split) for split in SPLITS) for scan in scans_in(path))
 
 
 def _layout_of(path: Path) -> dict[Split, list[tuple[Path, Path]]]:
     """By split, what should be scans' folders, and the folder of each one's images, which may lie in it."""
-    tops, scans = _tops_of(path), _scans_in(path)
+    tops, scans = _tops_of(path), scans_in(path)
     if scans and not any(tops.values()):
+        _only(path, scans, "no scan's folder (s0, s1, ...)")
         return {split: [(scan, _one_folder(scan, split)) for scan in scans] for split in SPLITS}
     layout = {}
     for split, folders in tops.items():
@@ -148,7 +160,7 @@ def _layout_of(path: Path) -> dict[Split, list[tuple[Path, Path]]]:
                 "for each scan: s0, s1, ..."
             )
         (top,) = folders
-        entries = sorted(entry for entry in top.iterdir() if not is_ignored(entry.name) and [entry] != tops["test"])
+        entries = [entry for entry in _entries_of(top) if [entry] != tops["test"] and (top != path or entry.is_dir())]
         if not entries:
             raise UserError(f"{top}: is empty; put a folder of images for each scan there: s0, s1, ...")
         layout[split] = [(entry, entry) for entry in entries]
@@ -157,35 +169,50 @@ def _layout_of(path: Path) -> dict[Split, list[tuple[Path, Path]]]:
 
 def _tops_of(path: Path) -> dict[Split, list[Path]]:
     """By split, the folders that may hold its scans' folders."""
-    tops = {split: _folders_in(path, split) for split in SPLITS}
-    if tops["test"] and not tops["train"]:
-        tops["train"] = [path] if _scans_in(path) else [top for top in _folders_in(path) if _scans_in(top)]
-        tops["train"] = [top for top in tops["train"] if top not in tops["test"]]
+    tops = {split: _named(path, split) for split in SPLITS}
+    if tops["test"] and not tops["train"] and all(map(scans_in, tops["test"])):
+        others = [folder for folder in _entries_of(path) if folder not in tops["test"] and scans_in(folder)]
+        tops["train"] = [path] if scans_in(path) else others
     return tops
 
 
 def _one_folder(scan: Path, split: Split) -> Path:
-    folders = _folders_in(scan, split)
+    """The folder of a scan's images of a split."""
+    folders = _named(scan, split)
     if len(folders) != 1:
         raise UserError(
             f"{scan}: must hold one folder with {split!r} in its name, as nothing else says which images are for "
             "training and which for test; or put train/s0, ... and test/s0, ... at the top"
         )
+    _only(scan, [folder for each in SPLITS for folder in _named(scan, each)], "neither for training nor for test")
     return folders[0]
 
 
-def _split_inside(scan: Path) -> bool:
-    return all(_folders_in(scan, split) for split in SPLITS)
+def _only(path: Path, known: list[Path], what: str) -> None:
+    strange = [entry for entry in _entries_of(path) if entry not in known]
+    if strange:
+        raise UserError(f"{strange[0]}: is {what}; move it elsewhere")
 
 
-def _scans_in(path: Path) -> list[Path]:
-    return sorted(folder for folder in _folders_in(path) if CLASS.fullmatch(folder.name))
+def scans_in(path: Path) -> list[Path]:
+    """Folders in a folder that are named as scans."""
+    if not path.is_dir():
+        return []
+    return [entry for entry in _entries_of(path) if CLASS.fullmatch(entry.name) and entry.is_dir()]
 
 
-def _folders_in(path: Path, name: str = "") -> list[Path]:
-    """Folders in a folder that have a word in their names."""
-    entries = (entry for entry in path.iterdir() if not is_ignored(entry.name))
-    return [entry for entry in entries if name in entry.name.lower() and entry.is_dir()]
+def split_of(name: str) -> Split | None:
+    """The split that a folder's name says; None where it says none, or both."""
+    said = [split for split in SPLITS if split in name.lower()]
+    return said[0] if len(said) == 1 else None
+
+
+def _named(path: Path, split: Split) -> list[Path]:
+    return [entry for entry in _entries_of(path) if split_of(entry.name) == split and entry.is_dir()]
+
+
+def _entries_of(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if not is_ignored(entry.name))
 
 
 def natural(path: Path) -> list[tuple[int, int | str]]:

@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from kimiajax import __version__, paper
-from kimiajax.data.examples import Ranked, example_of, examples_of, in_shards
-from kimiajax.data.folders import holds_splits
+from kimiajax.data.examples import PlainWriter, Ranked, example_of, examples_of, in_shards
+from kimiajax.data.folders import holds_splits, scans_in, split_of
 from kimiajax.data.manifest import SPLITS, Split
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import Rules, offered_by
@@ -29,6 +29,9 @@ from kimiajax.files import HDF5_SIGNATURE, guess, md5_file, only_run
 from kimiajax.shown import first_few
 
 FILE = "Kimia_Path24.h5"
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".rar", ".7z")
+ARCHIVE_SIGNATURES = (b"PK\x03\x04", b"Rar!", b"7z\xbc\xaf", b"\x1f\x8b")
+DEEPEST = 8  # folders that lie alone in one another
 CUTTING = ("grid", "homogeneity", "background")  # of the rules, what a set is cut by
 SAMPLE = 8  # patches encoded to tell how much space all of them take
 
@@ -202,6 +205,9 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
             metadata=tfds.core.MetadataDict(),
         )
 
+    def _example_writer(self) -> Any:
+        return PlainWriter() if self.info.file_format.value == PlainWriter.file_format else super()._example_writer()
+
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         self._in_workers = getattr(download_config, "beam_runner", None) is not None
         super()._download_and_prepare(dl_manager, download_config)
@@ -302,7 +308,7 @@ class KimiaPath24(PatchSet):
     def origin_of(self, source: Source) -> dict[str, Any]:
         if self._origin is None:  # the digest of 29 GB takes its time
             size, digest = source.path.stat().st_size, md5_file(source.path, self._track)
-            self._origin = {"file": source.path.name, "bytes": size, "md5": digest}
+            self._origin = {"file": FILE, "bytes": size, "md5": digest}
         return self._origin
 
     def rules(self) -> Rules | None:
@@ -328,18 +334,18 @@ class KimiaPath24C(PatchSet):
 
     @classmethod
     def find(cls, manual_dir: Path) -> Path:
-        folder = manual_dir
-        while not holds_splits(folder):
-            entries = [entry for entry in sorted(folder.iterdir()) if not is_ignored(entry.name)]
+        levels = [manual_dir]
+        while not holds_splits(levels[-1]):
+            entries = [entry for entry in levels[-1].iterdir() if not is_ignored(entry.name)]
             folders = [entry for entry in entries if entry.is_dir()]
-            if len(folders) == 1:
-                (folder,) = folders
-                continue
-            for file in entries:
-                if file.is_file() and (what := _in_place_of_folders(file)):
-                    raise UserError(f"{file}: {what}")
-            return folder  # whose layout is refused where it is opened
-        return folder
+            # a lone folder is what the release was unpacked into, unless it is a part of it
+            if len(folders) != 1 or split_of(folders[0].name) or scans_in(levels[-1]) or len(levels) == DEEPEST:
+                for file in (file for level in levels for file in sorted(level.iterdir()) if file.is_file()):
+                    if what := _in_place_of_folders(file):
+                        raise UserError(f"{file}: {what}")
+                break  # the layout is refused where it is opened
+            levels += folders
+        return levels[-1]
 
     def problem_of(self, source: Source) -> str | None:
         train, test = self._counts(source)
@@ -356,7 +362,7 @@ class KimiaPath24C(PatchSet):
 
     def origin_of(self, source: Source) -> dict[str, Any]:
         train, test = self._counts(source)
-        return {"folder": source.path.name, "images": [train, sum(test)], "files": source.listing_sha256}
+        return {"images": [train, sum(test)], "listing_sha256": source.listing_sha256}
 
     def _counts(self, source: Source) -> tuple[int, tuple[int, ...]]:
         """Training patches, and test patches of each scan."""
@@ -368,15 +374,12 @@ def _in_place_of_folders(file: Path) -> str | None:
     """What a file is that lies where the folders should; None where it is nothing to speak of."""
     with file.open("rb") as stream:
         head = stream.read(512)
-    if head.lower().startswith(b"version https://git-lfs"):
-        return guess(head, file.stat().st_size, "an archive")
-    if file.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"):
-        return "an archive; unpack it beside"
-    return (
-        f"is no folder of images; that is the gray scan file, of {KimiaPath24.name}"
-        if head[:8] == HDF5_SIGNATURE
-        else None
-    )
+    if head.startswith(ARCHIVE_SIGNATURES):
+        return "an archive; unpack it there"
+    if head.startswith(HDF5_SIGNATURE):
+        return f"a scan file and no folder of images; prepare {KimiaPath24.name} from it"
+    archive = "".join(file.suffixes[-2:]).lower().endswith(ARCHIVES)
+    return guess(head, file.stat().st_size, "the archive that it is named as") if archive else None
 
 
 BUILDERS = {builder.name: builder for builder in (KimiaPath24, KimiaPath24C)}

@@ -87,7 +87,7 @@ def prepare(
 
 
 def _check_same(builder: "PatchSet", manual_dir: Path) -> None:
-    with open_scans(builder.find(manual_dir)) as source:
+    with open_scans(builder.find(manual_dir).resolve()) as source:
         builder.check(source)
         before, now = builder.info.metadata["origin"], builder.origin_of(source)
     if before != now:

@@ -207,7 +207,7 @@ def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 def is_ignored(name: str) -> bool:
     """Hidden files, and what systems leave in folders by themselves."""
-    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
 
 
 def first_missing(numbers: Container[int], last: int) -> str:
