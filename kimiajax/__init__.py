@@ -13,7 +13,7 @@ _HOME = {
     "BACKBONES": "kimiajax.models.backbone",
     "Backbone": "kimiajax.models.backbone",
     "Classifier": "kimiajax.models.backbone",
-    "Dataset": "kimiajax.data.prepared",
+    "Dataset": "kimiajax.data.sets",
     "Engine": "kimiajax.finetune.engines",
     "Manifest": "kimiajax.data.manifest",
     "NonFiniteError": "kimiajax.finetune.loop",

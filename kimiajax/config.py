@@ -8,7 +8,7 @@ from kimiajax.errors import UserError
 
 if TYPE_CHECKING:
     from kimiajax.data.patches import Rules
-    from kimiajax.data.prepared import Dataset
+    from kimiajax.data.sets import Dataset
     from kimiajax.finetune.blocks import TrainableBlocks
     from kimiajax.finetune.optimizer import Optimization
     from kimiajax.models.backbone import Backbone
@@ -57,7 +57,7 @@ class ScansConfig:
             raise UserError(f"{needs}, or --dataset NAME of a prepared data set")
         if self.dataset is None:
             return self.scans
-        from kimiajax.data.prepared import Dataset
+        from kimiajax.data.sets import Dataset
 
         splits = {"train": self.train_split, "test": self.test_split}
         return Dataset(self.dataset, self.data_dir, self.image_key, self.label_key, **splits)

@@ -19,7 +19,7 @@ from kimiajax.config import TableConfig
 from kimiajax.data.inputs import Inputs, read_inputs
 from kimiajax.data.manifest import Manifest
 from kimiajax.data.patches import Rules
-from kimiajax.data.prepared import Dataset
+from kimiajax.data.sets import Dataset
 from kimiajax.data.slides import MPP
 from kimiajax.environment import describe_environment
 from kimiajax.errors import UserError

@@ -25,7 +25,8 @@ def notes_of(study: Study) -> list[str]:
         notes.append(f"The patches are those of {config.manifest}, chosen by what its header says and not by this run.")
     audit = data["audit"]
     if audit is None and not data["synthetic"]:
-        notes.append(f"Not audited: `kimiajax data audit {data['flags']}` tells whether to trust these data.")
+        drawn = ", with --manifest and this run's manifest.csv," if data["held_out"] else ""
+        notes.append(f"Not audited: `kimiajax data audit {data['flags']}`{drawn} tells whether to trust these data.")
     elif audit is not None and audit["failed"]:
         notes.append(f"The audit of these data FAILED ({', '.join(audit['failed'])}): no figure here can be relied on.")
     random = [network for network, loaded in study.weights.items() if root_of(loaded.lineage)["source"] == "random"]

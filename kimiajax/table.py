@@ -428,6 +428,7 @@ def _describe_data(source: Source, manifest: Manifest, audit: dict[str, Any] | N
     return {
         "source": str(source.path),
         "flags": source.flags,
+        "held_out": source.test_patches() is None,
         "kind": source.kind,
         "synthetic": source.synthetic,
         "unverified": source.unverified,

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from kimiajax.data.kimia_path24 import FILE
-from kimiajax.data.prepared import prepared_in
+from kimiajax.data.sets import prepared_in
 
 pytestmark = pytest.mark.beam
 NAME = "kimia_path24/patch80_full_h0.99_bg220_scans4"

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOREIGN = ("torch", "keras", "tensorflow")
 SETS = ("tensorflow_datasets", "apache_beam")
-MAY_LOAD_SETS = ("kimiajax.data.kimia_path24", "kimiajax.data.prepared", "kimiajax.data.preparing")
+MAY_LOAD_SETS = ("kimiajax.data.kimia_path24", "kimiajax.data.sets", "kimiajax.data.preparing")
 MAY_REGISTER = "kimiajax.data.preparing"
 
 # module prefix -> what nothing under it may import, whether at the top or inside a function

@@ -15,9 +15,9 @@ from kimiajax.data import examples
 from kimiajax.data.kimia_path24 import FILE, GrayConfig, KimiaPath24, KimiaPath24C
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import Rules, cut_patches
-from kimiajax.data.prepared import Dataset, prepared_in, quiet_tfds
 from kimiajax.data.preparing import prepare
 from kimiajax.data.reading import read_patches
+from kimiajax.data.sets import Dataset, prepared_in, quiet_tfds
 from kimiajax.errors import UserError
 from kimiajax.files import md5_file, only_run
 from kimiajax.report.stored import read_run

@@ -17,9 +17,9 @@ from kimiajax.data.images import read_gray
 from kimiajax.data.kimia_path24 import KimiaPath24C
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import Rules, cut_patches
-from kimiajax.data.prepared import Dataset, prepared_in, quiet_tfds
 from kimiajax.data.preparing import prepare
 from kimiajax.data.reading import read_patches
+from kimiajax.data.sets import Dataset, prepared_in, quiet_tfds
 from kimiajax.errors import UserError
 
 NAME, SIZE, SCANS = "kimia_path24c", 16, 11

@@ -23,8 +23,8 @@ from kimiajax.data.manifest import SPLITS, Manifest, Split
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import Rules, cut_patches, key_of, survey
 from kimiajax.data.placing import fit_places
-from kimiajax.data.prepared import Dataset
 from kimiajax.data.reading import check_of, read_patches
+from kimiajax.data.sets import Dataset
 from kimiajax.data.source import Gridded, Source
 from kimiajax.errors import UsageError, UserError
 from kimiajax.progress import Silent

@@ -13,8 +13,8 @@ from kimiajax.data.manifest import SPLITS, Manifest, Split
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import Rules
 from kimiajax.data.pixels import check_filter, resize
-from kimiajax.data.prepared import Dataset
 from kimiajax.data.reading import prepare_patches, read_patches
+from kimiajax.data.sets import Dataset
 from kimiajax.data.slides import MPP, SUFFIXES, slides_in
 from kimiajax.data.source import Track, no_track, walk
 from kimiajax.data.survey import in_threads

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from kimiajax.data.folders import Folder, holds_splits
-from kimiajax.data.prepared import Dataset, Prepared
+from kimiajax.data.prepared import Prepared
 from kimiajax.data.scans import Scans
+from kimiajax.data.sets import Dataset
 from kimiajax.data.slides import MPP, PATCH_SIZE, Slides, slides_in
 from kimiajax.data.source import Source, Track, no_track
 from kimiajax.errors import UsageError

@@ -5,12 +5,12 @@ so that the draw and the order of patches are those of the scan file or the fold
 a record's name is its place in its split. Images are decoded as those in folders are, with the same refusals.
 """
 
-import contextlib
-import io
 import json
+import operator
+import shlex
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,8 +18,9 @@ import numpy as np
 
 from kimiajax.cache import keep_file, kept_file
 from kimiajax.data.images import decode_gray
-from kimiajax.data.manifest import SPLITS, Patch, Split
+from kimiajax.data.manifest import Patch, Split
 from kimiajax.data.patches import key_of
+from kimiajax.data.sets import Dataset, about_of, builder_of, classes_of, sources_of
 from kimiajax.data.source import Candidates, Precut, Track, identity_of, no_track
 from kimiajax.data.survey import in_threads
 from kimiajax.errors import UserError
@@ -27,34 +28,9 @@ from kimiajax.shapes import UInt8
 from kimiajax.shown import first_few
 
 if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
+    pass
 
 CHUNK = 64  # records that a thread reads in one go, where only their labels are wanted
-LABELLED = "an image and an integer label, one for each example"
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Which prepared data set, and what of it.
-
-    Attributes:
-        name: NAME, NAME/CONFIG or NAME/CONFIG:VERSION.
-        data_dir: the folder that holds prepared sets; None for TFDS's own, `~/tensorflow_datasets` or TFDS_DATA_DIR.
-        image: the key of the images.
-        label: the key of the labels.
-        train: the training split, in TFDS's notation: "train", "train[:80%]".
-        test: the test split; None for "test" where there is one, and else test patches are drawn and held out.
-    """
-
-    name: str
-    data_dir: Path | None = None
-    image: str = "image"
-    label: str = "label"
-    train: str = "train"
-    test: str | None = None
-
-    def __str__(self) -> str:
-        return self.name
 
 
 class Record(NamedTuple):
@@ -84,7 +60,7 @@ class Prepared(Precut):
         track: called as `track(items, description, total, unit)` around that, to show progress.
 
     Attributes:
-        full_name: NAME/CONFIG/VERSION.
+        full_name: NAME/CONFIG:VERSION.
         origin: what `kimiajax data prepare` recorded of the files; None of sets that it did not make.
 
     Raises:
@@ -95,21 +71,22 @@ class Prepared(Precut):
 
     def __init__(self, dataset: Dataset, cache: Path | None = None, track: Track = no_track):
         self._dataset, self._cache, self._track = dataset, cache, track
-        builder = _builder_of(dataset)
-        self.full_name = builder.info.full_name
+        builder = builder_of(dataset)
+        name, _, version = builder.info.full_name.rpartition("/")
+        self.full_name = f"{name}:{version}"
         self.path = Path(builder.data_dir)
-        self._about = _about(self.path)
+        self._about = about_of(self.path)
         self.rules = self._about.get("rules", {})
         self.synthetic = self._about.get("synthetic") is True
         self.unverified = self._about.get("unverified")
         self.origin = self._about.get("origin")
-        self._sources = _sources_of(builder, dataset, self.path)
+        self._sources = sources_of(builder, dataset, self.path)
         self._lock = threading.Lock()
         self._records: dict[Split, list[Record]] = {}
         self._places: dict[Split, dict[str, int]] = {}
         self._identity = self._identify()
-        self._classes = _classes_of(builder, dataset, self.path)
-        self.names = self._classes or tuple(map(str, range(1 + max(record.label for record in self._list("train")))))
+        self._classes = classes_of(builder, dataset, self.path)
+        self.names = self._classes or self._numbers()
         self.patch_size = self._read_size(builder.info.features[dataset.image].shape)
 
     def identity(self) -> str:
@@ -121,8 +98,8 @@ class Prepared(Precut):
 
     @property
     def flags(self) -> str:
-        root = str(self.path).removesuffix(f"/{self.full_name}")
-        return f"--dataset {self.full_name} --data-dir {root}"
+        root = self.path.parents[self.full_name.count("/") + 1]
+        return shlex.join(["--dataset", self.full_name, "--data-dir", str(root), *self._dataset.flags()])
 
     def offered(self) -> list[Candidates]:
         """All training patches, by scan; held-out ones too, where the set has no test split.
@@ -154,6 +131,22 @@ class Prepared(Precut):
         split, index = self._find(patch.patch_id)
         return decode_gray(self._read(split, index)[self._dataset.image], f"{self.path}: {patch.patch_id}")
 
+    def _numbers(self) -> tuple[str, ...]:
+        """Names of classes that have none: their numbers, each of which is the label of a training image."""
+        labels = {record.label for record in self._list("train")}
+        count = len(labels)
+        if max(labels) != count - 1 or count < 2:
+            raise UserError(
+                f"{self.path}: --label-key {self._dataset.label}: goes up to {max(labels)} and has {count} different "
+                "labels in training; classes are numbered from 0, without gaps"
+            )
+        if "test" in self._sources and (others := {record.label for record in self._list("test")} - labels):
+            raise UserError(
+                f"{self.path}: no record of {first_few(map(str, sorted(others)))} in {self._dataset.train}, but among "
+                "those to test; every class needs a training image"
+            )
+        return tuple(map(str, range(count)))
+
     def _by_scan(self) -> list[dict[int, Patch]]:
         """Training patches by their ranks, by scan."""
         found: list[dict[int, Patch]] = [{} for _ in self.names]
@@ -183,15 +176,26 @@ class Prepared(Precut):
         if split not in self._records:
             name = f"{key_of('records', self._identity, split)}.json"
             kept = kept_file(self._cache, "records", name)
-            try:
-                listed = None if kept is None else [Record(*each) for each in json.loads(kept.read_text())]
-            except (OSError, ValueError, TypeError):  # damaged, and made again
-                listed = None
-            if listed is None:
+            listed = None if kept is None else self._kept_records(kept, split)
+            if listed is None:  # none there, or damaged
                 listed = self._read_records(split)
                 keep_file(self._cache, "records", name, json.dumps(listed).encode())
             self._records[split] = listed
         return self._records[split]
+
+    def _kept_records(self, kept: Path, split: Split) -> list[Record] | None:
+        try:
+            listed = [Record(*each) for each in json.loads(kept.read_text())]
+            named = "places" in self._about
+            whole = all(
+                isinstance(record.label, int)
+                and 0 <= record.label < len(self._classes or listed)
+                and isinstance(record.patch_id, str) is isinstance(record.place, int) is named
+                for record in listed
+            )
+        except (OSError, ValueError, TypeError):
+            return None
+        return listed if whole and len(listed) == len(self._sources[split]) else None
 
     def _read_records(self, split: Split) -> list[Record]:
         count = len(self._sources[split])
@@ -205,11 +209,11 @@ class Prepared(Precut):
 
     def _record(self, split: Split, index: int) -> Record:
         example = self._read(split, index)
-        label = int(example[self._dataset.label])
+        label = operator.index(example[self._dataset.label])
         if label < 0 or (self._classes and label >= len(self._classes)):
             raise UserError(
                 f"{self.path}: record {index} of {split} has the label {label}, which is no class; choose a split "
-                "that is labelled"
+                "that is labelled, or prepare the set again"
             )
         if "places" not in self._about:
             return Record(label)
@@ -220,7 +224,10 @@ class Prepared(Precut):
 
     def _read(self, split: Split, index: int) -> dict[str, Any]:
         try:
-            return self._sources[split][index]
+            example = self._sources[split][index]
+            if example[self._dataset.image] is None or example[self._dataset.label] is None:  # of a shard that was cut
+                raise ValueError("an empty record")
+            return example
         except Exception as error:  # whatever a damaged file makes its reader raise
             raise UserError(
                 f"{self.path}: record {index} of {split} cannot be read ({type(error).__name__}: {error}); prepare the "
@@ -232,9 +239,8 @@ class Prepared(Precut):
         height, width = shape[:2]
         if height is None or width is None:
             split: Split = "test" if "test" in self._sources else "train"
-            height, width = decode_gray(
-                self._read(split, 0)[self._dataset.image], f"{self.path}: record 0 of {split}"
-            ).shape
+            first = self._read(split, 0)[self._dataset.image]
+            height, width = decode_gray(first, f"{self.path}: record 0 of {split}").shape
         if height != width:
             raise UserError(f"{self.path}: images of {height} x {width} pixels; patches are squares")
         return int(height)
@@ -243,122 +249,5 @@ class Prepared(Precut):
         from PIL import __version__ as decoder
 
         files = sorted(file for file in self.path.iterdir() if file.is_file())
-        about = replace(self._dataset, data_dir=None)
+        about = replace(self._dataset, name=self.full_name, data_dir=None)
         return identity_of([(file, file.stat()) for file in files], repr(about), decoder)
-
-
-def _builder_of(dataset: Dataset) -> "tfds.core.DatasetBuilder":
-    """A builder that reads files alone, whatever code there is for the set.
-
-    Raises:
-        UserError: no such set.
-    """
-    from tensorflow_datasets.core import read_only_builder
-    from tensorflow_datasets.core.utils import file_utils
-
-    data_dir = dataset.data_dir and str(dataset.data_dir)
-    roots = [Path(root) for root in file_utils.list_data_dirs(data_dir)]
-    where = " or ".join(map(str, roots))
-    try:
-        with quiet_tfds():
-            return read_only_builder.builder_from_files(dataset.name, data_dir=data_dir)
-    except Exception as error:  # TFDS has an error of its own for each way that a name can be wrong
-        there = first_few(name for root in roots for name in prepared_in(root)) or "nothing"
-        raise UserError(
-            f"{where}: holds no prepared {dataset.name!r}, but {there}; give NAME/CONFIG as the command that prepared "
-            "it said, or its folder with --data-dir"
-        ) from error
-
-
-@contextlib.contextmanager
-def quiet_tfds() -> Iterator[None]:
-    """Keeps to itself what TFDS says by the way: that sizes are unknown, that a config is not one of its list."""
-    from absl import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def prepared_in(root: Path) -> list[str]:
-    """The prepared sets in a folder, NAME/VERSION or NAME/CONFIG/VERSION."""
-    files = [file for depth in ("*/*", "*/*/*") for file in root.glob(f"{depth}/dataset_info.json")]
-    names = [file.parent.relative_to(root) for file in files]
-    return sorted(name.as_posix() for name in names if not name.name.startswith("incomplete."))
-
-
-def _about(path: Path) -> dict[str, Any]:
-    """What one of our builders wrote of a set; empty for others."""
-    try:
-        about = json.loads((path / "metadata.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return about if isinstance(about, dict) and "kimiajax" in about else {}
-
-
-def _sources_of(builder: "tfds.core.DatasetBuilder", dataset: Dataset, path: Path) -> dict[Split, Any]:
-    """Random access to the records of each split, images left as bytes."""
-    import tensorflow_datasets as tfds
-
-    _check_features(builder, dataset, path)
-    known = ", ".join(builder.info.splits)
-    wanted = {"train": dataset.train, "test": dataset.test or "test"}
-    if dataset.test is None and "test" not in builder.info.splits:
-        del wanted["test"]
-    sources = {}
-    for split, expression in wanted.items():
-        try:
-            decoders = {dataset.image: tfds.decode.SkipDecoding()}
-            sources[split] = builder.as_data_source(expression, decoders=decoders)
-        except NotImplementedError as error:
-            raise UserError(
-                f"{path}: is prepared as {builder.info.file_format.value}, which cannot be read without TensorFlow; "
-                'prepare it with `tfds.builder(NAME, file_format="array_record").download_and_prepare()`, in another '
-                "--data-dir or once this is removed"
-            ) from error
-        except Exception as error:
-            raise UserError(
-                f"{path}: --{split}-split {expression}: no such split; it has {known} ({type(error).__name__}: "
-                f"{_first_line(error)})"
-            ) from error
-        if not len(sources[split]):
-            raise UserError(f"{path}: --{split}-split {expression}: is empty")
-    assert set(sources) <= set(SPLITS)
-    return sources
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
-
-
-def _check_features(builder: "tfds.core.DatasetBuilder", dataset: Dataset, path: Path) -> None:
-    from tensorflow_datasets import features as kinds
-
-    features = builder.info.features
-    if not isinstance(features, kinds.FeaturesDict):
-        raise UserError(f"{path}: its examples are no dictionaries; a set is needed that holds {LABELLED}")
-    shown = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
-    for key, name in ((dataset.image, "--image-key"), (dataset.label, "--label-key")):
-        if key not in features:
-            raise UserError(f"{path}: {name} {key}: no such feature; it has {shown}")
-    image, label = features[dataset.image], features[dataset.label]
-    if not isinstance(image, kinds.Image) or image.np_dtype != np.uint8:
-        raise UserError(f"{path}: --image-key {dataset.image}: holds no 8-bit images; it has {shown}")
-    if label.shape != () or not np.issubdtype(label.np_dtype, np.integer):
-        raise UserError(f"{path}: --label-key {dataset.label}: holds no classes; it has {shown}")
-
-
-def _classes_of(builder: "tfds.core.DatasetBuilder", dataset: Dataset, path: Path) -> tuple[str, ...] | None:
-    """The names of the classes; None where the labels are bare numbers."""
-    from tensorflow_datasets import features as kinds
-
-    label = builder.info.features[dataset.label]
-    if not isinstance(label, kinds.ClassLabel) or not label.num_classes:
-        return None
-    if label.num_classes < 2:
-        raise UserError(f"{path}: --label-key {dataset.label}: has a single class")
-    return tuple(label.names)

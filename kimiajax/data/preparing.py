@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import Rules
-from kimiajax.data.prepared import quiet_tfds
+from kimiajax.data.sets import quiet_tfds
 from kimiajax.data.source import Track, no_track
 from kimiajax.errors import UserError
 

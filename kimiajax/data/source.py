@@ -175,7 +175,7 @@ class PatchSource:
         if pixels.shape != (self.source.patch_size,) * 2:
             raise UserError(
                 f"{self.source.path}: {patch.patch_id} has {pixels.shape[0]} x {pixels.shape[1]} pixels and other "
-                f"patches {self.source.patch_size} x {self.source.patch_size}"
+                f"patches {self.source.patch_size} x {self.source.patch_size}; all must be of one size"
             )
         if patch.sha256 is not None and sha256_of(pixels) != patch.sha256:
             raise UserError(
