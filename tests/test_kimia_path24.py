@@ -82,6 +82,16 @@ def test_records_are_the_files_patches(data_dir, manual_dir):
                 assert (record["label"], record["row"], record["col"]) == (patch.scan, *place)
 
 
+def test_rules_that_a_set_was_not_cut_by_are_refused(data_dir):
+    with open_scans(Dataset(NAME, data_dir)) as source:
+        with pytest.raises(
+            UserError, match="--homogeneity 0.5: the patches of a prepared data set were cut before, by"
+        ):
+            cut_patches(source, Rules(homogeneity=0.5))
+        with pytest.raises(UserError, match="--grid readme: the patches of a prepared data set were cut before"):
+            cut_patches(source, Rules(grid="readme"))
+
+
 def test_any_part_of_the_records_has_patches_of_several_scans(data_dir):
     labels = [record["label"] for record in records(data_dir, "train[:25%]")]
     assert set(labels) == {0, 1, 2, 3}
@@ -251,6 +261,7 @@ def test_what_cannot_be_prepared_is_refused_by_name(manual_dir, tmp_path, capsys
     [
         (["kimia_path25", "--manual-dir", "."], "no such set; choose from kimia_path24, kimia_path24c"),
         (["kimia_path24"], "needs --manual-dir DIR"),
+        (["kimia_path24c", "--manual-dir", ".", "--grid", "readme"], "--grid readme: is for scans"),
         (["kimia_path24", "--manual-dir", "nowhere"], "--manual-dir nowhere: no such folder"),
         ([], "data prepare: needs NAME before any flag"),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import randomise
+from conftest import randomise, write_scans
 
 from benchmarks.show import table_of
 from benchmarks.suite import main as bench
@@ -29,11 +29,24 @@ def test_the_python_examples_run(tmp_path, monkeypatch, capsys):
         tmp_path / "runs/demo/scans.h5", num_scans=3, patch_size=80, grid=(4, 4), test_patches=(2, 3), seed=5
     )
     names: dict = {}
-    first, second = (block for block in EXAMPLES if "kimiajax" in block)
+    first, second = (block for block in EXAMPLES if "kj." in block)
     exec(compile(first, "README.md", "exec"), names)
     assert 0 <= float(capsys.readouterr().out) <= 1
     exec(compile(second, "README.md", "exec"), names)
     assert np.isfinite(names["history"][-1].loss)
+
+
+def test_the_example_of_tfds_reads_what_the_command_prepares(tmp_path, monkeypatch, capsys):
+    from tensorflow_datasets.core import constants
+
+    monkeypatch.setattr(constants, "DATA_DIR", str(tmp_path / "tensorflow_datasets"))
+    patch = np.tile(np.arange(200, dtype=np.uint8), (1000, 5))
+    write_scans(tmp_path / "Kimia_Path24.h5", [patch] * 24, np.stack([patch] * 24))
+    assert main(["data", "prepare", "kimia_path24", "--manual-dir", str(tmp_path), "--allow-unverified"]) == 0
+    assert "kimiajax table quick --dataset kimia_path24/patch1000_full_h0.99_bg220\n" in capsys.readouterr().out
+    (example,) = (block for block in EXAMPLES if "tfds" in block)
+    exec(compile(example, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("24 (1000, 1000, 1) ")
 
 
 def test_the_list_of_blocks_is_what_the_command_prints(capsys):

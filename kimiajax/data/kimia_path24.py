@@ -122,6 +122,7 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
     SCAN: ClassVar[str]  # before a scan's number, in the names of classes
     CHANNELS: ClassVar[int]
+    CUTS: ClassVar[bool]  # whether patches are cut from scans here
 
     def __init__(
         self, *, allow_unverified: bool = False, cache: Path | None = None, track: Track = no_track, **options: Any
@@ -280,7 +281,7 @@ class KimiaPath24(PatchSet):
     """Kimia Path24: gray patches of 24 whole-slide scans of tissue, whose task is to tell which scan a patch is of."""
 
     name = "kimia_path24"
-    SCAN, CHANNELS = "scan", 1
+    SCAN, CHANNELS, CUTS = "scan", 1, True
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         f"Ask the authors of the data set for {FILE} (29 GB) and put it into manual_dir; it cannot be downloaded."
     )
@@ -324,7 +325,7 @@ class KimiaPath24C(PatchSet):
     """Kimia Path24C, the colour release of Kimia Path24: patches in RGB, cut by its authors."""
 
     name = "kimia_path24c"
-    SCAN, CHANNELS = "s", 3
+    SCAN, CHANNELS, CUTS = "s", 3, False
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Fetch the colour release, unpack its archives and put the folders into manual_dir: Training/s0 to s23, and "
         "RGBPatches-test, Test-patches or the like with a folder for each scan. A clone of its repository holds "

@@ -17,7 +17,7 @@ from kimiajax.cache import keep_file, kept_file
 from kimiajax.data.manifest import Manifest, Patch
 from kimiajax.data.source import Candidates, Gridded, Precut, Source, Track, no_track
 from kimiajax.data.survey import SMALLEST_PATCH, VERSION, Inspect, Survey, survey_scan
-from kimiajax.errors import UserError
+from kimiajax.errors import UsageError, UserError
 
 DAMAGED = (OSError, ValueError, KeyError, EOFError, NotImplementedError, BadZipFile, zlib.error)  # what a .npz raises
 WHITENED_TOLERANCE = 0.01  # a training patch may share this fraction of its area with a whitened place
@@ -191,14 +191,23 @@ def offered_by(
     """What each scan of a source offers for training, held-out patches included where these are still to be chosen.
 
     Raises:
-        UserError: a scan without a training patch.
+        UserError: a scan without a training patch, or rules by which patches that were cut before were not cut.
     """
     if isinstance(source, Precut):
+        _check_precut(source, rules)
         return source.offered()
     surveys = surveys or survey(source, [rules.background], cache=cache, track=track)
     offered = [candidates_of(survey, scan, rules) for scan, survey in enumerate(surveys)]
     _check_offered(source, offered, rules)
     return offered
+
+
+def _check_precut(source: Precut, rules: Rules) -> None:
+    for name, usual in (("grid", Rules.grid), ("homogeneity", Rules.homogeneity)):
+        asked, were = getattr(rules, name), source.rules.get(name, usual)
+        if asked not in (usual, were):
+            by = f", by {name} {were}" if name in source.rules else ""
+            raise UsageError(f"{source.path}: --{name} {asked}: the patches of a {source.kind} were cut before{by}")
 
 
 def _rules_of(source: Source, rules: Rules) -> dict[str, object]:

@@ -60,15 +60,19 @@ def prepare(
     Raises:
         UserError: whatever is wrong with the files, a set of other files under the same name, or no Apache Beam.
     """
-    from kimiajax.data.kimia_path24 import BUILDERS
+    from kimiajax.data.kimia_path24 import BUILDERS, CUTTING
 
     if name not in BUILDERS:
         raise UserError(f"data prepare {name}: no such set; choose from {', '.join(BUILDERS)}")
     if not manual_dir.is_dir():
         raise UserError(f"--manual-dir {manual_dir}: no such folder; give the one that holds the data set's files")
-    kind = BUILDERS[name]
+    kind, rules = BUILDERS[name], rules or Rules()
+    if not kind.CUTS and (lost := [each for each in CUTTING if getattr(rules, each) != getattr(Rules, each)]):
+        raise UserError(
+            f"data prepare {name}: --{lost[0]} {getattr(rules, lost[0])}: is for scans; these patches were cut before"
+        )
     with open_scans(kind.find(manual_dir), patch_size) as source:
-        config = kind.config_of(source, rules or Rules())
+        config = kind.config_of(source, rules)
     options = {"allow_unverified": allow_unverified, "cache": cache, "track": track}
     with quiet_tfds():
         builder = kind(data_dir=data_dir and str(data_dir), config=config, **options)
