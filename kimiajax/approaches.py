@@ -6,7 +6,6 @@ Beside them two other families: floors, of trivial features, and retrieval of th
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -366,8 +365,9 @@ def _learnt(
     run = {
         "row": row.name,
         "seed": study.config.seed,
-        "scans": Path(study.data["source"]).name,
+        "scans": study.data["title"],
         "synthetic": study.data["synthetic"],
+        "unverified": study.data["unverified"],
         "manifest_sha256": study.data["manifest_sha256"],
         "audit": study.data["audit"],
         "failure": failure,

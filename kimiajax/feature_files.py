@@ -126,6 +126,7 @@ def export_features(
             "shape": list(shape),
             "source": str(path),
             "manifest_sha256": manifest and manifest.sha256,
+            "unverified": manifest and manifest.about.get("unverified"),
             "image_size": image_size,
             "resize": resize,
             "weights": loaded.lineage,

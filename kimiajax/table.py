@@ -427,6 +427,7 @@ def _describe_data(source: Source, manifest: Manifest, audit: dict[str, Any] | N
     train, test = manifest.counts("train"), manifest.counts("test")
     return {
         "source": str(source.path),
+        "title": source.title,
         "flags": source.flags,
         "held_out": source.test_patches() is None,
         "kind": source.kind,

@@ -1,6 +1,7 @@
 """Kimia Path24 as a TFDS set: what is prepared is what the scan file holds, without TensorFlow."""
 
 import functools
+import json
 import pickle
 import shutil
 
@@ -84,9 +85,7 @@ def test_records_are_the_files_patches(data_dir, manual_dir):
 
 def test_rules_that_a_set_was_not_cut_by_are_refused(data_dir):
     with open_scans(Dataset(NAME, data_dir)) as source:
-        with pytest.raises(
-            UserError, match="--homogeneity 0.5: the patches of a prepared data set were cut before, by"
-        ):
+        with pytest.raises(UserError, match=r"--homogeneity 0\.5: .* were cut before, by homogeneity 0\.99"):
             cut_patches(source, Rules(homogeneity=0.5))
         with pytest.raises(UserError, match="--grid readme: the patches of a prepared data set were cut before"):
             cut_patches(source, Rules(grid="readme"))
@@ -155,7 +154,14 @@ def test_what_is_not_verified_marks_every_result(data_dir, manual_dir, tmp_path,
     assert "**NOT VERIFIED: the files that the data were prepared from" in capsys.readouterr().out
     assert main(["data", "audit", *flags, "--official", "--out", str(tmp_path)]) == 3
     assert "official digest" in capsys.readouterr().out
-    # nor does it lose the mark when it is prepared again
+    # nor do exports, features and fine-tuned weights lose it, nor a set that is there already
+    assert main(["data", "export", *flags, "--out", str(tmp_path / "out")]) == 0
+    with open_scans(tmp_path / "out") as folder:
+        assert folder.unverified.startswith("is not the official file: MD5")
+    command = ["features", "cnn", *flags, "--weights", "random", "--image-size", "32", "--conv", "plain"]
+    assert main([*command, "--out", str(tmp_path / "features")]) == 0
+    record = json.loads((tmp_path / "features" / "features.json").read_text())
+    assert record["unverified"].startswith("is not the official file: MD5")
     assert main(["data", "prepare", "kimia_path24", "--manual-dir", str(manual_dir), "--data-dir", str(data_dir)]) == 2
 
 

@@ -58,7 +58,8 @@ class Folder(Precut):
         self._identity = identity_of(files, list(self._files), decoder)
         sizes = [[patch_id, stat.st_size] for patch_id, (_, stat) in zip(self._files, files)]
         self.listing_sha256 = hashlib.sha256(json.dumps(sorted(sizes)).encode()).hexdigest()
-        self.synthetic = self._header().get("synthetic") is True
+        header = self._header()
+        self.synthetic, self.unverified = header.get("synthetic") is True, header.get("unverified")
 
     def identity(self) -> str:
         return self._identity

@@ -97,6 +97,10 @@ class Prepared(Precut):
         return {"path": str(self.path), "kind": self.kind, "dataset": self.full_name, "records": counts}
 
     @property
+    def title(self) -> str:
+        return self.full_name
+
+    @property
     def flags(self) -> str:
         root = self.path.parents[self.full_name.count("/") + 1]
         return shlex.join(["--dataset", self.full_name, "--data-dir", str(root), *self._dataset.flags()])

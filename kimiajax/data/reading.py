@@ -46,7 +46,8 @@ def prepare_patches(
     kept = cache / "manifests" / f"{key_of('manifest', source.identity(), source.patch_size, rules)}.csv"
     try:
         manifest = read_manifest(kept)
-        manifest = replace(manifest, about={**manifest.about, "source": source.describe()})
+        about = {"source": source.describe(), "unverified": source.unverified}
+        manifest = replace(manifest, about={**manifest.about, **about})
     except UserError:  # none there, or a damaged one
         manifest = cut_patches(source, rules, cache=cache, track=track)
     patches = read_patches(source, manifest, image_size, filter, cache=cache, track=track)

@@ -91,6 +91,11 @@ class Source(ABC):
         """The patches that are held out, or None where they are still to be chosen."""
 
     @property
+    def title(self) -> str:
+        """Its name, wherever it lies."""
+        return self.path.name
+
+    @property
     def flags(self) -> str:
         """How the command line names it."""
         return f"--scans {self.path}"
