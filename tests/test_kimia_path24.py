@@ -309,7 +309,7 @@ def test_builders_are_what_tfds_asks_of_one(kind, tmp_path):
         assert "may not be passed on" in info.description
         assert type(pickle.loads(pickle.dumps(builder))) is kind
     assert tfds.builder(kind.name, data_dir=str(tmp_path)).builder_config.name == kind.BUILDER_CONFIGS[0].name
-    assert builder.url_infos is None or not builder.url_infos
+    assert (builder.url_infos, builder.get_metadata().tags) == (None, [])
 
 
 def test_examples_are_of_the_features_and_in_one_split_only(data_dir):
