@@ -78,7 +78,7 @@ def _prepare(arguments: list[str]) -> None:
     if done.unverified is not None:
         print(f"NOT VERIFIED, and every result will say so: {done.unverified}")
     where = "" if config.data_dir is None else f" --data-dir {config.data_dir}"
-    print(f"kimiajax table quick --dataset {done.full_name.rpartition('/')[0]}{where}")
+    print(f"kimiajax table quick --dataset {done.full_name.partition(':')[0]}{where}")
 
 
 def _audit(config: "AuditConfig") -> int:

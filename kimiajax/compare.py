@@ -10,18 +10,23 @@ from kimiajax import statistics
 from kimiajax.changes import changes
 from kimiajax.claims import LEVEL
 from kimiajax.errors import UserError
+from kimiajax.report.marks import warnings_of
 from kimiajax.report.stored import StoredRun
 from kimiajax.shown import first_few
 from kimiajax.statistics import Pair
 
 BETTER, WORSE, SAME, OPEN = "A is better", "B is better", "the same predictions", "no difference shown"
-FREE = ("out", "cache", "fresh", "tensorboard", "checkpoint_seconds", "rows", "scans")  # settings that change no row
+FREE = (  # settings that change no row, or whose change the training patches tell
+    *("out", "cache", "fresh", "tensorboard", "checkpoint_seconds", "rows"),
+    *("scans", "dataset", "data_dir", "image_key", "label_key", "train_split", "test_split"),
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """Attributes:
     folders: of A and B.
+    warnings: what marks the figures of A, and of B.
     differences: of their settings, data, weights and programs, one line each.
     pairs: A's row against B's, by the row's name, corrected for all rows of its family.
     families: of the rows, by their names.
@@ -31,6 +36,7 @@ class Comparison:
     """
 
     folders: tuple[str, str]
+    warnings: tuple[list[str], list[str]]
     differences: list[str]
     pairs: dict[str, Pair]
     families: dict[str, str]
@@ -71,6 +77,7 @@ def compare_runs(a: StoredRun, b: StoredRun, seed: int = 0, draws: int = statist
     same = {row: bool((a.predicted[row] == b.predicted[row][:, order]).all()) for row in common}
     return Comparison(
         (str(a.folder), str(b.folder)),
+        (warnings_of(a.seeds), warnings_of(b.seeds)),
         _differences(a, b),
         found,
         {row: a.rows[row]["family"] for row in found},

@@ -353,7 +353,7 @@ class PrepareConfig:
     """Gray value, 0 to 255, from which a pixel counts as background."""
     allow_unverified: bool = False
     """Go on where the files are not the published ones: every result will say so."""
-    beam: tuple[str, ...] = ()
+    beam: tuple[str, ...] | None = None
     """Prepare through Apache Beam with these options of its pipeline: runner=FlinkRunner flink_master=HOST:8081 ..."""
     cache: Path | None = None
     """Folder for what reading the scans told; by default the user's cache folder."""

@@ -35,6 +35,8 @@ def notes_of(study: Study) -> list[str]:
     tuned = [network for network, loaded in study.weights.items() if "trained_blocks" in loaded.lineage]
     if tuned:
         notes.append(f"{' and '.join(tuned)}: weights that an earlier run fine-tuned, so not pre-trained ones alone.")
+    before = {network: (study.weights[network].lineage.get("run") or {}).get("unverified") for network in tuned}
+    notes += [f"{name}: trained before on data that are not verified: {was}." for name, was in before.items() if was]
     broken = [network for network in tuned if study.weights[network].lineage.get("run", {}).get("failure")]
     if broken:
         notes.append(f"{' and '.join(broken)}: weights of a training that stopped for want of finite numbers.")

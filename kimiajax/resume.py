@@ -69,6 +69,9 @@ def take_up(out: Path, results: dict[str, Any], say: Callable[[str], None]) -> d
             say(f"{out}: {row['name']} is computed again, since {damage}")
         else:
             standing.append(row)
+    marks = [run["data"].get("unverified") for run in (results, earlier)]  # of rows that stand, for good
+    if standing and (mark := next(filter(None, marks), None)):
+        results = {**results, "data": {**results["data"], "unverified": mark}}
     if len(standing) == len(results["config"]["rows"]):  # computed where it was, whatever shows it now
         results = {**results, "environment": earlier["environment"]}
     changes = differences(earlier["environment"], results["environment"])

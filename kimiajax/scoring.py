@@ -8,6 +8,7 @@ sums: that is precision, and NaN where a scan is never predicted.
 import csv
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from kimiajax.data.manifest import Manifest, Patch, read_manifest
 from kimiajax.data.opening import open_scans
 from kimiajax.data.slides import slides_in
 from kimiajax.errors import UserError
+from kimiajax.report.marks import marks_of
 from kimiajax.shapes import Int
 from kimiajax.shown import first_few
 
@@ -57,12 +59,14 @@ class Truth:
         patch_ids: the patches, each once.
         scans: of each patch, 0 to num_scans - 1.
         num_scans: how many scans there are, with test patches or without.
+        warnings: what marks these data.
     """
 
     path: Path
     patch_ids: tuple[str, ...]
     scans: Int[np.ndarray, " n"]
     num_scans: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Scored:
     Attributes:
         predictions: the file that was scored.
         truth: what it was scored against.
+        warnings: what marks that.
         n: test patches.
         correct: of these, how many were predicted right.
         num_scans: how many scans there are.
@@ -90,6 +95,7 @@ class Scored:
 
     predictions: str
     truth: str
+    warnings: tuple[str, ...]
     n: int
     correct: int
     num_scans: int
@@ -136,6 +142,7 @@ def score(predictions_path: str | Path, truth_path: str | Path) -> Scored:
     return Scored(
         predictions=str(predictions.path),
         truth=str(truth.path),
+        warnings=truth.warnings,
         n=len(predicted),
         correct=int(np.asarray(scores.correct).sum()),
         num_scans=truth.num_scans,
@@ -202,7 +209,8 @@ def read_truth(path: str | Path) -> Truth:
             )
         raise UserError(f"{path}: holds neither {MANIFEST} nor training and test images; the truth is {TRUTHS}")
     with open_scans(path) as source:
-        return _of_patches(path, source.test_patches(), len(source))
+        marks = {"synthetic": source.synthetic, "unverified": source.unverified}
+        return _of_patches(path, source.test_patches(), len(source), marks)
 
 
 def join(predictions: Predictions, truth: Truth) -> Int[np.ndarray, " n"]:
@@ -247,11 +255,12 @@ def join(predictions: Predictions, truth: Truth) -> Int[np.ndarray, " n"]:
 
 def truth_of(path: Path, manifest: Manifest) -> Truth:
     """The test patches of a manifest that stands at a path."""
-    return _of_patches(path, manifest.split("test"), manifest.num_scans)
+    return _of_patches(path, manifest.split("test"), manifest.num_scans, manifest.about)
 
 
-def _of_patches(path: Path, patches: list[Patch], num_scans: int) -> Truth:
-    return Truth(path, tuple(p.patch_id for p in patches), np.array([p.scan for p in patches], np.int64), num_scans)
+def _of_patches(path: Path, patches: list[Patch], num_scans: int, about: Mapping[str, Any]) -> Truth:
+    ids, scans = tuple(p.patch_id for p in patches), np.array([p.scan for p in patches], np.int64)
+    return Truth(path, ids, scans, num_scans, tuple(marks_of(about)))
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,19 @@ def predictions_of(rng, scans, num_scans, eta_p):
     return np.where(rng.random(len(scans)) < eta_p, scans, other).astype(np.int32)
 
 
-def write_run(folder, manifest, rows, *, seed=0, seeds=1, synthetic=False, weights="imagenet", audit=None, **changes):
+def write_run(
+    folder,
+    manifest,
+    rows,
+    *,
+    seed=0,
+    seeds=1,
+    synthetic=False,
+    unverified=None,
+    weights="imagenet",
+    audit=None,
+    **changes,
+):
     """Writes a run.
 
     Args:
@@ -45,23 +57,32 @@ def write_run(folder, manifest, rows, *, seed=0, seeds=1, synthetic=False, weigh
         rows: name -> predictions of the test patches, [n], of several seeds [seeds n]; None for a row that failed.
         seed: its first.
         seeds: how many it has.
-        synthetic, weights, audit: what its results say of themselves.
+        synthetic, unverified, weights, audit: what its results say of themselves.
         changes: of `results.json`.
     """
     if seeds == 1:
-        return _write(folder, manifest, rows, seed, synthetic, weights, audit, changes)
+        return _write(folder, manifest, rows, seed, (synthetic, unverified), weights, audit, changes)
     runs = []
     for number in range(seeds):
         own = {name: guesses[number] for name, guesses in rows.items()}
         runs.append(
-            _write(folder / f"seed-{seed + number}", manifest, own, seed + number, synthetic, weights, audit, {})
+            _write(
+                folder / f"seed-{seed + number}",
+                manifest,
+                own,
+                seed + number,
+                (synthetic, unverified),
+                weights,
+                audit,
+                {},
+            )
         )
     results = {**summarise(runs, {**runs[0]["config"], "seeds": seeds}), **changes}
     write_results(folder, results)
     return results
 
 
-def _write(folder, manifest, rows, seed, synthetic, weights, audit, changes):
+def _write(folder, manifest, rows, seed, marks, weights, audit, changes):
     manifest.write(folder / "manifest.csv")
     entries = [_entry(folder, manifest, BY_NAME[name], guess, weights) for name, guess in rows.items()]
     pixels = np.full((8, 8), 90, np.uint8)
@@ -76,7 +97,8 @@ def _write(folder, manifest, rows, seed, synthetic, weights, audit, changes):
         "data": {
             "source": "scans.h5",
             "kind": "scan file",
-            "synthetic": synthetic,
+            "synthetic": marks[0],
+            "unverified": marks[1],
             "scans": manifest.num_scans,
             "names": [f"s{scan}" for scan in range(manifest.num_scans)],
             "patch_size": 8,

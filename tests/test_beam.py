@@ -24,6 +24,7 @@ from kimiajax.data import examples, kimia_path24
 from kimiajax.data.preparing import prepare
 
 name, manual_dir, data_dir, shard_bytes, fault, *options = sys.argv[1:]
+options = options or None
 examples.SHARD_BYTES = int(shard_bytes)
 if fault == "lengths":
     kimia_path24.PatchSet._download_and_prepare = lambda self, dl_manager, download_config: (
@@ -135,7 +136,35 @@ done = prepare""",
     assert not list(tmp_path.rglob("incomplete.*"))
 
 
-def test_options_without_a_runner_are_refused(manual_dir, tmp_path):
-    done = run(PREPARE, "kimia_path24", manual_dir, tmp_path, 2**28, "none", "flink_master=here")
-    assert "--beam: name the runner" in done.stderr
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["flink_master=here"], "--beam: name the runner"),
+        (["runner=NoSuchRunner"], "--beam runner=NoSuchRunner: no such runner"),
+        (["runner=DirectRunner", "paralelism=64"], "--beam paralelism: Apache Beam knows no such option"),
+    ],
+)
+def test_options_that_there_are_not_are_refused_before_the_work(manual_dir, tmp_path, options, message):
+    done = run(PREPARE, "kimia_path24", manual_dir, tmp_path, 2**28, "none", *options)
+    assert message in done.stderr
     assert prepared_in(tmp_path) == []
+
+
+def test_a_worker_that_outlives_a_preparation_does_not_give_the_old_file_again(manual_dir, tmp_path):
+    shutil.copytree(manual_dir, tmp_path / "manual")
+    twice = f"""{PREPARE}
+import h5py, shutil
+file = Path(manual_dir) / kimia_path24.FILE
+shutil.copy(file, file.with_name("other"))
+with h5py.File(file.with_name("other"), "r+") as other:
+    other["test_data/patches"][...] = 255 - other["test_data/patches"][...]
+file.with_name("other").replace(file)
+prepare(name, Path(manual_dir), Path(data_dir) / "second", allow_unverified=True, beam=options)
+"""
+    done = run(twice, "kimia_path24", tmp_path / "manual", tmp_path / "data", 2**28, "none", DIRECT)
+    assert done.returncode == 0, done.stderr
+    first, second = (records(run(READ, tmp_path / at / NAME / "1.0.0")) for at in ("data", "data/second"))
+    assert first["train"] == second["train"]
+    assert not {each["image"] for each in first["test"]["records"]} & {
+        each["image"] for each in second["test"]["records"]
+    }

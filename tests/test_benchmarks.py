@@ -31,18 +31,22 @@ def test_filters_are_timed_and_compared_with_box(tmp_path, capsys):
 SMALL = ["--networks", "vgg16", "--sizes", "32", "--batches", "2", "--rounds", "1"]
 
 
-def test_features_and_steps_of_every_scope_are_the_judges_and_keras_agrees(tmp_path):
+@pytest.mark.parametrize("scopes", [["step"], pytest.param(["step", "tail", "whole"], marks=pytest.mark.slow)])
+def test_features_and_steps_of_every_scope_are_the_judges_and_keras_agrees(tmp_path, scopes):
     out = tmp_path / "record.json"
-    command = ["bench", "features", "finetune_step", *SMALL, "--scopes", "step", "tail", "whole", "--out", str(out)]
+    command = ["bench", "features", "finetune_step", *SMALL, "--scopes", *scopes, "--out", str(out)]
     assert main([*command, "--in-place", "--peers", "keras/jax"]) == 0
     record = json.loads(out.read_text())
     assert record["environment"]["devices"]
     names = [result["name"] for result in record["results"]]
     assert names[0] == "features vgg16 size 32 batch 2 float32"
-    assert [name.split()[2] for name in names[1:]] == ["step", "tail", "whole"]
+    assert [name.split()[2] for name in names[1:]] == scopes
     for result in record["results"]:
         ours, keras = result["contenders"]
         assert (ours["state"], keras["state"]) == ("valid", "valid"), result
+        if "compile and first step" in ours["phases"]:  # of several programs, where fast convolutions measured faster
+            assert ours["about"]["conv"] == "fast"
+            continue
         assert {"lower", "compile"} <= {*ours["phases"]} or "fold" in ours["phases"]
         assert ours["about"]["xla_flops"] > 1e6
         assert ours["about"]["program_bytes"]["temp"] > 0

@@ -64,7 +64,7 @@ def prepare_any(manual_dir, data_dir):
 
 
 def opened(done):
-    return open_scans(Dataset(done.full_name.rpartition("/")[0], done.path.parents[2]))
+    return open_scans(Dataset(done.full_name, done.path.parents[2]))
 
 
 def records(done, **options):
@@ -95,7 +95,7 @@ def release(request, tmp_path_factory):
 
 def test_every_layout_is_found_and_its_scans_come_by_number(release):
     manual_dir, files, done = release
-    assert done.full_name == f"{NAME}/patch16_scans11/1.0.0"
+    assert done.full_name == f"{NAME}/patch16_scans11:1.0.0"
     assert done.counts == {"train": 22, "test": 16}
     with open_scans(KimiaPath24C.find(manual_dir)) as folder, opened(done) as prepared:
         for source in (folder, prepared):
@@ -259,7 +259,7 @@ def published(monkeypatch):
 def test_a_release_of_the_published_counts_needs_no_leave_and_carries_no_mark(tmp_path):
     write_release(tmp_path / "manual", train=(1, 2, 1), test=(1, 2, 1))
     done = prepare(NAME, tmp_path / "manual", tmp_path / "data")
-    assert (done.full_name, done.unverified) == (f"{NAME}/patch16/1.0.0", None)
+    assert (done.full_name, done.unverified) == (f"{NAME}/patch16:1.0.0", None)
     with quiet_tfds():
         assert tfds.builder_from_directory(done.path).info.metadata["unverified"] is None
     with opened(done) as prepared:

@@ -191,6 +191,8 @@ def test_the_analysis_is_kept_beside_the_report(stored, page):
     ("settings", "warning", "reason"),
     [
         ({"synthetic": True}, "SYNTHETIC SCANS", "the scans are drawn by a program"),
+        ({"unverified": "is not the official file"}, "NOT VERIFIED: the files that the data",
+         "the data are not known to be those that were published"),
         ({"audit": {"verdict": "failed", "failed": ["copies"], "date": "x", "kimiajax": "1"}}, "AUDIT FAILED (copies)",
          "the audit of these data failed"),
         ({"weights": "random"}, "RANDOM WEIGHTS of vgg16 and inception_v3", "vgg16's weights are random"),

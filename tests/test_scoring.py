@@ -350,6 +350,7 @@ def test_the_record_is_json_and_says_all(tmp_path):
     assert record == {
         "predictions": str(tmp_path / "p.csv"),
         "truth": str(tmp_path / "t.csv"),
+        "warnings": [],
         "n": 4,
         "correct": 2,
         "num_scans": 4,
@@ -371,7 +372,9 @@ def test_the_record_is_json_and_says_all(tmp_path):
 def scored_of(precision, tested, guessed, correct):
     total = None if precision is None else precision / 2
     intervals = {"eta_p": (0.21, 0.79), "eta_w": (0.375, 0.875), "eta_total": (0.1, 0.6)}
-    return Scored("p.csv", "t.csv", 8, 4, 3, 0.5, 0.625, precision, 0.3125, total, intervals, tested, guessed, correct)
+    return Scored(
+        "p.csv", "t.csv", (), 8, 4, 3, 0.5, 0.625, precision, 0.3125, total, intervals, tested, guessed, correct
+    )
 
 
 def test_the_screen_shows_both_forms_by_name_and_how_they_differ():

@@ -308,7 +308,7 @@ def test_a_description_that_cannot_be_read_is_refused_with_what_mends_it(damaged
     assert re.search("prepare (it|the set) again", said)
 
 
-def test_metadata_that_is_no_json_or_of_another_program_is_passed_over(damaged):
+def test_metadata_of_another_program_is_passed_over(damaged):
     for content in ("{", "[]", '{"kimia": 1, "synthetic": true}'):
         (damaged / "metadata.json").write_text(content)
         with opened(damaged.parents[1]) as source:

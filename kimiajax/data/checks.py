@@ -53,11 +53,12 @@ def _some(names: list[Any]) -> str:
 def check_digest(source: Source, official: bool, progress: Silent) -> Check:
     """MD5 of the file, since that is what was published of the official one."""
     if isinstance(source, Prepared) and source.origin is not None:
-        origin = ", ".join(f"{name} {value}" for name, value in source.origin.items())
-        if source.unverified is not None:
-            detail = f"prepared from what {source.unverified}"
-            return Check("official digest", FAILED if official else NOTE, detail, [source.origin])
-        return Check("official digest", PASSED, f"prepared from what was published: {origin}", [source.origin])
+        if source.origin.get("md5") == paper.OFFICIAL_MD5:
+            detail = f"prepared from Kimia_Path24.h5 as published, MD5 {paper.OFFICIAL_MD5}"
+            return Check("official digest", PASSED, detail, [source.origin])
+        few = "prepared from as many images as were published, of which no digest was"
+        detail = few if source.unverified is None else f"prepared from what {source.unverified}"
+        return Check("official digest", FAILED if official else NOTE, detail, [source.origin])
     if not isinstance(source, Scans):
         verdict = FAILED if official else NOT_APPLICABLE
         return Check("official digest", verdict, f"a {source.kind} is not the official file, which is one .h5 file")

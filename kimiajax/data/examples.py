@@ -3,6 +3,7 @@
 Workers import this module by its name. It knows no builder, since to import one is to register it.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from kimiajax.data.opening import open_scans
 from kimiajax.data.source import PatchSource, Source
 from kimiajax.errors import UserError
 
+WRITER_OPTIONS = "group_size:1,uncompressed"  # of array_record: each record can be read alone
 UNKNOWN = -1  # the row and column of a patch whose place is not known
 ORDER = 24  # the seed of the records' order
 SHARD_BYTES = 256 * 2**20  # of gray values; a shard's examples are in memory at once
@@ -58,11 +60,43 @@ def example_of(source: Source, ranked: Ranked) -> tuple[str, dict[str, Any]]:
     return patch.patch_id, {"image": image, "label": patch.scan, **place}
 
 
-def examples_of(path: Path, patches: list[Ranked]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The examples of one shard, from a scan file or a folder that this process opens once."""
-    source = _opened(path)
+def examples_of(path: Path, state: str, patches: list[Ranked]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The examples of one shard, from a scan file or a folder that this process opens once.
+
+    Args:
+        path: where it is, for every worker.
+        state: of the files when they were checked, see `state_of`.
+        patches: the shard's.
+
+    Raises:
+        UserError: the files are others by now, or here; or a patch cannot be read.
+    """
+    source = opened_as(path, state)
     for ranked in patches:
         yield example_of(source, ranked)
+    check_state(source, state)
+
+
+def state_of(source: Source) -> str:
+    """What files are, as every machine that shares them sees it: their sizes, and names or the time of writing."""
+    if isinstance(source, Folder):
+        return source.listing_sha256
+    about = source.path.stat()
+    return f"{about.st_size} bytes of {about.st_mtime_ns}"
+
+
+def check_state(source: Source, state: str) -> None:
+    """Raises UserError where the files are not those that were checked."""
+    if state_of(source) != state:
+        raise UserError(f"{source.path}: was changed meanwhile, or is another file on this machine; prepare it again")
+
+
+@functools.lru_cache(maxsize=1)
+def opened_as(path: Path, state: str) -> Source:
+    """A scan file or a folder in the state that it was checked in."""
+    source = open_scans(path)
+    check_state(source, state)
+    return source
 
 
 class PlainWriter:
@@ -74,12 +108,17 @@ class PlainWriter:
         """Writes serialised examples, which come with their keys."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
-        writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+        writer = ArrayRecordWriter(os.fspath(path), WRITER_OPTIONS)
         for _, content in examples:
-            writer.write(content)
-        writer.close()
+            with _writing(path):
+                writer.write(content)
+        with _writing(path):
+            writer.close()
 
 
-@functools.lru_cache(maxsize=1)
-def _opened(path: Path) -> Source:
-    return open_scans(path)
+@contextlib.contextmanager
+def _writing(path: os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # which is all that array_record says of a full disk
+        raise UserError(f"{path}: cannot be written ({error}); make room, or choose another --data-dir") from error

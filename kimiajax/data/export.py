@@ -6,7 +6,7 @@ from pathlib import Path
 from kimiajax.data.folders import HEADER
 from kimiajax.data.images import encode_gray
 from kimiajax.data.manifest import SPLITS, Manifest, Patch
-from kimiajax.data.reading import check_of
+from kimiajax.data.reading import check_of, marked
 from kimiajax.data.source import PatchSource, Source, Track, no_track, sha256_of
 from kimiajax.data.survey import in_threads
 from kimiajax.errors import UserError
@@ -31,6 +31,7 @@ def export_patches(source: Source, manifest: Manifest, out: Path, *, track: Trac
     if out.exists():
         raise UserError(f"{out}: exists already; choose another --out, or remove it")
     check_of(source, manifest)
+    manifest = marked(manifest, source)
     patches = PatchSource(source, manifest.patches)
     with new_folder(out) as aside:
         for split in SPLITS:

@@ -8,6 +8,7 @@ and written shard by shard, which needs neither, in this process or on the worke
 import dataclasses
 import functools
 import itertools
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +18,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from kimiajax import __version__, paper
-from kimiajax.data.examples import PlainWriter, Ranked, example_of, examples_of, in_shards
+from kimiajax.data.examples import PlainWriter, Ranked, check_state, example_of, examples_of, in_shards, state_of
 from kimiajax.data.folders import holds_splits, scans_in, split_of
 from kimiajax.data.manifest import SPLITS, Split
 from kimiajax.data.opening import open_scans
-from kimiajax.data.patches import Rules, offered_by
+from kimiajax.data.patches import CUTTING, Rules, offered_by
+from kimiajax.data.prepared import RECORDS, Record
 from kimiajax.data.source import Source, Track, is_ignored, no_track
 from kimiajax.data.survey import in_threads
 from kimiajax.errors import UserError
@@ -32,7 +34,6 @@ FILE = "Kimia_Path24.h5"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".rar", ".7z")
 ARCHIVE_SIGNATURES = (b"PK\x03\x04", b"Rar!", b"7z\xbc\xaf", b"\x1f\x8b")
 DEEPEST = 8  # folders that lie alone in one another
-CUTTING = ("grid", "homogeneity", "background")  # of the rules, what a set is cut by
 SAMPLE = 8  # patches encoded to tell how much space all of them take
 
 CITATION = r"""
@@ -98,7 +99,7 @@ class GrayConfig(PatchSetConfig):
 
     def parts(self) -> list[str]:
         first, *others = super().parts()
-        return [first, self.grid, f"h{self.homogeneity:g}", f"bg{self.background}", *others]
+        return [first, self.grid, f"h{float(self.homogeneity)!r}", f"bg{self.background}", *others]
 
     def rules(self) -> Rules:
         """How patches are chosen: all that the grid and the background leave."""
@@ -128,7 +129,7 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
         self, *, allow_unverified: bool = False, cache: Path | None = None, track: Track = no_track, **options: Any
     ):
         self._allow_unverified, self._cache, self._track = allow_unverified, cache, track
-        self._in_workers, self._lengths, self._origin = False, {}, None
+        self._in_workers, self._shards, self._origin = False, {}, None
         options["file_format"] = options.get("file_format") or "array_record"
         super().__init__(**options)
 
@@ -179,12 +180,26 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
     def download_and_prepare(self, **options: Any) -> None:
         """Prepares the set, once; one process at a time. What an interrupted one left half-written goes."""
         above = Path(self.data_dir).parent
-        if self.is_prepared() or "://" in str(self.data_dir):
+        if "://" in str(self.data_dir):
             return super().download_and_prepare(**options)
+        if self.is_prepared():
+            return self._take_up()
         with only_run(above, "another --data-dir"):
+            if self.is_prepared():
+                return self._take_up()
             for left in above.glob(f"{tfds.core.constants.INCOMPLETE_PREFIX}*_{self.version}"):
                 shutil.rmtree(left, ignore_errors=True)
             super().download_and_prepare(**options)
+
+    def _take_up(self) -> None:
+        """Reads what another process has prepared since this builder was made."""
+        if not self.info.splits:
+            self.info.read_from_directory(self.data_dir)
+
+    @property
+    def wrote(self) -> bool:
+        """Whether this builder prepared the set, and no other before."""
+        return bool(self._shards)
 
     def _info(self) -> tfds.core.DatasetInfo:
         size = self.builder_config.patch_size
@@ -213,16 +228,26 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
         self._in_workers = getattr(download_config, "beam_runner", None) is not None
         super()._download_and_prepare(dl_manager, download_config)
         # Of shards that workers wrote TFDS takes the lengths in the order of "0", "1", "10", "11", "2".
-        infos = [info.replace(shard_lengths=self._lengths[name]) for name, info in self.info.splits.items()]
+        lengths = {split: [len(shard) for shard in shards] for split, shards in self._shards.items()}
+        infos = [info.replace(shard_lengths=lengths[split]) for split, info in self.info.splits.items()]
         self.info.set_splits(tfds.core.splits.SplitDict(infos))
-        for left in Path(self.data_dir).glob("*.shard_infos.json"):
+        for left in self.data_path.glob("*.shard_infos.json"):
             left.unlink()
+        records = {
+            split: [
+                Record(patch.scan, patch.patch_id, place, patch.row, patch.col) for patch, place in itertools.chain(*of)
+            ]
+            for split, of in self._shards.items()
+        }
+        (self.data_path / RECORDS).write_text(json.dumps(records))  # so that nobody has to read images for their labels
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[Split, list[Any]]:
         path, rules = self.find(Path(dl_manager.manual_dir)).resolve(), self.rules()  # workers may start elsewhere
         with open_scans(path) as source:
             self._check_config(source)
+            state = state_of(source)
             unverified = self.check(source)
+            check_state(source, state)
             offered = offered_by(source, rules or Rules(), cache=self._cache, track=self._track)
             train = [Ranked(patch, rank) for scan in offered for rank, patch in scan.patches.items()]
             test = [Ranked(patch, rank) for rank, patch in enumerate(source.test_patches())]
@@ -236,25 +261,28 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
                 "rules": {} if rules is None else {name: getattr(rules, name) for name in CUTTING},
             }
         self.info.metadata.update(about)
-        shards = {split: in_shards(of, self.builder_config.patch_size) for split, of in zip(SPLITS, (train, test))}
-        self._lengths = {split: [len(shard) for shard in of_split] for split, of_split in shards.items()}
+        size = self.builder_config.patch_size
+        self._shards = shards = {split: in_shards(of, size) for split, of in zip(SPLITS, (train, test))}
         if self._in_workers:
-            return {
-                split: [functools.partial(examples_of, path, shard) for shard in of] for split, of in shards.items()
-            }
-        return {split: self._in_turn(path, split, of_split) for split, of_split in shards.items()}
+            work = functools.partial(examples_of, path, state)
+            return {split: [functools.partial(work, shard) for shard in of] for split, of in shards.items()}
+        return {split: self._in_turn(path, state, split, of_split) for split, of_split in shards.items()}
 
-    def _in_turn(self, path: Path, split: Split, shards: list[list[Ranked]]) -> list[Any]:
+    def _in_turn(self, path: Path, state: str, split: Split, shards: list[list[Ranked]]) -> list[Any]:
         """Callables that give each shard's examples, to be called one after the other."""
-        examples = self._examples(path, split, [ranked for shard in shards for ranked in shard])
+        examples = self._examples(path, state, split, [ranked for shard in shards for ranked in shard])
         counts = [*(len(shard) for shard in shards[:-1]), None]  # the last takes what is left, so that all is at an end
         return [functools.partial(itertools.islice, examples, count) for count in counts]
 
-    def _examples(self, path: Path, split: Split, patches: list[Ranked]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _examples(
+        self, path: Path, state: str, split: Split, patches: list[Ranked]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         """All examples of a split, encoded on every core."""
         with open_scans(path) as source:
+            check_state(source, state)
             examples = in_threads(functools.partial(example_of, source), patches)
             yield from self._track(examples, f"writing {split} patches", len(patches), "patches")
+            check_state(source, state)
 
     def _check_config(self, source: Source) -> None:
         config = self.builder_config

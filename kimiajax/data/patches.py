@@ -20,6 +20,7 @@ from kimiajax.data.survey import SMALLEST_PATCH, VERSION, Inspect, Survey, surve
 from kimiajax.errors import UsageError, UserError
 
 DAMAGED = (OSError, ValueError, KeyError, EOFError, NotImplementedError, BadZipFile, zlib.error)  # what a .npz raises
+CUTTING = ("grid", "homogeneity", "background")  # of the rules, what scans are cut by
 WHITENED_TOLERANCE = 0.01  # a training patch may share this fraction of its area with a whitened place
 
 Places = list[tuple[int, int]]
@@ -204,7 +205,8 @@ def offered_by(
 
 
 def _check_precut(source: Precut, rules: Rules) -> None:
-    for name, usual in (("grid", Rules.grid), ("homogeneity", Rules.homogeneity)):
+    for name in source.rules or ("grid", "homogeneity"):  # background decides what is counted in others
+        usual = getattr(Rules, name)
         asked, were = getattr(rules, name), source.rules.get(name, usual)
         if asked not in (usual, were):
             by = f", by {name} {were}" if name in source.rules else ""

@@ -5,14 +5,15 @@ so that the draw and the order of patches are those of the scan file or the fold
 a record's name is its place in its split. Images are decoded as those in folders are, with the same refusals.
 """
 
+import contextlib
 import json
 import operator
 import shlex
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,16 +21,14 @@ from kimiajax.cache import keep_file, kept_file
 from kimiajax.data.images import decode_gray
 from kimiajax.data.manifest import Patch, Split
 from kimiajax.data.patches import key_of
-from kimiajax.data.sets import Dataset, about_of, builder_of, classes_of, sources_of
+from kimiajax.data.sets import Dataset, about_of, builder_of, classes_of, is_ours, name_of, sources_of
 from kimiajax.data.source import Candidates, Precut, Track, identity_of, no_track
 from kimiajax.data.survey import in_threads
 from kimiajax.errors import UserError
 from kimiajax.shapes import UInt8
 from kimiajax.shown import first_few
 
-if TYPE_CHECKING:
-    pass
-
+RECORDS = "records.json"  # of our own sets: what their records say, in their order
 CHUNK = 64  # records that a thread reads in one go, where only their labels are wanted
 
 
@@ -72,10 +71,9 @@ class Prepared(Precut):
     def __init__(self, dataset: Dataset, cache: Path | None = None, track: Track = no_track):
         self._dataset, self._cache, self._track = dataset, cache, track
         builder = builder_of(dataset)
-        name, _, version = builder.info.full_name.rpartition("/")
-        self.full_name = f"{name}:{version}"
-        self.path = Path(builder.data_dir)
-        self._about = about_of(self.path)
+        self.full_name, self.path = name_of(builder), Path(builder.data_dir)
+        self._about = about_of(self.path, is_ours(builder))
+        self._named = bool(self._about) and (dataset.image, dataset.label) == ("image", "label")
         self.rules = self._about.get("rules", {})
         self.synthetic = self._about.get("synthetic") is True
         self.unverified = self._about.get("unverified")
@@ -111,7 +109,7 @@ class Prepared(Precut):
         Raises:
             UserError: a class without an image, or labels that are no classes.
         """
-        places = self._about.get("places")
+        places = self._about["places"] if self._ranked("train") else None
         offered = []
         for scan, patches in enumerate(self._by_scan()):
             if not patches:
@@ -127,13 +125,24 @@ class Prepared(Precut):
         if "test" not in self._sources:
             return None
         records = self._list("test")
-        patches = [self._patch("test", k, record) for k, record in enumerate(records)]
-        order = sorted(range(len(records)), key=lambda k: k if records[k].place is None else records[k].place)
-        return [patches[k] for k in order]
+        order = sorted(range(len(records)), key=lambda k: records[k].place if self._ranked("test") else k)
+        return [self._patch("test", k, records[k]) for k in order]
 
     def read_patch(self, patch: Patch) -> UInt8[np.ndarray, "s s"]:
-        split, index = self._find(patch.patch_id)
-        return decode_gray(self._read(split, index)[self._dataset.image], f"{self.path}: {patch.patch_id}")
+        split, index = self._find(patch)
+        example, listed = self._read(split, index), self._list(split)[index]
+        if self._record(split, index, example) != listed or listed.label != patch.scan:
+            raise UserError(
+                f"{self.path}: record {index} of {split} is not the one that was listed as {patch.patch_id} of "
+                f"{self.names[patch.scan]}; prepare the set again"
+            )
+        return decode_gray(example[self._dataset.image], f"{self.path}: {patch.patch_id}")
+
+    def close(self) -> None:
+        for source in self._sources.values():
+            if hasattr(source.data_source, "__exit__"):  # which opens a file a shard
+                with contextlib.suppress(RuntimeError):  # of a damaged one, which reading has told
+                    source.data_source.__exit__(None, None, None)
 
     def _numbers(self) -> tuple[str, ...]:
         """Names of classes that have none: their numbers, each of which is the label of a training image."""
@@ -154,50 +163,58 @@ class Prepared(Precut):
     def _by_scan(self) -> list[dict[int, Patch]]:
         """Training patches by their ranks, by scan."""
         found: list[dict[int, Patch]] = [{} for _ in self.names]
+        ranked = self._ranked("train")
         for k, record in enumerate(self._list("train")):
             of_scan = found[record.label]
-            of_scan[len(of_scan) if record.place is None else record.place] = self._patch("train", k, record)
+            of_scan[record.place if ranked else len(of_scan)] = self._patch("train", k, record)
         return found
 
-    def _patch(self, split: Split, index: int, record: Record) -> Patch:
-        name = record.patch_id or f"{split}/s{record.label}/{index}"
-        return Patch(name, record.label, split, record.row, record.col)
+    def _ranked(self, split: Split) -> bool:
+        """Whether the records' own ranks are those of a split: not where others of ours serve for it."""
+        return self._named and all(record.patch_id.startswith(f"{split}/") for record in self._list(split))
 
-    def _find(self, patch_id: str) -> tuple[Split, int]:
+    def _patch(self, split: Split, index: int, record: Record) -> Patch:
+        name = f"s{record.label}/{index}" if record.patch_id is None else record.patch_id.partition("/")[2]
+        return Patch(f"{split}/{name}", record.label, split, record.row, record.col)
+
+    def _find(self, patch: Patch) -> tuple[Split, int]:
         """Where a patch is: its split among the sources, and its place there."""
-        split: Split = "test" if patch_id.startswith("test/") and "test" in self._sources else "train"
+        split: Split = patch.split if patch.split in self._sources else "train"  # which it was held out from
         with self._lock:
             if split not in self._places:
                 names = (self._patch(split, k, record).patch_id for k, record in enumerate(self._list(split)))
                 self._places[split] = {name: k for k, name in enumerate(names)}
-        name = patch_id if split == "test" else f"train/{patch_id.partition('/')[2]}"  # held out from among these
+        name = f"{split}/{patch.patch_id.partition('/')[2]}"
         if name not in self._places[split]:
-            raise UserError(f"{self.path}: holds no record of {patch_id}; is the manifest of another source?")
+            raise UserError(f"{self.path}: holds no record of {patch.patch_id}; is the manifest of another source?")
         return split, self._places[split][name]
 
     def _list(self, split: Split) -> list[Record]:
         """What the records of a split say, in their order."""
         if split not in self._records:
             name = f"{key_of('records', self._identity, split)}.json"
+            expression = {"train": self._dataset.train, "test": self._dataset.test or "test"}[split]
+            written = self._kept(self.path / RECORDS, split, expression) if self._named else None
             kept = kept_file(self._cache, "records", name)
-            listed = None if kept is None else self._kept_records(kept, split)
+            listed = written or (None if kept is None else self._kept(kept, split))
             if listed is None:  # none there, or damaged
                 listed = self._read_records(split)
                 keep_file(self._cache, "records", name, json.dumps(listed).encode())
             self._records[split] = listed
         return self._records[split]
 
-    def _kept_records(self, kept: Path, split: Split) -> list[Record] | None:
+    def _kept(self, file: Path, split: Split, key: str | None = None) -> list[Record] | None:
+        """The records of a split as they were written down; None where that is not so, or damaged."""
         try:
-            listed = [Record(*each) for each in json.loads(kept.read_text())]
-            named = "places" in self._about
+            content = json.loads(file.read_text())
+            listed = [Record(*each) for each in (content if key is None else content[key])]
             whole = all(
                 isinstance(record.label, int)
                 and 0 <= record.label < len(self._classes or listed)
-                and isinstance(record.patch_id, str) is isinstance(record.place, int) is named
+                and isinstance(record.patch_id, str) is isinstance(record.place, int) is self._named
                 for record in listed
             )
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, KeyError):
             return None
         return listed if whole and len(listed) == len(self._sources[split]) else None
 
@@ -205,21 +222,20 @@ class Prepared(Precut):
         count = len(self._sources[split])
 
         def look(start: int) -> list[Record]:
-            return [self._record(split, k) for k in range(start, min(start + CHUNK, count))]
+            return [self._record(split, k, self._read(split, k)) for k in range(start, min(start + CHUNK, count))]
 
         chunks = in_threads(look, range(0, count, CHUNK))
         chunks = self._track(chunks, f"reading labels of {split}", -(-count // CHUNK), f"x {CHUNK} records")
         return [record for chunk in chunks for record in chunk]
 
-    def _record(self, split: Split, index: int) -> Record:
-        example = self._read(split, index)
+    def _record(self, split: Split, index: int, example: Mapping[str, Any]) -> Record:
         label = operator.index(example[self._dataset.label])
         if label < 0 or (self._classes and label >= len(self._classes)):
             raise UserError(
                 f"{self.path}: record {index} of {split} has the label {label}, which is no class; choose a split "
                 "that is labelled, or prepare the set again"
             )
-        if "places" not in self._about:
+        if not self._named:
             return Record(label)
         row, col = (int(example[name]) for name in ("row", "col"))
         known = row >= 0
@@ -232,7 +248,11 @@ class Prepared(Precut):
             if example[self._dataset.image] is None or example[self._dataset.label] is None:  # of a shard that was cut
                 raise ValueError("an empty record")
             return example
+        except MemoryError:
+            raise
         except Exception as error:  # whatever a damaged file makes its reader raise
+            if "Too many open files" in str(error):
+                raise UserError(f"{self.path}: too many files are open; allow more with `ulimit -n 4096`") from error
             raise UserError(
                 f"{self.path}: record {index} of {split} cannot be read ({type(error).__name__}: {error}); prepare the "
                 "set again"

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kimiajax.data.opening import open_scans
-from kimiajax.data.patches import Rules
-from kimiajax.data.sets import quiet_tfds
+from kimiajax.data.patches import CUTTING, Rules
+from kimiajax.data.sets import about_of, name_of, quiet_tfds
 from kimiajax.data.source import Track, no_track
 from kimiajax.errors import UserError
 
@@ -18,7 +18,7 @@ class Preparation(NamedTuple):
     """What was prepared.
 
     Attributes:
-        full_name: NAME/CONFIG/VERSION.
+        full_name: NAME/CONFIG:VERSION.
         path: its folder.
         counts: records by split.
         unverified: what about the files is not what was published; None where nothing is.
@@ -40,7 +40,7 @@ def prepare(
     rules: Rules | None = None,
     patch_size: int | None = None,
     allow_unverified: bool = False,
-    beam: Sequence[str] = (),
+    beam: Sequence[str] | None = None,
     cache: Path | None = None,
     track: Track = no_track,
 ) -> Preparation:
@@ -53,14 +53,14 @@ def prepare(
         rules: of the gray set, its grid, homogeneity and background.
         patch_size: side of a patch in pixels, which is checked; None for what the files have.
         allow_unverified: go on where the files are not the official ones.
-        beam: options of an Apache Beam pipeline, "runner=FlinkRunner"; none to prepare in this process.
+        beam: options of an Apache Beam pipeline, "runner=FlinkRunner"; None to prepare in this process.
         cache: a folder for what reading the scans told.
         track: called as `track(items, description, total, unit)` around long work, to show progress.
 
     Raises:
         UserError: whatever is wrong with the files, a set of other files under the same name, or no Apache Beam.
     """
-    from kimiajax.data.kimia_path24 import BUILDERS, CUTTING
+    from kimiajax.data.kimia_path24 import BUILDERS
 
     if name not in BUILDERS:
         raise UserError(f"data prepare {name}: no such set; choose from {', '.join(BUILDERS)}")
@@ -73,27 +73,26 @@ def prepare(
         )
     with open_scans(kind.find(manual_dir), patch_size) as source:
         config = kind.config_of(source, rules)
+    through = _pipeline(beam)
     options = {"allow_unverified": allow_unverified, "cache": cache, "track": track}
     with quiet_tfds():
         builder = kind(data_dir=data_dir and str(data_dir), config=config, **options)
-        reused = builder.is_prepared()
-    if reused:
-        _check_same(builder, manual_dir)
-    else:
-        import tensorflow_datasets as tfds
+        if not builder.is_prepared():
+            import tensorflow_datasets as tfds
 
-        options = tfds.download.DownloadConfig(manual_dir=str(manual_dir), **_pipeline(beam))
-        with quiet_tfds():
+            options = tfds.download.DownloadConfig(manual_dir=str(manual_dir), **through)
             builder.download_and_prepare(download_config=options)
+    if not builder.wrote:
+        _check_same(builder, manual_dir)
     counts = {split: info.num_examples for split, info in builder.info.splits.items()}
-    unverified = builder.info.metadata["unverified"]
-    return Preparation(builder.info.full_name, Path(builder.data_dir), counts, unverified, reused)
+    about = about_of(Path(builder.data_dir), ours=True)
+    return Preparation(name_of(builder), Path(builder.data_dir), counts, about["unverified"], not builder.wrote)
 
 
 def _check_same(builder: "PatchSet", manual_dir: Path) -> None:
     with open_scans(builder.find(manual_dir).resolve()) as source:
         builder.check(source)
-        before, now = builder.info.metadata["origin"], builder.origin_of(source)
+        before, now = about_of(Path(builder.data_dir), ours=True)["origin"], builder.origin_of(source)
     if before != now:
         raise UserError(
             f"{builder.data_dir}: was prepared from other files ({before}, and now {now}); remove it, or choose "
@@ -101,17 +100,29 @@ def _check_same(builder: "PatchSet", manual_dir: Path) -> None:
         )
 
 
-def _pipeline(options: Sequence[str]) -> dict[str, Any]:
-    """What TFDS takes to run through Apache Beam."""
-    if not options:
+def _pipeline(options: Sequence[str] | None) -> dict[str, Any]:
+    """What TFDS takes to run through Apache Beam.
+
+    Raises:
+        UserError: there is no Apache Beam, no such runner, or no such option.
+    """
+    if options is None:
         return {}
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.runners.runner import create_runner
     except ModuleNotFoundError as error:
         raise UserError('--beam needs Apache Beam: `pip install "kimiajax[beam]"`') from error
     named = dict(option.partition("=")[::2] for option in options)
-    if not named.get("runner"):
+    runner = named.pop("runner", "")
+    if not runner:
         raise UserError("--beam: name the runner: runner=DirectRunner, runner=FlinkRunner, ...")
-    runner = named.pop("runner")
-    flags = [f"--{name}={value}" if value else f"--{name}" for name, value in named.items()]
-    return {"beam_runner": runner, "beam_options": PipelineOptions(flags)}
+    try:
+        create_runner(runner)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UserError(f"--beam runner={runner}: no such runner ({error})") from error
+    pipeline = PipelineOptions([f"--{name}={value}" if value else f"--{name}" for name, value in named.items()])
+    every = pipeline.get_all_options(drop_default=True, retain_unknown_options=True)
+    if unknown := sorted(every.keys() - pipeline.get_all_options(drop_default=True).keys()):
+        raise UserError(f"--beam {unknown[0]}: Apache Beam knows no such option of a pipeline")
+    return {"beam_runner": runner, "beam_options": pipeline}

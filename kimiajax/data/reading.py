@@ -46,12 +46,11 @@ def prepare_patches(
     kept = cache / "manifests" / f"{key_of('manifest', source.identity(), source.patch_size, rules)}.csv"
     try:
         manifest = read_manifest(kept)
-        about = {"source": source.describe(), "unverified": source.unverified}
-        manifest = replace(manifest, about={**manifest.about, **about})
+        manifest = replace(manifest, about={**manifest.about, "source": source.describe()})
     except UserError:  # none there, or a damaged one
         manifest = cut_patches(source, rules, cache=cache, track=track)
     patches = read_patches(source, manifest, image_size, filter, cache=cache, track=track)
-    if patches.manifest is not manifest:
+    if patches.manifest.csv != manifest.csv:
         patches.manifest.write(kept)
     return patches
 
@@ -82,6 +81,7 @@ def read_patches(
     """
     check_of(source, manifest)
     check_filter(filter)
+    manifest = marked(manifest, source)
     shapes = {split: (len(manifest.split(split)), image_size, image_size) for split in SPLITS}
     if cache is not None and manifest.pixels_sha256 is not None:
         folder = cache / "pixels" / _key(manifest, image_size, filter)
@@ -108,6 +108,12 @@ def read_patches(
         put_folder(aside, folder)
     trim(cache / "pixels", keep=folder)
     return Patches(manifest, *kept)
+
+
+def marked(manifest: Manifest, source: Source) -> Manifest:
+    """A manifest that says of the data what the source does that its patches are read from."""
+    marks = {"synthetic": source.synthetic, "unverified": source.unverified}
+    return replace(manifest, about={**manifest.about, **marks})
 
 
 def check_of(source: Source, manifest: Manifest) -> None:

@@ -6,6 +6,7 @@ TFDS is imported in functions only, for whoever has such a set, and without Tens
 import contextlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from kimiajax.shown import first_few
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
+OURS = {"patch_id", "row", "col", "place"}  # features that only our builders write
+ABOUT = {"kimiajax", "origin", "unverified", "synthetic", "places", "rules"}  # what they write in metadata.json
 LABELLED = "an image and an integer label, one for each example"
 
 
@@ -62,14 +65,14 @@ def builder_of(dataset: Dataset) -> "tfds.core.DatasetBuilder":
     from tensorflow_datasets.core import read_only_builder
     from tensorflow_datasets.core.utils import file_utils
 
-    data_dir = dataset.data_dir and str(dataset.data_dir)
+    data_dir, name = dataset.data_dir and str(dataset.data_dir), re.sub(r"/(\d+\.\d+\.\d+)$", r":\1", dataset.name)
     roots = [Path(root) for root in file_utils.list_data_dirs(data_dir)]
     where = " or ".join(map(str, roots))
     try:
         with quiet_tfds():
-            return read_only_builder.builder_from_files(dataset.name, data_dir=data_dir)
+            return read_only_builder.builder_from_files(name, data_dir=data_dir)
     except Exception as error:  # TFDS has an error of its own for each way that a name can be wrong
-        if damaged := [folder for root in roots for folder in _meant(dataset.name, root)]:
+        if damaged := [folder for root in roots for folder in _meant(name, root)]:
             raise UserError(
                 f"{damaged[0]}: is prepared, but cannot be read ({type(error).__name__}: {_first_line(error)}); "
                 "prepare it again"
@@ -108,26 +111,67 @@ def _meant(name: str, root: Path) -> list[Path]:
     return [root / each.replace(":", "/") for each in names]
 
 
-def about_of(path: Path) -> dict[str, Any]:
-    """What one of our builders wrote of a set; empty for others."""
+def name_of(builder: "tfds.core.DatasetBuilder") -> str:
+    """The whole name of a set, NAME/CONFIG:VERSION."""
+    return ":".join(builder.info.full_name.rsplit("/", 1))
+
+
+def is_ours(builder: "tfds.core.DatasetBuilder") -> bool:
+    """Whether one of our builders wrote a set, which nothing but its records' features need say."""
+    return OURS.issubset(getattr(builder.info.features, "keys", tuple)())
+
+
+def about_of(path: Path, ours: bool) -> dict[str, Any]:
+    """What one of our builders wrote of a set, the marks of its results among it; empty for sets of others.
+
+    Raises:
+        UserError: it is ours, and that is lost.
+    """
+    if not ours:
+        return {}
     try:
         about = json.loads((path / "metadata.json").read_text())
     except (OSError, ValueError):
-        return {}
-    return about if isinstance(about, dict) and "kimiajax" in about else {}
+        about = None
+    if not isinstance(about, dict) or not ABOUT.issubset(about):
+        raise UserError(f"{path}: metadata.json is missing or damaged, which says what the set is; prepare it again")
+    return about
 
 
 def sources_of(builder: "tfds.core.DatasetBuilder", dataset: Dataset, path: Path) -> dict[Split, Any]:
-    """Random access to the records of each split, images left as bytes."""
+    """Random access to the records of each split, images left as bytes.
+
+    Raises:
+        UserError: no labelled images, splits that there are not or that share records, or another format.
+    """
     import tensorflow_datasets as tfds
 
     _check_features(builder, dataset, path)
+    images = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
+    decoders = dict.fromkeys(images, tfds.decode.SkipDecoding())
+    sources = {}
+    for split, expression in _splits_of(builder, dataset, path).items():
+        try:
+            sources[split] = builder.as_data_source(expression, decoders=decoders)
+        except NotImplementedError as error:
+            raise UserError(
+                f"{path}: is prepared as {builder.info.file_format.value}, which cannot be read without TensorFlow; "
+                'prepare it with `tfds.builder(NAME, file_format="array_record").download_and_prepare()`, in another '
+                "--data-dir or once this is removed"
+            ) from error
+        except Exception as error:
+            raise UserError(
+                f"{path}: cannot be read ({type(error).__name__}: {_first_line(error)}); prepare the set again"
+            ) from error
+    return sources
+
+
+def _splits_of(builder: "tfds.core.DatasetBuilder", dataset: Dataset, path: Path) -> dict[Split, str]:
+    """Which split serves for what, in TFDS's notation; none to test where the set has none and none was asked for."""
     known = ", ".join(sorted(builder.info.splits))
     wanted = {"train": dataset.train, "test": "test" if dataset.test is None else dataset.test}
     if dataset.test is None and "test" not in builder.info.splits:
         del wanted["test"]
-    images = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
-    decoders = dict.fromkeys(images, tfds.decode.SkipDecoding())
     parts: dict[str, set[tuple[str, int]]] = {}
     for split, expression in wanted.items():
         try:
@@ -144,21 +188,7 @@ def sources_of(builder: "tfds.core.DatasetBuilder", dataset: Dataset, path: Path
             f"{path}: --train-split {wanted['train']} and --test-split {wanted['test']} share {shared:,} records; no "
             "test image may be one of training"
         )
-    sources = {}
-    for split, expression in wanted.items():
-        try:
-            sources[split] = builder.as_data_source(expression, decoders=decoders)
-        except NotImplementedError as error:
-            raise UserError(
-                f"{path}: is prepared as {builder.info.file_format.value}, which cannot be read without TensorFlow; "
-                'prepare it with `tfds.builder(NAME, file_format="array_record").download_and_prepare()`, in another '
-                "--data-dir or once this is removed"
-            ) from error
-        except Exception as error:
-            raise UserError(
-                f"{path}: cannot be read ({type(error).__name__}: {_first_line(error)}); prepare the set again"
-            ) from error
-    return sources
+    return wanted
 
 
 def _records_of(builder: "tfds.core.DatasetBuilder", expression: str) -> set[tuple[str, int]]:

@@ -34,8 +34,10 @@ def render_comparison(comparison: Comparison) -> str:
         table.add_row(row, *differences, interval, f"{pair.adjusted['eta_total']:.2g}", comparison.verdicts[row])
     text = io.StringIO()
     console = Console(file=text, width=WIDTH, highlight=False, markup=False)
-    for name, folder in zip("AB", comparison.folders):
+    for name, folder, warnings in zip("AB", comparison.folders, comparison.warnings):
         console.print(f"{name}: {folder}")
+        for warning in warnings:
+            console.print(f"  {warning}")
     for line in comparison.differences or ["Settings, weights, training patches and programs are the same."]:
         console.print(f"  {line}")
     for folder, rows in comparison.only.items():

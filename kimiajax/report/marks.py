@@ -14,9 +14,25 @@ def is_synthetic(seeds: Sequence[Results]) -> bool:
     return any(results["data"]["synthetic"] for results in seeds)
 
 
+SYNTHETIC = "SYNTHETIC SCANS, drawn by a program: no figure here says anything about tissue."
+NOT_VERIFIED = "NOT VERIFIED: the files that the data were prepared from are not those that were published."
+
+
 def is_unverified(seeds: Sequence[Results]) -> bool:
     """Whether the data claim to be what they are not known to be."""
     return any(results["data"].get("unverified") is not None for results in seeds)
+
+
+def trained_unverified(seeds: Sequence[Results]) -> list[str]:
+    """The networks whose weights an earlier run fine-tuned on such data."""
+    lineages = [(network, lineage) for results in seeds for network, lineage in results["weights"].items()]
+    return list(dict.fromkeys(name for name, lineage in lineages if (lineage.get("run") or {}).get("unverified")))
+
+
+def marks_of(about: Mapping[str, Any]) -> list[str]:
+    """What a reader must see first of data, by the `about` of their manifest."""
+    marks = ((SYNTHETIC, about.get("synthetic") is True), (NOT_VERIFIED, about.get("unverified") is not None))
+    return [mark for mark, holds in marks if holds]
 
 
 def failed_checks(seeds: Sequence[Results]) -> list[str]:
@@ -35,9 +51,11 @@ def warnings_of(seeds: Sequence[Results]) -> list[str]:
     """What a reader must see first."""
     data, found = seeds[0]["data"], []
     if is_synthetic(seeds):
-        found.append("SYNTHETIC SCANS, drawn by a program: no figure here says anything about tissue.")
+        found.append(SYNTHETIC)
     if is_unverified(seeds):
-        found.append("NOT VERIFIED: the files that the data were prepared from are not those that were published.")
+        found.append(NOT_VERIFIED)
+    if trained := trained_unverified(seeds):
+        found.append(f"NOT VERIFIED: the files that {' and '.join(trained)} was trained on before.")
     failed, random = failed_checks(seeds), random_networks(seeds)
     if failed:
         found.append(f"AUDIT FAILED ({', '.join(failed)}): no figure here can be relied on.")

@@ -46,6 +46,8 @@ def render_score(scored: Scored) -> str:
 
     text = io.StringIO()
     console = Console(file=text, width=WIDTH, highlight=False, markup=False)
+    for warning in scored.warnings:
+        console.print(warning)
     console.print(
         f"{scored.predictions}, scored against {scored.truth}: {scored.correct} of {scored.n} test patches of "
         f"{scored.num_scans} scans are correct. Figures in per cent."
