@@ -58,7 +58,7 @@ def prepared(folder, manual_dir, *options, name="kimia_path24", shard_bytes=2**2
     done = run(PREPARE, name, manual_dir, folder, shard_bytes, fault, *options)
     assert done.returncode == 0, done.stderr
     (name,) = prepared_in(folder)
-    return run(READ, folder / name)
+    return run(READ, folder / name.replace(":", "/"))
 
 
 def records(done):
