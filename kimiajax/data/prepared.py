@@ -124,8 +124,8 @@ class Prepared(Precut):
         """The test split's; None where the set has none."""
         if "test" not in self._sources:
             return None
-        records = self._list("test")
-        order = sorted(range(len(records)), key=lambda k: records[k].place if self._ranked("test") else k)
+        records, ranked = self._list("test"), self._ranked("test")
+        order = sorted(range(len(records)), key=lambda k: records[k].place if ranked else k)
         return [self._patch("test", k, records[k]) for k in order]
 
     def read_patch(self, patch: Patch) -> UInt8[np.ndarray, "s s"]:
