@@ -9,6 +9,7 @@ import numpy as np
 from kimiajax import statistics
 from kimiajax.changes import changes
 from kimiajax.claims import LEVEL
+from kimiajax.config import SOURCES
 from kimiajax.errors import UserError
 from kimiajax.report.marks import warnings_of
 from kimiajax.report.stored import StoredRun
@@ -18,7 +19,7 @@ from kimiajax.statistics import Pair
 BETTER, WORSE, SAME, OPEN = "A is better", "B is better", "the same predictions", "no difference shown"
 FREE = (  # settings that change no row, or whose change the training patches tell
     *("out", "cache", "fresh", "tensorboard", "checkpoint_seconds", "rows"),
-    *("scans", "dataset", "data_dir", "image_key", "label_key", "train_split", "test_split"),
+    *SOURCES,
 )
 
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from kimiajax.models.backbone import Backbone
 
 
-OF_DATASETS = {"data_dir": None, "image_key": "image", "label_key": "label", "train_split": "train", "test_split": None}
+OF_DATASETS = ("data_dir", "image_key", "label_key", "train_split", "test_split")  # settings that only --dataset has
+SOURCES = ("scans", "dataset", *OF_DATASETS)  # where patches come from; what they are, their manifest says
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class ScansConfig:
     def check_scans(self) -> None:
         """Raises UserError for the first of these settings that is out of its range."""
         _check_least(self, patch_size=1)
-        for name, default in OF_DATASETS.items():
-            if self.dataset is None and getattr(self, name) != default:
+        for name in OF_DATASETS:
+            if self.dataset is None and getattr(self, name) != getattr(ScansConfig, name):
                 raise UserError(f"{flag(name)} {getattr(self, name)}: is for --dataset")
         if not 0 < self.mpp < float("inf"):
             raise UserError(f"--mpp {self.mpp}: must be above 0 and finite")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kimiajax.changes import differences
+from kimiajax.config import SOURCES
 from kimiajax.errors import UserError
 from kimiajax.files import sha256_file
 from kimiajax.learnt import digest_of_learnt, load_learnt
@@ -13,7 +14,7 @@ from kimiajax.report.results import SCHEMA_VERSION
 
 # Settings that change no result; scans, manifest and weights are known by their content, convolutions by the choice.
 FREE = (
-    *("scans", "dataset", "data_dir", "image_key", "label_key", "train_split", "test_split"),
+    *SOURCES,
     *("manifest", "cache", "out", "feed", "checkpoint_seconds", "fresh", "tensorboard", "conv"),
     *("distributed", "coordinator", "processes", "process", "peer_timeout"),
 )

@@ -209,8 +209,7 @@ def read_truth(path: str | Path) -> Truth:
             )
         raise UserError(f"{path}: holds neither {MANIFEST} nor training and test images; the truth is {TRUTHS}")
     with open_scans(path) as source:
-        marks = {"synthetic": source.synthetic, "unverified": source.unverified}
-        return _of_patches(path, source.test_patches(), len(source), marks)
+        return _of_patches(path, source.test_patches(), len(source), source.marks)
 
 
 def join(predictions: Predictions, truth: Truth) -> Int[np.ndarray, " n"]:

@@ -48,6 +48,24 @@ def scans(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def tissues():
+    """The examples of a colour set with a training split alone, as colorectal_histology is."""
+    from foreign_sets import colours  # which loads TFDS
+
+    return colours(np.random.default_rng(3))
+
+
+@pytest.fixture(scope="module")
+def colour(tissues, tmp_path_factory):
+    """The folder in which that set is prepared."""
+    from foreign_sets import prepare
+
+    root = tmp_path_factory.mktemp("sets")
+    prepare(root, {"train": tissues}, shards=2)
+    return root
+
+
 def write_scans(
     path: Path,
     scans: list[np.ndarray],

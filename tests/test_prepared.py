@@ -48,18 +48,6 @@ from kimiajax.errors import UsageError, UserError
 
 
 @pytest.fixture(scope="module")
-def tissues():
-    return colours(np.random.default_rng(3))
-
-
-@pytest.fixture(scope="module")
-def colour(tissues, tmp_path_factory):
-    root = tmp_path_factory.mktemp("sets")
-    prepare(root, {"train": tissues}, shards=2)
-    return root
-
-
-@pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 

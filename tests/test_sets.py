@@ -30,19 +30,6 @@ from kimiajax.cli import main
 from kimiajax.data.patches import cut_patches
 from kimiajax.errors import UserError
 
-
-@pytest.fixture(scope="module")
-def tissues():
-    return colours(np.random.default_rng(3))
-
-
-@pytest.fixture(scope="module")
-def colour(tissues, tmp_path_factory):
-    root = tmp_path_factory.mktemp("sets")
-    prepare(root, {"train": tissues}, shards=2)
-    return root
-
-
 # What is refused
 
 

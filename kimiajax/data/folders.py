@@ -10,6 +10,7 @@ that of the numbers in their names: s10 after s2, 200_0 before 1000_0.
 import hashlib
 import json
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,6 @@ HEADER = "manifest.json"  # of an exported folder
 
 class Folder(Precut):
     """An open folder of patches. Any number of threads may read from it.
-
-    Attributes:
-        listing_sha256: of the patches' names and their files' sizes, wherever the folder lies.
 
     Raises:
         UserError: it is laid out otherwise, a scan has no images, or one name stands for two.
@@ -54,15 +52,19 @@ class Folder(Precut):
         self.patch_size = self._read_size()
         from PIL import __version__ as decoder
 
-        files = [(file, file.stat()) for file in self._files.values()]
+        files = ((file, file.stat()) for file in self._files.values())
         self._identity = identity_of(files, list(self._files), decoder)
-        sizes = [[patch_id, stat.st_size] for patch_id, (_, stat) in zip(self._files, files)]
-        self.listing_sha256 = hashlib.sha256(json.dumps(sorted(sizes)).encode()).hexdigest()
         header = self._header()
         self.synthetic, self.unverified = header.get("synthetic") is True, header.get("unverified")
 
     def identity(self) -> str:
         return self._identity
+
+    @cached_property
+    def listing_sha256(self) -> str:
+        """A digest of the patches' names and their files' sizes, wherever the folder lies."""
+        sizes = sorted((patch_id, file.stat().st_size) for patch_id, file in self._files.items())
+        return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         return {"path": str(self.path), "kind": self.kind, "files": len(self._files)}

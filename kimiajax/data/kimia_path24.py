@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import shutil
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -134,21 +135,21 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
         super().__init__(**options)
 
     @classmethod
+    @abstractmethod
     def find(cls, manual_dir: Path) -> Path:
         """The file or the folder in the user's folder.
 
         Raises:
             UserError: it is not there, or something else is in its place.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def origin_of(self, source: Source) -> dict[str, Any]:
         """What is recorded of the files."""
-        raise NotImplementedError
 
+    @abstractmethod
     def problem_of(self, source: Source) -> str | None:
         """What about the files is not what was published; None where nothing is."""
-        raise NotImplementedError
 
     def rules(self) -> Rules | None:
         """How training patches are chosen; None where all that there are are taken."""

@@ -174,8 +174,7 @@ def cut_patches(
     ]
     about = {
         "source": source.describe(),
-        "synthetic": source.synthetic,
-        "unverified": source.unverified,
+        **source.marks,
         "names": list(source.names),
         "rules": _rules_of(source, rules),
     }

@@ -112,8 +112,7 @@ def read_patches(
 
 def marked(manifest: Manifest, source: Source) -> Manifest:
     """A manifest that says of the data what the source does that its patches are read from."""
-    marks = {"synthetic": source.synthetic, "unverified": source.unverified}
-    return replace(manifest, about={**manifest.about, **marks})
+    return replace(manifest, about={**manifest.about, **source.marks})
 
 
 def check_of(source: Source, manifest: Manifest) -> None:

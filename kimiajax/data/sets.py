@@ -51,9 +51,9 @@ class Dataset:
 
     def flags(self) -> list[str]:
         """What the command line must say beside name and folder."""
-        values = {"image-key": self.image, "label-key": self.label, "train-split": self.train, "test-split": self.test}
-        usual = {"image-key": "image", "label-key": "label", "train-split": "train", "test-split": None}
-        return [part for name, value in values.items() if value != usual[name] for part in (f"--{name}", value)]
+        named = {"--image-key": "image", "--label-key": "label", "--train-split": "train", "--test-split": "test"}
+        changed = {flag: name for flag, name in named.items() if getattr(self, name) != getattr(Dataset, name)}
+        return [part for flag, name in changed.items() for part in (flag, getattr(self, name))]
 
 
 def builder_of(dataset: Dataset) -> "tfds.core.DatasetBuilder":

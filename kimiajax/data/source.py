@@ -91,6 +91,11 @@ class Source(ABC):
         """The patches that are held out, or None where they are still to be chosen."""
 
     @property
+    def marks(self) -> dict[str, Any]:
+        """What marks everything that is computed from it."""
+        return {"synthetic": self.synthetic, "unverified": self.unverified}
+
+    @property
     def title(self) -> str:
         """Its name, wherever it lies."""
         return self.path.name
