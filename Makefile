@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: setup setup-torch demo test test-parity test-slow test-torch test-beam bench bench-full bench-gpu bench-peers lint format lock clean
+.PHONY: setup setup-torch demo test test-parity test-slow test-torch test-beam test-faults bench bench-full bench-gpu bench-peers lint format lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -52,6 +52,10 @@ test-slow: $(STAMP)
 
 test-torch: $(STAMP)
 	$(BIN)/python -m pytest -m torch
+
+# Plants every fault of tests/faults/matrix.py and prints the table. --matrix: a fault that was not planted is a failure.
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m faults tests/faults --matrix
 
 # In an environment of its own: Apache Beam wants older versions of some packages than requirements.lock has.
 test-beam: .beam/.ready

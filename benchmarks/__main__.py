@@ -3,6 +3,7 @@
 import sys
 
 from benchmarks.suite import main
+from kimiajax.ending import ended
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main, program="benchmarks"))

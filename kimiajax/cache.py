@@ -2,26 +2,41 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from kimiajax.errors import UserError
-from kimiajax.files import new_file, remove_leftovers
+from kimiajax.files import new_file, remove_leftovers, sha256_file
 
+DIGESTS = "digests.json"
 LIMIT = 40 * 2**30  # bytes of one kind; beyond it what was used longest ago is removed
 
 
-def load_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray | None:
-    """A stored array mapped into memory; None where there is none, or a damaged one, which is computed again."""
+def load_arrays(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: type) -> dict[str, np.ndarray] | None:
+    """Arrays that were kept, mapped into memory; None where one is lacking or damaged, and all are computed again."""
     try:
-        array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
+        digests = json.loads((folder / DIGESTS).read_text())
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shapes}
+        damaged = [name for name in shapes if sha256_file(folder / f"{name}.npy") != digests[name]]
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None
-    return array if array.shape == shape and array.dtype == dtype else None
+    if damaged:
+        what = f"{folder}: {', '.join(damaged)} is not what was kept there and is computed again; is the disk sound?"
+        warnings.warn(what, stacklevel=2)
+    fit = all((array.shape, array.dtype) == (shapes[name], dtype) for name, array in arrays.items())
+    return arrays if fit and not damaged else None
+
+
+def vouch_for(folder: Path) -> None:
+    """Notes the digests of a folder's arrays, by which `load_arrays` knows them."""
+    digests = {path.stem: sha256_file(path) for path in sorted(folder.glob("*.npy"))}
+    (folder / DIGESTS).write_text(json.dumps(digests))
 
 
 def new_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:

@@ -1,15 +1,13 @@
-"""`kimiajax COMMAND`: the only reader of arguments, and where an error becomes a line and an exit status."""
+"""`kimiajax COMMAND`: the only reader of arguments."""
 
-import os
 import signal
 import sys
-import traceback
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kimiajax import __version__, commands, memory, processes
+from kimiajax.ending import ended
 from kimiajax.errors import UserError
-from kimiajax.interruption import Interrupted, Interruption
+from kimiajax.interruption import Interruption
 
 if TYPE_CHECKING:
     from kimiajax.config import TableConfig
@@ -31,7 +29,6 @@ usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -
        kimiajax --version
 `--debug` after any command shows where an error comes from."""
 
-USER_ERROR, BUG, INTERRUPTED = 2, 1, 130
 PARITY_FAILED, PARITY_NOT_RUN = 3, 4
 ROW_FAILED = 3
 TERMINATED = 143
@@ -46,53 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
     command, *arguments = [argument for argument in argv if argument != "--debug"] or ["--help"]
-    return _ended(lambda: _run(command, arguments, debug), debug, fresh="--fresh" in arguments)
-
-
-def _ended(work: Callable[[], int], debug: bool, fresh: bool = False) -> int:
-    """The exit status of some work, and a line on stderr where it ends badly."""
-    try:
-        return work()
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"kimiajax: {error}", file=sys.stderr)
-        return USER_ERROR
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if not error.errno or error.filename is None:
-            return _bug(error, debug)
-        if debug:
-            traceback.print_exc()
-        print(
-            f"kimiajax: {error.filename}: {error.strerror}; check the path, its permissions and space", file=sys.stderr
-        )
-        return USER_ERROR
-    except MemoryError as error:
-        print(f"kimiajax: out of memory ({error}); use a smaller --image-size or --batch-size", file=sys.stderr)
-        return USER_ERROR
-    except Interrupted as interrupted:
-        without = ", without --fresh," if fresh else ""
-        print(f"kimiajax: {interrupted}; the same command{without} goes on from here", file=sys.stderr)
-        return interrupted.status
-    except KeyboardInterrupt:
-        print("kimiajax: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        return _bug(error, debug)
-
-
-def _bug(error: Exception, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    print(
-        f"kimiajax: this is a bug, not your input: {type(error).__name__}: {error}; "
-        "please report it with the output of the same command and --debug",
-        file=sys.stderr,
-    )
-    return BUG
+    return ended(lambda: _run(command, arguments, debug), debug, fresh="--fresh" in arguments)
 
 
 def _run(command: str, arguments: list[str], debug: bool) -> int:
@@ -147,7 +98,7 @@ def _table(arguments: list[str], debug: bool) -> int:
     if config.distributed:
 
         def work() -> int:
-            status = _ended(lambda: _shared_table(preset, config), debug, config.fresh)
+            status = ended(lambda: _shared_table(preset, config), debug, fresh=config.fresh)
             return processes.finish(status, together=status in (0, ROW_FAILED, TERMINATED))
 
         return processes.supervised(work)

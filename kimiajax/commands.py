@@ -62,6 +62,7 @@ def _prepare(arguments: list[str]) -> None:
     from kimiajax.models.weights import default_cache
     from kimiajax.progress import for_terminal
 
+    progress = for_terminal()
     done = prepare(
         name,
         config.manual_dir,
@@ -71,7 +72,8 @@ def _prepare(arguments: list[str]) -> None:
         allow_unverified=config.allow_unverified,
         beam=config.beam,
         cache=config.cache or default_cache(),
-        track=for_terminal().track,
+        track=progress.track,
+        say=progress.say,
     )
     counts = " and ".join(f"{count:,} {split}" for split, count in done.counts.items())
     print(f"{done.full_name}: {counts} patches {'were there already' if done.reused else 'prepared'}, in {done.path}")
@@ -102,8 +104,7 @@ def _audit(config: "AuditConfig") -> int:
     name = given.stem if isinstance(given, Path) else given.name.replace("/", "-").replace(":", "-")
     record = (config.out or Path("runs") / "audit" / name) / "audit.json"
     write_text(record, json.dumps(audit.as_dict(), indent=2) + "\n")
-    sys.stdout.reconfigure(errors="replace")
-    print(render_audit(audit))
+    _show(render_audit(audit))
     print(f"written to {record}")
     return AUDIT_FAILED if audit.verdict == FAILED else 0
 
@@ -123,7 +124,7 @@ def _explain(config: "ExplainConfig") -> None:
         surveys = survey(source, BACKGROUND, cache=config.cache or default_cache(), track=for_terminal().track)
         test = source.test_patches()
         held_out = None if test is None else [sum(p.scan == scan for p in test) for scan in range(len(source))]
-    print(render_counts(count_patches(surveys), source.names, held_out, config.background))
+    _show(render_counts(count_patches(surveys), source.names, held_out, config.background))
 
 
 def _export(config: "ExportConfig") -> None:
@@ -158,8 +159,10 @@ def report(arguments: list[str]) -> None:
     from kimiajax.analysis import analyse
     from kimiajax.files import write_text
     from kimiajax.report.stored import read_run
+    from kimiajax.report.tables import visible
     from kimiajax.report.text import FORMATS
 
+    _check_file(config.out)
     run = read_run(folder)
     if config.format == "html":
         from kimiajax.report.html import write_report
@@ -168,10 +171,9 @@ def report(arguments: list[str]) -> None:
         return
     text = FORMATS[config.format](run, analyse(run))
     if config.out is None:
-        sys.stdout.reconfigure(errors="replace")
-        print(text)
+        _show(text)
     else:
-        write_text(config.out, text + "\n")
+        write_text(config.out, visible(text) + "\n")
 
 
 def compare(arguments: list[str]) -> None:
@@ -185,9 +187,9 @@ def compare(arguments: list[str]) -> None:
     from kimiajax.report.compared import render_comparison
     from kimiajax.report.stored import read_run
 
+    _check_file(config.out)
     comparison = compare_runs(*map(read_run, folders))
-    sys.stdout.reconfigure(errors="replace")
-    print(render_comparison(comparison))
+    _show(render_comparison(comparison))
     _write_json(config.out, comparison.as_dict())
 
 
@@ -201,9 +203,9 @@ def score(arguments: list[str]) -> None:
     from kimiajax.report.scores import render_score
     from kimiajax.scoring import score
 
+    _check_file(config.out)
     scored = score(predictions, config.truth)
-    sys.stdout.reconfigure(errors="replace")
-    print(render_score(scored))
+    _show(render_score(scored))
     _write_json(config.out, scored.as_dict())
 
 
@@ -279,8 +281,7 @@ def predict(arguments: list[str]) -> None:
         cache=cache,
         progress=for_terminal(),
     )
-    sys.stdout.reconfigure(errors="replace")
-    print(render_applied(applied))
+    _show(render_applied(applied))
     if config.out is not None:
         write_predictions_csv(config.out, applied)
         print(f"written to {config.out}")
@@ -302,6 +303,20 @@ def _flags(kind: type[T], command: str, description: str, arguments: list[str]) 
     import tyro
 
     return tyro.cli(kind, prog=f"kimiajax {command}", description=description, args=arguments)
+
+
+def _show(text: str) -> None:
+    """Prints what may hold names from anywhere."""
+    from kimiajax.report.tables import visible
+
+    sys.stdout.reconfigure(errors="replace")
+    print(visible(text))
+
+
+def _check_file(path: Path | None) -> None:
+    """Raises UserError, before any work, for a file to write that is a folder."""
+    if path is not None and path.is_dir():
+        raise UserError(f"--out {path}: is a folder; name the file to write")
 
 
 def _write_json(path: Path | None, content: dict[str, object]) -> None:

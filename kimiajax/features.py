@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kimiajax import __version__, processes
-from kimiajax.cache import load_array, mark_used, new_array, trim
+from kimiajax.cache import load_arrays, mark_used, new_array, trim, vouch_for
 from kimiajax.checkpoints import digest
 from kimiajax.data.pixels import network_input
 from kimiajax.files import new_folder
@@ -86,15 +86,15 @@ def extract_taps(
     progress = progress or Silent()
     batch_size = batch_size or batch_size_for(jax.default_backend(), backbone.conv)
     tap_shapes = backbone.tap_shapes(variables, images.shape[1], blocks)
-    shapes = {tap: (len(images), *shape) for tap, shape in tap_shapes.items()}
+    shapes = {tap: (len(images), *tap_shapes[tap]) for tap in taps}
     if cache is None:
         arrays = {tap: np.empty(shapes[tap], np.float32) for tap in taps}
         _compute(backbone, variables, images, arrays, batch_size, precision, progress, description)
         return Taps(arrays, cached=False)
 
     folder = cache / "features" / _key(backbone, variables, images, blocks, precision)
-    found = {tap: load_array(folder / f"{tap}.npy", shapes[tap], np.float32) for tap in taps}
-    if processes.agree(all(array is not None for array in found.values())):
+    found = load_arrays(folder, shapes, np.float32)
+    if processes.agree(found is not None):
         progress.say(f"{description}: found in {folder}")
         mark_used(folder)
         return Taps(found, cached=True)
@@ -103,6 +103,7 @@ def extract_taps(
         _compute(backbone, variables, images, arrays, batch_size, precision, progress, description)
         for array in arrays.values():
             array.flush()
+        vouch_for(aside)
         # Opened before they take their place, where another process may put its own.
         kept = {tap: np.load(aside / f"{tap}.npy", mmap_mode="r") for tap in taps}
     trim(cache / "features", keep=folder)

@@ -8,13 +8,13 @@ import os
 import re
 import secrets
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import h5py
 
 from kimiajax.errors import UserError
+from kimiajax.locks import host, is_alive
 
 ASIDE = re.compile(r"\..*\.(?P<host>[A-Za-z0-9-]*)\.(?P<pid>\d+)\.[0-9a-f]{8}\.kimiajax-partial")
 ATTEMPTS = 100  # to put a folder where other processes put theirs at the same time
@@ -45,7 +45,13 @@ def new_file(path: Path) -> Iterator[Path]:
     aside = _aside(path)
     try:
         yield aside
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())  # or the name could reach the disk before what it names
         aside.replace(path)
+    except OSError as error:
+        if error.filename in (None, str(aside)):  # whose name tells a user nothing
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         aside.unlink(missing_ok=True)
 
@@ -91,51 +97,17 @@ def put_folder(aside: Path, path: Path) -> None:
                 path.replace(old / str(attempt))
 
 
-@contextlib.contextmanager
-def only_run(folder: Path, other: str = "another --out") -> Iterator[None]:
-    """Holds a folder for one run; the operating system lets go of it when the process ends, however it ends.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has no such lock
-            pass
-        except BlockingIOError as error:
-            raise UserError(f"{folder}: another run writes there; wait for it, or choose {other}") from error
-        yield
-
-
 def remove_leftovers(folder: Path) -> None:
     """Removes what processes of this machine that are gone have left half-written in a folder."""
     for entry in folder.iterdir():
         match = ASIDE.fullmatch(entry.name)
-        if match and match["host"] == _host() and not _alive(int(match["pid"])):
+        if match and match["host"] == host() and not is_alive(int(match["pid"])):
             shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
 def _aside(path: Path) -> Path:
     """A name beside `path` that is nobody else's."""
-    return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.kimiajax-partial")
-
-
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    return path.with_name(f".{path.name}.{host()}.{os.getpid()}.{secrets.token_hex(4)}.kimiajax-partial")
 
 
 def open_hdf5(path: Path, what: str) -> h5py.File:

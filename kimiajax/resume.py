@@ -11,6 +11,7 @@ from kimiajax.errors import UserError
 from kimiajax.files import sha256_file
 from kimiajax.learnt import digest_of_learnt, load_learnt
 from kimiajax.report.results import SCHEMA_VERSION
+from kimiajax.seals import is_sealed
 
 # Settings that change no result; scans, manifest and weights are known by their content, convolutions by the choice.
 FREE = (
@@ -103,6 +104,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path}: damaged, or no results of this program ({type(error).__name__}); {REMEDY}") from error
     if version != SCHEMA_VERSION:
         raise UserError(f"{path}: written by another version of this program; {REMEDY}")
+    if not is_sealed(results):
+        raise UserError(f"{path}: was changed after it was written; {REMEDY}")
     return results
 
 

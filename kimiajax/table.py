@@ -25,12 +25,13 @@ from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.environment import describe_environment
 from kimiajax.errors import UserError
 from kimiajax.features import extract_taps
-from kimiajax.files import only_run, sha256_file
+from kimiajax.files import sha256_file
 from kimiajax.finetune.checkpoints import Checkpoints
 from kimiajax.finetune.engines import Engine, engine_of
 from kimiajax.finetune.loop import Record
 from kimiajax.interruption import Interruption
 from kimiajax.learnt import digest_of_learnt, save_learnt
+from kimiajax.locks import only_writer
 from kimiajax.metrics import kimia_scores
 from kimiajax.models.backbone import BACKBONES
 from kimiajax.models.conv import Way
@@ -105,7 +106,7 @@ def run_table(
     rows = [row for row in ROWS if row.name in config.rows]
     cache = config.cache or default_cache()
     progress = progress if processes.is_first() else Silent()
-    with _own_folder(config.folder(preset)) as out:
+    with _own_folder(config.folder(preset), progress) as out:
         ways = {}
         if not config.fresh:
             processes.of_first(functools.partial(check_config, out, config.as_dict()))
@@ -117,10 +118,10 @@ def run_table(
 
 
 @contextlib.contextmanager
-def _own_folder(out: Path) -> Iterator[Path]:
+def _own_folder(out: Path, progress: Silent) -> Iterator[Path]:
     """The output folder, held; of several processes for the first. What the others write is not kept."""
     if processes.is_first():
-        with only_run(out):
+        with only_writer(out, say=progress.say):
             yield out
     else:
         with tempfile.TemporaryDirectory(prefix="kimiajax-") as scratch:

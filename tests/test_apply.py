@@ -30,6 +30,7 @@ from kimiajax.models.backbone import Classifier
 from kimiajax.models.weights import load_converted, load_weights
 from kimiajax.progress import Silent
 from kimiajax.report.applied import render_applied
+from kimiajax.report.results import write_results
 from kimiajax.scoring import score
 
 SIZE = 32
@@ -90,7 +91,7 @@ def changed(run, folder, **changes):
     results = json.loads((folder / "results.json").read_text())
     for name, change in changes.items():
         change(results if name == "results" else next(row for row in results["rows"] if row["name"] == name))
-    (folder / "results.json").write_text(json.dumps(results))
+    write_results(folder, results)
     return folder
 
 

@@ -133,3 +133,16 @@ def test_a_damaged_entry_is_computed_again(cnn, network, images, tmp_path, size)
 def test_an_unknown_tap_is_refused(cnn, network, images):
     with pytest.raises(UserError, match="unknown block 'fc2' of cnn"):
         extract_taps(cnn, network, images, ("fc2",))
+
+
+def test_one_bit_that_was_turned_in_the_cache_is_noticed_and_mended(cnn, network, images, tmp_path):
+    before = np.array(extract_features(cnn, network, images, cache=tmp_path))
+    (file,) = tmp_path.glob("features/*/pooled.npy")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match="pooled is not what was kept there and is computed again"):
+        taps = extract_taps(cnn, network, images, ("pooled",), cache=tmp_path)
+    assert not taps.cached
+    np.testing.assert_array_equal(taps.arrays["pooled"], before)
+    assert extract_taps(cnn, network, images, ("pooled",), cache=tmp_path).cached

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kimiajax.errors import UserError
-from kimiajax.files import _host, new_file, new_folder, only_run, put_folder, scratch_folder
+from kimiajax.files import new_file, new_folder, put_folder, scratch_folder
+from kimiajax.locks import host
 
 
 def test_a_folder_appears_whole_or_not_at_all_and_takes_the_place_of_an_earlier_one(tmp_path):
@@ -34,9 +34,9 @@ def test_a_file_that_fails_leaves_the_earlier_one(tmp_path):
 def test_only_this_programs_leftovers_of_dead_processes_of_this_machine_are_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    leftover = f".w.{_host()}.{dead.pid}.0123abcd.kimiajax-partial"
+    leftover = f".w.{host()}.{dead.pid}.0123abcd.kimiajax-partial"
     kept = [".w.backup", f".w.{dead.pid}", f".w.elsewhere-x.{dead.pid}.0123abcd.kimiajax-partial"]
-    kept.append(f".w.{_host()}.{os.getpid()}.0123abcd.kimiajax-partial")
+    kept.append(f".w.{host()}.{os.getpid()}.0123abcd.kimiajax-partial")
     for name in (leftover, *kept):
         (tmp_path / name).mkdir()
     with new_folder(tmp_path / "w"):
@@ -58,13 +58,6 @@ def test_two_writers_of_one_folder_do_not_disturb_each_other(tmp_path):
     for thread in threads:
         thread.join()
     assert (tmp_path / "w" / "a").read_text() in ("1", "2")
-
-
-def test_a_folder_takes_one_run_at_a_time(tmp_path):
-    with only_run(tmp_path), pytest.raises(UserError, match="another run writes there"), only_run(tmp_path):
-        pass
-    with only_run(tmp_path):
-        pass
 
 
 def test_many_may_put_the_same_folder_at_once(tmp_path):

@@ -26,7 +26,8 @@ from kimiajax.data.preparing import prepare
 from kimiajax.data.reading import read_patches
 from kimiajax.data.sets import Dataset, prepared_in, quiet_tfds
 from kimiajax.errors import UserError
-from kimiajax.files import md5_file, only_run
+from kimiajax.files import md5_file
+from kimiajax.locks import only_writer
 from kimiajax.report.stored import read_run
 
 NAME = "kimia_path24/patch80_full_h0.99_bg220_scans4"
@@ -298,7 +299,7 @@ def test_what_an_interrupted_preparation_left_goes(official, tmp_path):
 
 
 def test_two_preparations_do_not_write_at_the_same_time(official, tmp_path):
-    with only_run(tmp_path / NAME), pytest.raises(UserError, match=r"another run writes there.* another --data-dir"):
+    with only_writer(tmp_path / NAME), pytest.raises(UserError, match=r"another run writes there.* another --data-dir"):
         prepare("kimia_path24", official, tmp_path)
 
 

@@ -8,6 +8,7 @@ from stored_runs import manifest_of, predictions_of, write_run
 
 from kimiajax.config import PRESETS
 from kimiajax.errors import UserError
+from kimiajax.report.results import write_results
 from kimiajax.report.stored import read_run, rerun
 
 TESTED = [4, 3, 5]
@@ -22,9 +23,8 @@ def stored(tmp_path, rng):
 
 
 def rewrite(folder, **changes):
-    path = folder / "results.json"
-    results = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({name: value for name, value in results.items() if value is not ...}))
+    results = {**json.loads((folder / "results.json").read_text()), **changes}
+    write_results(folder, {name: value for name, value in results.items() if value is not ...})
 
 
 def test_what_was_written_is_read(stored):
@@ -61,8 +61,8 @@ def test_the_version_before_is_read_as_one_without_floors_and_pictures(stored):
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (3, "of schema version 3, and 4 to 5 are read here; compute the table again"),
-        (6, "of schema version 6, and 4 to 5 are read here; use a newer kimiajax"),
+        (3, "of schema version 3, and 4 to 6 are read here; compute the table again"),
+        (7, "of schema version 7, and 4 to 6 are read here; use a newer kimiajax"),
         (None, "of schema version None"),
     ],
 )

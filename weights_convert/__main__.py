@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kimiajax.errors import UserError
+from kimiajax.ending import ended
 from weights_convert.convert import FRAMEWORKS, convert
 from weights_convert.export import export, must_be_new
 
@@ -18,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m weights_convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
     commands = parser.add_subparsers(dest="command", required=True)
     for framework, module in FRAMEWORKS.items():
         command = commands.add_parser(framework, help=module.__doc__.split("\n", 1)[0])
@@ -36,11 +37,11 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("checkpoint", type=Path, help="a converted checkpoint, or runs/NAME/checkpoints/ROW")
     command.add_argument("out", type=Path, help="the .h5 file to write; must not exist")
     arguments = parser.parse_args(argv)
-    try:
-        lines = _export(arguments) if arguments.command == "export" else _convert(arguments)
-    except (UserError, OSError) as error:
-        print(f"weights_convert: {error}", file=sys.stderr)
-        return 2
+    return ended(lambda: _run(arguments), arguments.debug, program="weights_convert")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    lines = _export(arguments) if arguments.command == "export" else _convert(arguments)
     print("\n".join(lines))
     return 0
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import shutil
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +28,8 @@ from kimiajax.data.prepared import RECORDS, Record
 from kimiajax.data.source import Source, Track, is_ignored, no_track
 from kimiajax.data.survey import in_threads
 from kimiajax.errors import UserError
-from kimiajax.files import HDF5_SIGNATURE, guess, md5_file, only_run
+from kimiajax.files import HDF5_SIGNATURE, guess, md5_file
+from kimiajax.locks import only_writer
 from kimiajax.shown import first_few
 
 FILE = "Kimia_Path24.h5"
@@ -114,6 +115,7 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
         allow_unverified: go on where the files are not the official ones; every result will say so.
         cache: a folder for what reading the scans told, see `survey`.
         track: called as `track(items, description, total, unit)` around long work, to show progress.
+        say: is told of a preparation that died and is done anew.
         **options: as of any builder; records are written as array_record unless `file_format` says otherwise.
 
     Raises:
@@ -127,9 +129,15 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
     CUTS: ClassVar[bool]  # whether patches are cut from scans here
 
     def __init__(
-        self, *, allow_unverified: bool = False, cache: Path | None = None, track: Track = no_track, **options: Any
+        self,
+        *,
+        allow_unverified: bool = False,
+        cache: Path | None = None,
+        track: Track = no_track,
+        say: Callable[[str], None] = lambda text: None,
+        **options: Any,
     ):
-        self._allow_unverified, self._cache, self._track = allow_unverified, cache, track
+        self._allow_unverified, self._cache, self._track, self._say = allow_unverified, cache, track, say
         self._in_workers, self._shards, self._origin = False, {}, None
         options["file_format"] = options.get("file_format") or "array_record"
         super().__init__(**options)
@@ -185,7 +193,7 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
             return super().download_and_prepare(**options)
         if self.is_prepared():
             return self._take_up()
-        with only_run(above, "another --data-dir"):
+        with only_writer(above, "another --data-dir", self._say):
             if self.is_prepared():
                 return self._take_up()
             for left in above.glob(f"{tfds.core.constants.INCOMPLETE_PREFIX}*_{self.version}"):

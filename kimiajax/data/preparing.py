@@ -1,6 +1,6 @@
 """Kimia Path24 and its colour release as TFDS sets, from a user's files: in this process, or through Apache Beam."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +43,7 @@ def prepare(
     beam: Sequence[str] | None = None,
     cache: Path | None = None,
     track: Track = no_track,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Preparation:
     """Prepares one of the sets from a user's files.
 
@@ -56,6 +57,7 @@ def prepare(
         beam: options of an Apache Beam pipeline, "runner=FlinkRunner"; None to prepare in this process.
         cache: a folder for what reading the scans told.
         track: called as `track(items, description, total, unit)` around long work, to show progress.
+        say: is told of a preparation that died and is done anew.
 
     Raises:
         UserError: whatever is wrong with the files, a set of other files under the same name, or no Apache Beam.
@@ -74,7 +76,7 @@ def prepare(
     with open_scans(kind.find(manual_dir), patch_size) as source:
         config = kind.config_of(source, rules)
     through = _pipeline(beam)
-    options = {"allow_unverified": allow_unverified, "cache": cache, "track": track}
+    options = {"allow_unverified": allow_unverified, "cache": cache, "track": track, "say": say}
     with quiet_tfds():
         builder = kind(data_dir=data_dir and str(data_dir), config=config, **options)
         if not builder.is_prepared():

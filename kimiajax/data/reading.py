@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 
-from kimiajax.cache import load_array, mark_used, new_array, trim
+from kimiajax.cache import load_arrays, mark_used, new_array, trim, vouch_for
 from kimiajax.data.manifest import SPLITS, Manifest, Patch, Split, read_manifest
 from kimiajax.data.patches import Rules, cut_patches, key_of
 from kimiajax.data.pixels import check_filter, resize
@@ -85,10 +85,10 @@ def read_patches(
     shapes = {split: (len(manifest.split(split)), image_size, image_size) for split in SPLITS}
     if cache is not None and manifest.pixels_sha256 is not None:
         folder = cache / "pixels" / _key(manifest, image_size, filter)
-        found = [load_array(folder / f"{split}.npy", shapes[split], np.uint8) for split in SPLITS]
-        if (folder / _proof(source, manifest)).exists() and all(array is not None for array in found):
+        proven = (folder / _proof(source, manifest)).exists()
+        if proven and (found := load_arrays(folder, shapes, np.uint8)) is not None:
             mark_used(folder)
-            return Patches(manifest, *found)
+            return Patches(manifest, **found)
     with nullcontext() if cache is None else scratch_folder(cache / "pixels" / "new") as aside:
         arrays = {
             split: np.empty(shape, np.uint8) if aside is None else new_array(aside / f"{split}.npy", shape, np.uint8)
@@ -100,6 +100,7 @@ def read_patches(
             return Patches(manifest, arrays["train"], arrays["test"])
         for array in arrays.values():
             array.flush()
+        vouch_for(aside)
         folder = cache / "pixels" / _key(manifest, image_size, filter)
         for known in folder.glob(PROOF):
             (aside / known.name).touch()

@@ -1,7 +1,6 @@
 """The last states of a training on disk: whole, checked leaf by leaf, written while training goes on."""
 
 import contextlib
-import hashlib
 import json
 import shutil
 import time
@@ -19,6 +18,7 @@ from kimiajax.changes import differences
 from kimiajax.checkpoints import background_saver, digest_of_leaf, load_with_metadata
 from kimiajax.errors import UserError
 from kimiajax.interruption import Interruption
+from kimiajax.seals import is_sealed, sealed
 
 EVERY = 120.0  # seconds of training that a crash may cost
 KEPT = 2
@@ -76,7 +76,8 @@ class Checkpoints:
         for path in self._found():
             try:
                 arrays, metadata = load_with_metadata(path)
-                _check_seal(metadata)
+                if not is_sealed(metadata):
+                    raise ValueError("its metadata was changed")
             except (MemoryError, PermissionError) as error:
                 raise UserError(f"{path}: cannot be read ({_short(error)}); nothing of it was changed") from error
             except Exception as error:  # whatever a damaged file makes Orbax raise
@@ -118,11 +119,10 @@ class Checkpoints:
             "about": _plain(about),
             "leaves": {name: digest_of_leaf(name, array) for name, array in arrays.items()},
         }
-        metadata["seal"] = _seal(metadata)
         with self._surviving():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._saver = self._saver or background_saver()
-            self._saver.save(path, args=ocp.args.StandardSave(arrays), custom_metadata=metadata)
+            self._saver.save(path, args=ocp.args.StandardSave(arrays), custom_metadata=sealed(metadata))
 
     def due(self) -> bool:
         """Whether it is time to save: enough of it has passed, or the run is asked to end.
@@ -212,15 +212,6 @@ def _name(path: tuple) -> str:
 
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
-
-
-def _check_seal(metadata: dict[str, Any]) -> None:
-    if metadata.get("seal") != _seal({name: value for name, value in metadata.items() if name != "seal"}):
-        raise ValueError("its metadata was changed")
-
-
-def _seal(metadata: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,6 @@ A converted checkpoint is a folder: `lineage.json`, which says where the arrays 
 """
 
 import datetime
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from kimiajax.files import new_folder
 from kimiajax.lineage import ancestry, root_of
 from kimiajax.models.backbone import BACKBONES, Backbone, Variables
 from kimiajax.models.conv import Way
+from kimiajax.seals import SEAL, is_sealed, sealed
 
 KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications"
 
@@ -89,8 +89,7 @@ class Weights:
         """Writes a converted checkpoint; the folder appears whole or not at all."""
         with new_folder(folder) as aside:
             save_tree(aside / "arrays", self.variables)
-            sealed = {**self.lineage, "seal": _seal(self.lineage)}
-            (aside / "lineage.json").write_text(json.dumps(sealed, indent=2) + "\n")
+            (aside / "lineage.json").write_text(json.dumps(sealed(self.lineage), indent=2) + "\n")
 
 
 def load_weights(
@@ -152,17 +151,23 @@ def load_converted(folder: Path) -> Weights:
     """
     try:
         lineage = json.loads((folder / "lineage.json").read_text())
-        seal, written = lineage.pop("seal", None), lineage.get("format")
-        variables = load_tree(folder / "arrays")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        whole, written = is_sealed(lineage), lineage.get("format")
+        lineage.pop(SEAL, None)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{folder}: not a converted checkpoint ({type(error).__name__}); "
             "make one with `python -m weights_convert keras NETWORK FILE OUT`"
         ) from error
     if written != LINEAGE_FORMAT:
         raise UserError(f"{folder}: written by another version of this program; convert the weights again")
-    if seal != _seal(lineage):
+    if not whole:
         raise UserError(f"{folder}/lineage.json: was changed after it was written; convert the weights again")
+    try:
+        variables = load_tree(folder / "arrays")
+    except Exception as error:  # whatever a damaged file makes Orbax raise
+        raise UserError(
+            f"{folder}/arrays: damaged ({type(error).__name__}); remove {folder} and convert again"
+        ) from error
     if digest(variables) != lineage["digest"]:
         raise UserError(
             f"{folder}: its arrays are not those that were written (digest differs); remove that folder and "
@@ -204,11 +209,6 @@ def origin_of(lineage: dict[str, Any]) -> str | None:
     framework = root_of(lineage)["framework"]
     tuned = any(each.get("trained_blocks") for each in ancestry(lineage))
     return f"{framework or 'random weights'}, fine-tuned since" if tuned else framework
-
-
-def _seal(lineage: dict[str, Any]) -> str:
-    """SHA-256 of what a lineage says."""
-    return hashlib.sha256(json.dumps(lineage, sort_keys=True).encode()).hexdigest()
 
 
 def top_of(variables: Variables) -> dict[str, Any]:
@@ -320,7 +320,9 @@ def _only(
         if getattr(found, "shape", None) != leaf.shape:
             wrong.append(f"{block}/{'/'.join(rest)} must be {leaf.shape} and is {getattr(found, 'shape', 'missing')}")
     if wrong:
-        raise UserError(f"{source}: {len(wrong)} arrays do not fit {backbone.name}: " + "; ".join(wrong))
+        raise UserError(
+            f"{source}: {len(wrong)} arrays do not fit {backbone.name}: {'; '.join(wrong)}; convert its file again"
+        )
     return tree
 
 

@@ -15,9 +15,10 @@ import numpy as np
 from kimiajax.data.manifest import Manifest
 from kimiajax.files import write_text
 from kimiajax.report.pictures import clear_pictures
+from kimiajax.seals import sealed
 from kimiajax.shapes import Int
 
-SCHEMA_VERSION = 5  # 4: how each network convolved; 5: floors, retrieval, pictures
+SCHEMA_VERSION = 6  # 4: how each network convolved; 5: floors, retrieval, pictures; 6: a seal
 
 SCANS = "scans"  # the folder of the pictures of one patch a scan
 
@@ -55,8 +56,8 @@ def clear_unfinished(out: Path, row: str) -> None:
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
-    """Writes `results.json`. Numbers that do not exist are null, never NaN."""
-    write_text(out / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+    """Writes `results.json`, sealed. Numbers that do not exist are null, never NaN."""
+    write_text(out / "results.json", json.dumps(sealed(results), indent=2, allow_nan=False) + "\n")
 
 
 def write_predictions(out: Path, row: str, manifest: Manifest, predicted: Int[np.ndarray, " n"]) -> Path:

@@ -16,9 +16,11 @@ from kimiajax.files import sha256_file
 from kimiajax.report.results import SCHEMA_VERSION
 from kimiajax.report.tables import SCORES
 from kimiajax.scoring import Truth, join, read_predictions, truth_of
+from kimiajax.seals import is_sealed
 from kimiajax.shapes import Bool, Int
 
-READS = (4, SCHEMA_VERSION)  # of results.json; 4 had no floors, no retrieval and no pictures
+READS = (4, 5, SCHEMA_VERSION)  # of results.json; 4 had no floors, no retrieval and no pictures
+SEALED = 6  # the first that is
 NEEDED = ("preset", "complete", "config", "environment", "data", "weights", "notes")
 ROUNDING = 1e-6
 LATER = {"family": "table", "retrieval": None, "pictures": []}  # what rows have since
@@ -135,6 +137,8 @@ def read_results(folder: Path) -> dict[str, Any]:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
         remedy = "use a newer kimiajax" if newer else "compute the table again"
         raise UserError(f"{path}: of schema version {version}, and {READS[0]} to {READS[-1]} are read here; {remedy}")
+    if version >= SEALED and not is_sealed(results):
+        raise UserError(f"{path}: was changed after it was written; compute the table again")
     return {"pictures": [], **results, "rows": [{**LATER, **row} for row in rows]}
 
 

@@ -1,0 +1,33 @@
+"""Errors that nobody foresaw, and a reader of the output that goes away."""
+
+import subprocess
+import sys
+
+import pytest
+from harness import ask, refused
+
+from kimiajax import commands
+
+BUG = 1
+
+
+@pytest.mark.fault("bugs")
+def test_an_error_that_nobody_foresaw_is_called_a_bug_with_what_to_report(monkeypatch):
+    def broken(arguments):
+        raise ZeroDivisionError("division by zero\nof two lines")
+
+    monkeypatch.setattr(commands, "score", broken)
+    line = refused(ask("score", "x.csv"), "this is a bug", "ZeroDivisionError: division by zero", "--debug", status=BUG)
+    assert "report" in line
+    assert "of two lines" not in line.split("division")[0]
+    debugged = ask("score", "x.csv", "--debug")
+    assert debugged.status == BUG
+    assert "Traceback" in debugged.said
+    assert "in broken" in debugged.said
+
+
+@pytest.mark.fault("bugs")
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m kimiajax blocks inception_v3 | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
