@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
 import warnings
@@ -45,16 +46,17 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     Raises:
         UserError: too little space.
     """
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     try:
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
         with path.open("r+b") as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, array.nbytes + array.offset)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         raise UserError(
-            f"{path.parent.parent}: too little space for {array.nbytes / 2**30:.1f} GiB of {path.stem}; make room, or "
+            f"{path.parent.parent}: too little space for {size / 2**30:.1f} GiB of {path.stem}; make room, or "
             "choose another folder with --cache"
         ) from error
     return array

@@ -4,7 +4,13 @@ Of Orbax the older interface: its V1 saves and loads with all processes of a dis
 """
 
 import contextlib
+import errno
+import gc
 import hashlib
+import logging
+import os
+import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -14,8 +20,10 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging  # which Orbax logs through
 
 Tree = dict[str, Any]
+ORPHANED = 0.3  # seconds in which reads and writes end after another one failed
 
 
 def digest(tree: Tree) -> str:
@@ -34,10 +42,20 @@ def digest_of_leaf(name: str, leaf: Any) -> str:
 
 
 def save_tree(path: Path, tree: Tree) -> None:
-    """Saves a nested dict of arrays as an Orbax checkpoint: the new folder `path` appears whole or not at all."""
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
-        checkpointer.save(path.absolute(), args=ocp.args.StandardSave(jax.tree.map(np.asarray, tree)))
+    """Saves a nested dict of arrays as an Orbax checkpoint: the new folder `path` appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with quietly(), ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
+            checkpointer.save(path, args=ocp.args.StandardSave(jax.tree.map(np.asarray, tree)))
+    except Exception as error:  # whatever a disk makes Orbax raise
+        for left in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(left, ignore_errors=True)
+        raise OSError(_code_of(error) or errno.EIO, short(error), str(path)) from error
 
 
 def load_tree(path: Path) -> Tree:
@@ -60,7 +78,7 @@ def load_with_metadata(path: Path) -> tuple[Tree, dict[str, Any]]:
         Exception: whatever a damaged file makes Orbax raise.
     """
     path = path.absolute()
-    with _without_orphans(), ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
+    with quietly(), ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
         return checkpointer.restore(path), checkpointer.metadata(path).custom_metadata
 
 
@@ -76,18 +94,52 @@ def _handler() -> ocp.StandardCheckpointHandler:
     return ocp.StandardCheckpointHandler(multiprocessing_options=alone())
 
 
+def short(error: Exception) -> str:
+    """An error of Orbax's in a few words: the system's own, or its kind and how its text begins."""
+    code = _code_of(error)
+    if code is not None:
+        return os.strerror(code)
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:120]}"
+
+
+def _code_of(error: Exception) -> int | None:
+    """The system's number for what went wrong, where that is why."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(code[1]) if code else None
+
+
 @contextlib.contextmanager
-def _without_orphans() -> Iterator[None]:
-    """Drops what Python would print of reads that end after another one failed, when nobody waits for them any more."""
-    before = sys.unraisablehook
-    sys.unraisablehook = lambda found: None if "Event loop is closed" in str(found.exc_value) else before(found)
+def quietly() -> Iterator[None]:
+    """Within, Orbax prints nothing of its own: an error is raised, and told by whoever it concerns.
+
+    Python would print what comes of reads and writes that end after another one failed, when nobody waits for them.
+    """
+    before, level = (sys.unraisablehook, sys.excepthook), absl_logging.get_verbosity()
+    sys.unraisablehook = lambda found: None if _is_orphan(found.exc_value) else before[0](found)
+    sys.excepthook = lambda kind, error, trace: None if _is_orphan(error) else before[1](kind, error, trace)
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    tasks = logging.getLogger("asyncio")
+    tasks.disabled = True
     try:
         yield
     except Exception:
-        time.sleep(0.3)
+        let_orphans_end()
         raise
     finally:
-        sys.unraisablehook = before
+        sys.unraisablehook, sys.excepthook = before
+        absl_logging.set_verbosity(level)
+        tasks.disabled = False
+
+
+def let_orphans_end() -> None:
+    """Waits for reads and writes that nobody waits for any more, after one failed, and for what they would print."""
+    time.sleep(ORPHANED)
+    gc.collect()
+
+
+def _is_orphan(error: BaseException | None) -> bool:
+    return "Event loop is closed" in str(error)
 
 
 def _add(total: Any, name: str, leaf: Any) -> None:

@@ -11,7 +11,7 @@ from kimiajax.interruption import Interrupted
 
 USER_ERROR, BUG, INTERRUPTED = 2, 1, 130
 # What the disk, or the system, refuses, whichever file it is; other errors without a file's name are nobody's but ours.
-REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
 LONGEST = 500  # characters of an unforeseen error's text in a line; --debug shows it all
 
 
@@ -50,6 +50,8 @@ def ended(work: Callable[[], int], debug: bool = False, *, program: str = "kimia
 
 def _of_the_machine(error: Exception) -> str | None:
     """What is wrong with the machine, where that is what an error says."""
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        error = MemoryError(error.strerror)
     if isinstance(error, OSError) and error.errno and (error.filename is not None or error.errno in REFUSED):
         where = f"{error.filename}: " if error.filename is not None else ""
         return f"{where}{error.strerror}; check the path, its permissions and space"

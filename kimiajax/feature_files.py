@@ -24,7 +24,7 @@ from kimiajax.data.slides import MPP
 from kimiajax.environment import describe_environment
 from kimiajax.errors import UserError
 from kimiajax.features import batch_size_for, extract_taps
-from kimiajax.files import new_folder, write_text
+from kimiajax.files import new_folder, sha256_file, write_text
 from kimiajax.models.backbone import BACKBONES
 from kimiajax.models.ways import choose_way
 from kimiajax.models.weights import Weights, load_weights
@@ -124,6 +124,7 @@ def export_features(
             "network": network,
             "tap": tap,
             "shape": list(shape),
+            "features_sha256": sha256_file(aside / "features.npy"),
             "source": str(path),
             "manifest_sha256": manifest and manifest.sha256,
             "unverified": manifest and manifest.about.get("unverified"),

@@ -44,14 +44,11 @@ def new_file(path: Path) -> Iterator[Path]:
     remove_leftovers(path.parent)
     aside = _aside(path)
     try:
-        yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())  # or the name could reach the disk before what it names
-        aside.replace(path)
-    except OSError as error:
-        if error.filename in (None, str(aside)):  # whose name tells a user nothing
-            error.filename, error.filename2 = str(path), None
-        raise
+        with _named(path, aside):
+            yield aside
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())  # or the name could reach the disk before what it names
+            aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -76,11 +73,23 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
     aside = _aside(path)
-    aside.mkdir()
     try:
-        yield aside
+        with _named(path, aside):
+            aside.mkdir()
+            yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path, aside: Path) -> Iterator[None]:
+    """Within, errors of the disk speak of the path that a user knows, and not of the one beside it."""
+    try:
+        yield
+    except OSError as error:
+        name = path if error.filename is None else str(error.filename).replace(str(aside), str(path))
+        error.filename, error.filename2 = str(name), None
+        raise
 
 
 def put_folder(aside: Path, path: Path) -> None:

@@ -1,12 +1,7 @@
-"""`kimiajax table` that is killed, stopped, damaged or given other settings, and run again on the same folder."""
+"""`kimiajax table` on a folder that holds a run: finished, changed, of other settings. tests/faults kills runs."""
 
 import json
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 from test_table import predictions, rows_of
@@ -16,36 +11,8 @@ from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.report.results import write_results
 
 SMALL = ["--image-size", "75", "--patches-per-scan", "4", "--head-epochs", "3", "--batch-size", "4"]
-TRAINING = [*SMALL, "--epochs", "4", "--augmentation", "keras2017", "--checkpoint-seconds", "0.1"]
 RANDOM = ["--vgg16-weights", "random", "--inception-v3-weights", "random"]
 QUICKEST = [*SMALL, "--epochs", "2", "--rows", "cnn", "fe_vgg16", "--vgg16-weights", "random"]
-
-
-def program(scans, out, cache, *flags):
-    command = ["table", "quick", "--scans", str(scans), *TRAINING, *RANDOM, "--out", str(out), "--cache", str(cache)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-m", "kimiajax", *command, *flags], **pipes)
-
-
-def run(*given):
-    """Runs to the end: what it said on stderr, and the seconds."""
-    started = time.monotonic()
-    process = program(*given)
-    _, said = process.communicate(timeout=500)
-    assert process.returncode == 0, said
-    return said, time.monotonic() - started
-
-
-def killed(at, number, *given):
-    """Sends a signal after some seconds: the exit status, None where the run had ended before, and what it said."""
-    process = program(*given)
-    try:
-        process.communicate(timeout=at)
-        return None, ""
-    except subprocess.TimeoutExpired:
-        process.send_signal(number)
-        _, said = process.communicate(timeout=100)
-        return process.returncode, said
 
 
 def result_of(out):
@@ -59,68 +26,6 @@ def result_of(out):
         )
         for name, row in rows.items()
     }
-
-
-def kill_again_and_again(scans, tmp_path, rows, kills):
-    """Kills a run so often, at random moments, and resumes each time; then compares it with one left alone."""
-    cache, flags = tmp_path / "cache", ["--rows", *rows]
-    run(scans, tmp_path / "first", cache, *flags)  # compiles
-    _, seconds = run(scans, tmp_path / "whole", cache, *flags)
-    moments, hits = random.Random(7), 0
-    while hits < kills:
-        out = tmp_path / f"killed-{hits}"
-        while hits < kills:
-            status, _ = killed(moments.uniform(0.3, 1.0) * seconds, signal.SIGKILL, scans, out, cache, *flags)
-            if status is None:
-                break
-            assert status == -signal.SIGKILL
-            hits += 1
-        run(scans, out, cache, *flags)
-        assert result_of(out) == result_of(tmp_path / "whole")
-        assert not (out / "unfinished").exists()
-        for row in rows:
-            lines = [json.loads(line) for line in (out / "history" / f"{row}.jsonl").read_text().splitlines()]
-            expected = rows_of(tmp_path / "whole")[1][row]["history"]
-            assert [line["loss"] for line in lines] == [e["loss"] for part in expected.values() for e in part]
-
-
-def test_a_run_killed_at_three_random_moments_ends_bit_for_bit_as_one_left_alone(scans, tmp_path):
-    kill_again_and_again(scans, tmp_path, ["cnn", "tl_vgg16"], 3)
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_twenty_random_moments_over_both_training_rows_does_too(scans, tmp_path):
-    kill_again_and_again(scans, tmp_path, ["tl_vgg16", "tl_inception_v3"], 20)
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_ends_with_its_own_status_and_the_same_command_goes_on(scans, tmp_path, number, status):
-    given = (
-        scans,
-        tmp_path / "run",
-        tmp_path / "cache",
-        "--rows",
-        "cnn",
-        "--epochs",
-        "400",
-        "--checkpoint-seconds",
-        "999",
-    )
-    process = program(*given)
-    while not (tmp_path / "run" / "history" / "cnn.jsonl").exists():  # the first epoch has ended
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=100)
-    assert process.returncode == status
-    assert said.splitlines()[-1].endswith("; the same command goes on from here")
-    (kept,) = (tmp_path / "run" / "unfinished" / "cnn" / "training").iterdir()
-    said, _ = run(*given)
-    done = int(kept.name) // 4
-    assert f"cnn, seed 0: resumed after {done} epochs" in said or f"resumed after {done - 1} epochs and 4 of 4" in said
-    run(scans, tmp_path / "whole", tmp_path / "cache", *given[3:])
-    assert result_of(tmp_path / "run") == result_of(tmp_path / "whole")
-    assert any("CNN (ours) was resumed" in note for note in rows_of(tmp_path / "run")[0]["notes"])
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from kimiajax import processes
 from kimiajax.changes import differences
-from kimiajax.checkpoints import background_saver, digest_of_leaf, load_with_metadata
+from kimiajax.checkpoints import background_saver, digest_of_leaf, let_orphans_end, load_with_metadata, quietly, short
 from kimiajax.errors import UserError
 from kimiajax.interruption import Interruption
 from kimiajax.seals import is_sealed, sealed
@@ -79,9 +79,9 @@ class Checkpoints:
                 if not is_sealed(metadata):
                     raise ValueError("its metadata was changed")
             except (MemoryError, PermissionError) as error:
-                raise UserError(f"{path}: cannot be read ({_short(error)}); nothing of it was changed") from error
+                raise UserError(f"{path}: cannot be read ({short(error)}); nothing of it was changed") from error
             except Exception as error:  # whatever a damaged file makes Orbax raise
-                self._discard(path, _short(error))
+                self._discard(path, short(error))
                 continue
             changes = differences(metadata["identity"], self._identity)
             if changes:
@@ -146,14 +146,15 @@ class Checkpoints:
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Within, signals wait for `stop_if_asked`; at the end nothing is left in the air."""
-        try:
-            with self._interruption.deferred():
-                yield
-        finally:
-            self.finish()
-            if self._saver is not None:
-                self._saver.close()
-                self._saver = None
+        with quietly():
+            try:
+                with self._interruption.deferred():
+                    yield
+            finally:
+                self.finish()
+                if self._saver is not None:
+                    self._saver.close()
+                    self._saver = None
 
     def say(self, text: str) -> None:
         """Tells one line."""
@@ -187,7 +188,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            self._say(f"{self.folder}: no checkpoint could be written ({_short(error)}); training goes on without")
+            let_orphans_end()
+            self._say(f"{self.folder}: no checkpoint could be written ({short(error)}); training goes on without")
 
 
 def _flatten(tree: Any) -> dict[str, Any]:
@@ -217,8 +219,3 @@ def _is_key(leaf: Any) -> bool:
 def _plain(value: Any) -> Any:
     """As JSON gives it back."""
     return json.loads(json.dumps(value))
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:120]}"

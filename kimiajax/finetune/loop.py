@@ -268,16 +268,20 @@ def check_labels(labels: np.ndarray, count: int, num_classes: int) -> None:
 
 
 def problem_of(losses: np.ndarray, epoch: int, plan: Plan, key: jax.Array) -> str | None:
-    """Where a loss of an epoch's first steps is not finite: in which step, and on which patches."""
+    """Where a loss of an epoch's first steps is not finite: in which step, on which patches, and from which key.
+
+    `order_of(jax.random.wrap_key_data(key), epoch, patches)` is the order in which they came.
+    """
     bad = np.flatnonzero(~np.isfinite(losses))
     if not len(bad):
         return None
     order = np.asarray(order_of(key, epoch, plan.count))
     rows = order[plan.places[bad[0]][plan.mask[bad[0]]]]
+    drawn = np.asarray(jax.random.key_data(key)).tolist()
     return (
         f"the loss is {losses[bad[0]]} in epoch {epoch}, step {bad[0] + 1} (training patches "
-        f"{', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}); no accuracy is reported; lower the "
-        "learning rate, and check the weights"
+        f"{', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}; key {drawn}); no accuracy is reported; "
+        "lower the learning rate, and check the weights"
     )
 
 

@@ -40,6 +40,8 @@ def pytest_terminal_summary(terminalreporter, config):
         table.add_column(name, width=width, overflow="fold")
     inputs = Counter()
     for name, row in ROWS.items():
+        if name not in faults and not config.option.matrix:
+            continue
         verdict, found = _verdict(faults.get(name, []))
         inputs[name] = found
         table.add_row(row.group, row.fault, row.behaviour, verdict)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ def start(*arguments: object, limits: str = "", before: str = "", **options: obj
     command = [sys.executable, "-c", code, *map(str, arguments)]
     if limits:
         command = ["bash", "-c", f'ulimit {limits}; exec "$@"', "bash", *command]
+        # JAX would leave truncated programs in the cache that all tests share.
+        options["env"] = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
