@@ -76,11 +76,11 @@ def _prepare(arguments: list[str]) -> None:
         say=progress.say,
     )
     counts = " and ".join(f"{count:,} {split}" for split, count in done.counts.items())
-    print(f"{done.full_name}: {counts} patches {'were there already' if done.reused else 'prepared'}, in {done.path}")
+    _show(f"{done.full_name}: {counts} patches {'were there already' if done.reused else 'prepared'}, in {done.path}")
     if done.unverified is not None:
-        print(f"NOT VERIFIED, and every result will say so: {done.unverified}")
+        _show(f"NOT VERIFIED, and every result will say so: {done.unverified}")
     where = "" if config.data_dir is None else f" --data-dir {config.data_dir}"
-    print(f"kimiajax table quick --dataset {done.full_name.partition(':')[0]}{where}")
+    _show(f"kimiajax table quick --dataset {done.full_name.partition(':')[0]}{where}")
 
 
 def _audit(config: "AuditConfig") -> int:
@@ -105,7 +105,7 @@ def _audit(config: "AuditConfig") -> int:
     record = (config.out or Path("runs") / "audit" / name) / "audit.json"
     write_text(record, json.dumps(audit.as_dict(), indent=2) + "\n")
     _show(render_audit(audit))
-    print(f"written to {record}")
+    _show(f"written to {record}")
     return AUDIT_FAILED if audit.verdict == FAILED else 0
 
 
@@ -146,7 +146,7 @@ def _export(config: "ExportConfig") -> None:
             manifest = cut_patches(source, config.rules(), cache=cache, track=track)
         manifest = export_patches(source, manifest, config.out, track=track)
     train, test = (len(manifest.split(split)) for split in ("train", "test"))
-    print(f"{train:,} training and {test:,} test patches written to {config.out}")
+    _show(f"{train:,} training and {test:,} test patches written to {config.out}")
 
 
 def report(arguments: list[str]) -> None:
@@ -167,7 +167,7 @@ def report(arguments: list[str]) -> None:
     if config.format == "html":
         from kimiajax.report.html import write_report
 
-        print(f"written to {write_report(run, analyse(run), config.out)}")
+        _show(f"written to {write_report(run, analyse(run), config.out)}")
         return
     text = FORMATS[config.format](run, analyse(run))
     if config.out is None:
@@ -247,7 +247,7 @@ def features(arguments: list[str]) -> None:
         progress=for_terminal(),
     )
     shape = " x ".join(map(str, record["shape"]))
-    print(f"{record['tap']} of {network}, {shape}, written to {config.out}")
+    _show(f"{record['tap']} of {network}, {shape}, written to {config.out}")
 
 
 def predict(arguments: list[str]) -> None:
@@ -284,9 +284,9 @@ def predict(arguments: list[str]) -> None:
     _show(render_applied(applied))
     if config.out is not None:
         write_predictions_csv(config.out, applied)
-        print(f"written to {config.out}")
+        _show(f"written to {config.out}")
     if config.grad_cam is not None:
-        print(f"pictures written to {config.grad_cam}")
+        _show(f"pictures written to {config.grad_cam}")
 
 
 def _leading(arguments: list[str], command: str, names: str, count: int) -> tuple[list[str], list[str]]:
@@ -324,4 +324,4 @@ def _write_json(path: Path | None, content: dict[str, object]) -> None:
 
     if path is not None:
         write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-        print(f"written to {path}")
+        _show(f"written to {path}")

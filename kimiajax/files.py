@@ -1,5 +1,6 @@
 """Files and folders that are either whole or absent, and files that are what they are said to be."""
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -157,10 +158,10 @@ def open_hdf5(path: Path, what: str) -> h5py.File:
 
 def guess(head: bytes, size: int, wanted: str) -> str:
     """Names what a file that is not what was wanted seems to be, by its first bytes, with the remedy."""
-    start = head.lstrip().lower()
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         return "a Git-LFS pointer, not the file itself; fetch it with `git lfs pull`"
-    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml", b"<!--")):
         return "a web page saved under that name; download the file itself"
     if not size:
         return "an empty file; fetch it again"

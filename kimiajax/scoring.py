@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kimiajax.data.folders import holds_splits
-from kimiajax.data.manifest import Manifest, Patch, read_manifest
+from kimiajax.data.manifest import MOST_SCANS, Manifest, Patch, read_manifest
 from kimiajax.data.opening import open_scans
 from kimiajax.data.slides import slides_in
 from kimiajax.errors import UserError
+from kimiajax.parsing import LONGEST_NAME, is_name, quoted
 from kimiajax.report.marks import marks_of
 from kimiajax.shapes import Int
 from kimiajax.shown import first_few
@@ -27,7 +28,6 @@ from kimiajax.shown import first_few
 if TYPE_CHECKING:
     from kimiajax.statistics import Interval
 
-MOST_SCANS = 10_000  # a number beyond is no scan's, and would cost its memory for each patch
 COLUMNS = ("patch_id", "predicted", "scan")  # that are read; others are passed over
 MANIFEST = "manifest.csv"  # of a run, and of an exported folder
 TRUTHS = "a manifest.csv, a run's folder, a CSV file with columns patch_id and scan, or the scans or images themselves"
@@ -272,7 +272,7 @@ class _Csv:
 
     @property
     def names(self) -> str:
-        return ", ".join(map(repr, self.columns))
+        return first_few(map(quoted, self.columns))
 
     def ids(self) -> tuple[str, ...]:
         """The column patch_id, each value once."""
@@ -280,6 +280,11 @@ class _Csv:
         for line, patch_id in zip(self.lines, self._column("patch_id")):
             if not patch_id:
                 raise UserError(f"{self.path}, line {line}: has no patch_id; give the patch's, or remove the line")
+            if not is_name(patch_id):
+                raise UserError(
+                    f"{self.path}, line {line}: patch_id is {quoted(patch_id)}; it must be one line of {LONGEST_NAME} "
+                    "characters at most"
+                )
             if patch_id in lines:
                 raise UserError(
                     f"{self.path}, line {line}: {patch_id} stands on line {lines[patch_id]} already; keep one of them"
@@ -294,8 +299,8 @@ class _Csv:
             digits = text.strip()
             if not (digits.isascii() and digits.isdecimal() and len(digits) < 20 and int(digits) < MOST_SCANS):
                 raise UserError(
-                    f"{self.path}, line {line}: {name} is {text!r}; it must be a scan's number, whole and from 0 to "
-                    f"{MOST_SCANS - 1}"
+                    f"{self.path}, line {line}: {name} is {quoted(text)}; it must be a scan's number, whole and from 0 "
+                    f"to {MOST_SCANS - 1}"
                 )
             values.append(int(digits))
         return np.array(values, np.int64)

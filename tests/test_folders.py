@@ -353,3 +353,12 @@ def test_folders_that_leave_a_choice_or_lack_a_scan_are_refused_by_name(tmp_path
     with pytest.raises(UserError, match=message) as caught:
         open_scans(tmp_path)
     assert str(caught.value).startswith(str(tmp_path))
+
+
+def test_no_other_program_is_run_for_an_image_whatever_it_is_called(tmp_path, monkeypatch):
+    """Pillow hands PostScript to Ghostscript."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments: pytest.fail("it was run"))
+    path = tmp_path / "patch.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 80 80\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(UserError, match=r"patch\.png: not an image"):
+        read_gray(path)

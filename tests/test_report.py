@@ -14,6 +14,7 @@ from stored_runs import manifest_of, predictions_of, write_run
 from kimiajax.analysis import analyse, beaten_by_histogram, unfit
 from kimiajax.claims import CLAIMS, OPEN
 from kimiajax.cli import main
+from kimiajax.report.results import write_results
 from kimiajax.report.stored import read_run
 from kimiajax.report.tables import SCORES, render_table
 from kimiajax.report.text import FORMATS, notes
@@ -266,7 +267,7 @@ def test_seeds_whose_audits_differ_are_marked_by_the_worst(tmp_path):
         results["data"]["audit"] = failed
         if path.parent == tmp_path:
             del results["data"]["audit"]
-        path.write_text(json.dumps(results))
+        write_results(path.parent, results)
     for name in ("html", *FORMATS):
         assert main(["report", str(tmp_path), "--format", name]) == 0
     assert "AUDIT FAILED (copies)" in (tmp_path / "report.html").read_text()

@@ -155,7 +155,7 @@ def test_several_seeds_go_on_where_they_were(scans, tmp_path, capsys):
     second = tmp_path / "run" / "seed-1" / "results.json"
     results = json.loads(second.read_text())
     results["rows"] = []
-    second.write_text(json.dumps(results))
+    write_results(second.parent, results)
     capsys.readouterr()
     assert main([*command, "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err

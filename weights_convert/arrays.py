@@ -4,9 +4,11 @@ What a file is shows in its first bytes, not in its name: HDF5 and `.keras` arch
 """
 
 import contextlib
+import errno
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,18 @@ import numpy as np
 
 from kimiajax.errors import UserError
 from kimiajax.files import HDF5_SIGNATURE, guess, open_hdf5
+from kimiajax.parsing import is_name, quoted
 
 PICKLE = (
     "a pickle, which can run any program and is never loaded; turn it into safetensors where torch 2.6 or later is: "
     "`safetensors.torch.save_file(torch.load('x.pth', weights_only=True), 'x.safetensors')`"
 )
 KERAS_MEMBER = "model.weights.h5"  # of a `.keras` archive
+ZIP_SIGNATURE = b"PK\x03\x04"
+# What zipfile raises over a damaged archive, besides an OSError for a place before its first byte.
+DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zlib.error)
+LARGEST_LIST = 2**20  # bytes of an archive's list of members, of which Keras writes four
+LARGEST_HEADER = 2**20  # bytes; that of torch's Inception-v3 takes 64 thousand, and reading one takes memory
 SAFETENSORS_TYPES = {"F32": "float32", "F16": "float16", "F64": "float64", "BF16": "bfloat16"}
 
 
@@ -47,7 +55,7 @@ def framework_of(path: Path) -> str:
         head = stream.read(512)
     if head.startswith(HDF5_SIGNATURE):
         return "keras"
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith(ZIP_SIGNATURE):
         with _archive(path) as archive:
             members = archive.namelist()
         if KERAS_MEMBER in members:
@@ -66,7 +74,9 @@ def framework_of(path: Path) -> str:
 @contextlib.contextmanager
 def open_keras(path: Path) -> Iterator[h5py.File]:
     """The HDF5 file itself, or the one inside a `.keras` archive, copied out for as long as it is read."""
-    if not zipfile.is_zipfile(path):
+    with path.open("rb") as stream:
+        archived = stream.read(len(ZIP_SIGNATURE)) == ZIP_SIGNATURE
+    if not archived:
         with open_hdf5(path, "weights") as file:
             yield file
         return
@@ -79,7 +89,10 @@ def open_keras(path: Path) -> Iterator[h5py.File]:
                     f"{path}: its arrays are compressed or encrypted, which Keras does not do; save it from Keras again"
                 )
             with archive.open(member) as source, inner.open("wb") as target:
-                shutil.copyfileobj(source, target, 2**22)
+                try:
+                    shutil.copyfileobj(source, target, 2**22)
+                except OSError as error:  # of a full disk, which does not say where
+                    raise OSError(error.errno, error.strerror, str(inner)) from error
         with _opened(inner, path) as file:
             yield file
 
@@ -93,11 +106,28 @@ def _opened(inner: Path, path: Path) -> h5py.File:
 
 @contextlib.contextmanager
 def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    _check_list(path)
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except zipfile.BadZipFile as error:
+    except UserError:
+        raise
+    except (*DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise UserError(f"{path}: a damaged archive ({error}); fetch or save it again") from error
+
+
+def _check_list(path: Path) -> None:
+    """Raises UserError for a list of members that is out of all proportion, since zipfile reads it whole."""
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - 2**16 - 22))  # what ends an archive, and the longest comment after it
+        tail = stream.read()
+    end = tail.rfind(b"PK\x05\x06")
+    claimed = int.from_bytes(tail[end + 12 : end + 16], "little")
+    elsewhere = tail[max(0, end - 20) : max(0, end)].startswith(b"PK\x06\x07")  # in an archive of more than 4 GiB
+    if end >= 0 and (claimed > LARGEST_LIST or elsewhere):
+        raise UserError(f"{path}: an archive of too many members for Keras to have saved it; give its weight file")
 
 
 @contextlib.contextmanager
@@ -109,11 +139,22 @@ def open_safetensors(path: Path) -> Iterator[dict[str, Stored]]:
     """
     from safetensors import SafetensorError, safe_open
 
+    with path.open("rb") as stream:
+        claimed = int.from_bytes(stream.read(8), "little")
+    if claimed > LARGEST_HEADER:
+        raise UserError(f"{path}: not a whole safetensors file (a header of {claimed:,} bytes); fetch or save it again")
     try:
         with safe_open(path, framework="numpy") as file:
-            yield {name: _stored(file, name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            odd = [name for name in names if not is_name(name)]
+            if odd:
+                raise UserError(
+                    f"{path}: {quoted(odd[0])} is a name that no line can show; fetch or save the file again"
+                )
+            yield {name: _stored(file, name) for name in names}
     except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error}); fetch or save it again") from error
+        reason = quoted(str(error), 300)[1:-1]  # it quotes the file
+        raise UserError(f"{path}: not a whole safetensors file ({reason}); fetch or save it again") from error
 
 
 def _stored(file: Any, name: str) -> Stored:

@@ -1,7 +1,6 @@
 """A weight file to a backbone's variables: every array in its place, once, or one error that lists what is wrong."""
 
 import datetime
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +14,13 @@ from kimiajax.errors import UserError
 from kimiajax.files import sha256_file
 from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
 from kimiajax.models.weights import LINEAGE_FORMAT, TOP_BLOCKS, Weights, origin_of, published_lineage, top_of
+from kimiajax.parsing import parse_json
 from weights_convert import keras, torch
 from weights_convert.arrays import Stored, framework_of
 from weights_convert.tables import Destination, Table
 
 FRAMEWORKS = {"keras": keras, "torch": torch}
+LONGEST_LIST = 2_000  # characters of what is wrong with a file
 BACKGROUND_CLASSES = 1001  # TensorFlow-Slim's ImageNet classes, whose first is the background
 
 
@@ -47,14 +48,17 @@ def convert(
 
     Raises:
         UserError: an option that does not apply, no such file, not such a file, another network's, or arrays missing,
-            extra, misshapen, of another type or not finite; all of them are listed.
+            extra, misshapen, of another type or not finite; they are counted, and listed as far as a line goes.
     """
     known = {name for module in FRAMEWORKS.values() for name in module.TABLES}
     if network not in known:
         raise UserError(f"no mapping table for {network!r}; choose from {', '.join(sorted(known))}")
     found = framework_of(path)
     if framework not in (None, found):
-        raise UserError(f"{path}: seems to be a file of {found}, not of {framework}")
+        raise UserError(
+            f"{path}: seems to be a file of {found}, not of {framework}; name {found} in its place, or give a file of "
+            f"{framework}"
+        )
     module = FRAMEWORKS[found]
     convention = module.CONVENTIONS[network]
     if fold and not convention.options.get("scale"):
@@ -64,6 +68,8 @@ def convert(
     with module.open_arrays(path) as (arrays, layout, attributes):
         left_out = [name for name in arrays if module.is_unused(name)]
         arrays = {name: stored for name, stored in arrays.items() if name not in left_out}
+        if not arrays:
+            raise UserError(f"{path}: holds no weights; give a file of {network}")
         table = _choose_table(network, arrays, found, path)
         backbone = BACKBONES[network].variant(**convention.options)
         variables = _place(backbone, arrays, table, path)
@@ -109,7 +115,7 @@ def _exported_lineage(
     if keras.LINEAGE not in attributes:
         return {}
     try:
-        parent = json.loads(attributes[keras.LINEAGE])
+        parent = parse_json(attributes[keras.LINEAGE])
         inherited = {key: parent[key] for key in ("label_offset", "expected_input")}
         origin_of(parent)
         told = parent["format"], parent["network"], parent["digest"]
@@ -145,7 +151,7 @@ def _own(table: Table) -> set[str]:
 
 
 def _place(backbone: Backbone, arrays: dict[str, Stored], table: Table, path: Path) -> Variables:
-    """Every array in its place, or one error that lists everything that is wrong."""
+    """Every array in its place, or one error that lists what is wrong."""
     groups = {name: _group(to) for name, (to, _) in table.items()}
     present = {"blocks"} | {groups[name] for name in arrays if name in groups}
     table = {name: entry for name, entry in table.items() if groups[name] in present}
@@ -177,11 +183,18 @@ def _place(backbone: Backbone, arrays: dict[str, Stored], table: Table, path: Pa
         for part in to[:-1]:
             node = node.setdefault(part, {})
         node[to[-1]] = array
-    if len(faults) == 1:
-        raise UserError(f"{path}: not the arrays of {backbone.name}: {faults[0]}")
     if faults:
-        raise UserError(f"{path}: {len(faults)} arrays are not those of {backbone.name}:\n  " + "\n  ".join(faults))
+        count = "an array is not that" if len(faults) == 1 else f"{len(faults)} arrays are not those"
+        raise UserError(
+            f"{path}: {count} of {backbone.name}: {_listed(faults)}; give {backbone.name}'s file as its framework "
+            "saved it"
+        )
     return variables
+
+
+def _listed(faults: list[str]) -> str:
+    text = "; ".join(faults)
+    return text if len(text) <= LONGEST_LIST else f"{text[:LONGEST_LIST].rpartition('; ')[0]}; ..."
 
 
 def _group(destination: Destination) -> str:

@@ -5,7 +5,9 @@ what `model.save("x.h5")` of Keras 3 writes (the same under `/model_weights`, wi
 """
 
 import contextlib
+import mmap
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ import numpy as np
 
 from kimiajax.errors import UserError
 from kimiajax.models import inception_v3, vgg16
+from kimiajax.parsing import is_name, quoted
 from weights_convert.arrays import Stored, open_keras
 from weights_convert.tables import AS_IS, Convention, Destination, Table
 
 WEIGHT = re.compile(r"(?:.*_)?(W|b|kernel|bias|beta|gamma|moving_mean|moving_variance)(?:_\d+)?(?::0)?")
 NAMES_OF_2017 = {"W": "kernel", "b": "bias"}
+HEAP = b"GCOL\1"  # of texts, in an HDF5 file
 LINEAGE = "kimiajax_lineage"  # the attribute in which an exported file says where its arrays came from
 
 
@@ -86,18 +90,55 @@ def is_unused(name: str) -> bool:
 
 @contextlib.contextmanager
 def open_arrays(path: Path) -> Iterator[tuple[dict[str, Stored], str, dict[str, Any]]]:
-    """The arrays of a file under the names of the tables, the layout's name, and the file's attributes.
+    """A file's arrays under the names of the tables, the layout's name, and the attribute `LINEAGE`, if it is there.
 
     Raises:
         UserError: not a file that Keras wrote, or one whose arrays have no clear names.
     """
     with open_keras(path) as file:
         with _damage_named(path):
+            _check_texts(file, path)
+            _check_links(file, path)
             arrays, layout = _find(file, path)
-            attributes = dict(file.attrs)
+            attributes = {LINEAGE: file.attrs[LINEAGE]} if LINEAGE in file.attrs else {}
         if not arrays:
             raise UserError(f"{path}: holds no weights; give a file that Keras saved")
         yield _by_rank(arrays), layout, attributes
+
+
+def _check_texts(file: h5py.File, path: Path) -> None:
+    """Raises UserError for texts that HDF5, 2.0 at least, would read for ever: an entry without length, as in a hole.
+
+    Texts lie in heaps, whose header of 16 bytes ends with their size: entries one after another, each with its number,
+    0 for what is free, and its length in a header of 16 bytes. That of what is free counts the header.
+    """
+    if file.id.get_create_plist().get_sizes() != (8, 8):
+        raise UserError(f"{path}: has lengths of other than 64 bits, and Keras writes none such; fetch it again")
+    with Path(file.filename).open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        heap = content.find(HEAP)
+        while heap >= 0:
+            place, end = heap + 16, min(heap + int.from_bytes(content[heap + 8 : heap + 16], "little"), len(content))
+            while place + 16 <= end:
+                number, length = struct.unpack_from("<H6xQ", content, place)
+                taken = (16 + -(-length // 8) * 8) % 2**64 if number else length
+                if not taken:
+                    raise UserError(f"{path}: a damaged HDF5 file (its texts have a hole at {place:,}); fetch it again")
+                place += taken
+            heap = content.find(HEAP, heap + len(HEAP))
+
+
+def _check_links(file: h5py.File, path: Path) -> None:
+    """Raises UserError for what leads elsewhere, into another file perhaps, and for a name that no line can show."""
+
+    def visit(name: str, link: object) -> str | None:
+        return None if isinstance(link, h5py.HardLink) and is_name(name) else name
+
+    odd = file.visititems_links(visit)
+    if odd is not None:
+        raise UserError(
+            f"{path}: {quoted(odd)} is a link, or a name that no line can show, and Keras writes neither; give a file "
+            "that Keras saved"
+        )
 
 
 def _find(file: h5py.File, path: Path) -> tuple[dict[str, Stored], str]:
@@ -116,12 +157,14 @@ def _damage_named(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, SystemError) as error:  # the last over names
         raise UserError(f"{path}: a damaged HDF5 file ({type(error).__name__}: {error}); fetch it again") from error
 
 
 def _stored(dataset: h5py.Dataset, path: Path) -> Stored:
     """An array that is whole in the file: one never written reads as zeros, of any size."""
+    if dataset.external:
+        raise UserError(f"{path}: {dataset.name} lies in another file; give a file that Keras saved")
     if dataset.shape is None or dataset.id.get_storage_size() < dataset.size * dataset.dtype.itemsize:
         raise UserError(
             f"{path}: {dataset.name} was never written, or is compressed, which Keras does not do; fetch the file again"
@@ -160,7 +203,7 @@ def _by_saved_name(layers: h5py.Group, path: Path) -> dict[str, Stored]:
         if not isinstance(item, h5py.Group) or name.rsplit("/", 1)[-1] != "vars" or not len(item):
             return
         layer = item.attrs.get("name")
-        if not isinstance(layer, str):
+        if not isinstance(layer, str) or not is_name(layer):
             raise UserError(f"{path}: {item.name} does not say which layer it is; save it with a newer Keras")
         numbered = [item[str(number)] for number in range(len(item)) if str(number) in item]
         leaves = _leaves(numbered)

@@ -178,7 +178,7 @@ def _check_patches(
     source: Source, manifest: Manifest, covers: dict[Split, list[str]], progress: Silent
 ) -> Iterator[Check]:
     """What is asked of the patches themselves, wherever they come from."""
-    patches = read_patches(source, manifest, THUMBNAIL, "box", track=progress.track)
+    patches = read_patches(source, manifest, THUMBNAIL, "box", track=progress.track, with_holes=True)
     for split in SPLITS:
         covers[split] += [patch.sha256 for patch in patches.manifest.split(split)]
     yield checks.check_training_counts(source, patches.manifest)

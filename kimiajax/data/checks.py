@@ -14,7 +14,7 @@ from kimiajax.data.placing import ORIENTATIONS, Fits
 from kimiajax.data.prepared import Prepared
 from kimiajax.data.reading import Patches
 from kimiajax.data.scans import Scans
-from kimiajax.data.source import Gridded, Source
+from kimiajax.data.source import SMALLEST_HOLE, Gridded, Source
 from kimiajax.data.survey import CELLS, WHITE, Survey, cell_edges, in_threads
 from kimiajax.errors import UserError
 from kimiajax.files import md5_file
@@ -24,7 +24,6 @@ PASSED, FAILED, NOTE, UNTOLD, NOT_APPLICABLE = "passed", "FAILED", "note", "cann
 FIT = 0.1  # by so much must a patch fit elsewhere better, in correlation, than where it is said to belong
 SIGMAS = 5.0  # and by so many standard deviations better than patches of other scans fit
 GROUP = 20  # patches named of a group with the same pixels
-SMALLEST_HOLE = 8  # pixels along the side of a cell; smaller ones are of one gray value by themselves
 SHOWN = 5  # findings named in a line; the record holds them all
 
 
@@ -102,7 +101,7 @@ def check_constant(source: Gridded, surveys: list[Survey]) -> Check:
         findings += [{"dataset": name, "chunks never written": n} for name, n in source.unwritten().items()]
     edge = source.patch_size // CELLS
     for scan, survey in enumerate(surveys):
-        if edge < SMALLEST_HOLE:
+        if source.patch_size < SMALLEST_HOLE:
             break
         whole = [np.diff(cell_edges(length, survey.size)) >= edge for length in survey.shape]
         flat = (survey.least == survey.greatest) & (survey.least < Rules.background) & np.outer(*whole)
@@ -111,10 +110,10 @@ def check_constant(source: Gridded, surveys: list[Survey]) -> Check:
             row, col = (at[0] * survey.size // CELLS).tolist()
             where = {"scan": source.names[scan], "gray": value, "cells": len(at), "row": row, "col": col}
             findings.append(where)
-    if isinstance(source, Scans) and edge >= SMALLEST_HOLE:
+    if isinstance(source, Scans) and source.patch_size >= SMALLEST_HOLE:
         holes = in_threads(lambda k: _holes(source.read_test_patch(k), edge), range(len(source.targets)))
         findings += [{"test patch": k, "cells": count} for k, count in enumerate(holes) if count]
-    if not findings and edge < SMALLEST_HOLE:
+    if not findings and source.patch_size < SMALLEST_HOLE:
         detail = f"patches of {source.patch_size} pixels are too small: a few equal pixels are no hole"
         return Check("constant regions", UNTOLD, detail)
     if not findings:

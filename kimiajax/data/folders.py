@@ -20,7 +20,9 @@ from kimiajax.data.images import IMAGES, read_gray
 from kimiajax.data.manifest import SPLITS, Patch, Split
 from kimiajax.data.source import Candidates, Precut, first_missing, identity_of, is_ignored, walk
 from kimiajax.errors import UserError
+from kimiajax.parsing import LONGEST_NAME, is_name, parse_json, shown
 from kimiajax.shapes import UInt8
+from kimiajax.shown import first_few
 
 CLASS = re.compile(r"(?:s|scan)?(\d+)", re.IGNORECASE)
 HEADER = "manifest.json"  # of an exported folder
@@ -95,10 +97,10 @@ class Folder(Precut):
         for entry, images in entries:
             match = CLASS.fullmatch(entry.name)
             if not match or not entry.is_dir():
-                raise UserError(f"{entry}: is no scan's folder (s0, s1, ...); move it elsewhere")
+                raise UserError(f"{shown(entry)}: is no scan's folder (s0, s1, ...); move it elsewhere")
             number = int(match[1])
             if number in scans:
-                raise UserError(f"{entry}: a second folder of scan {number}; put their images together")
+                raise UserError(f"{shown(entry)}: a second folder of scan {number}; put their images together")
             scans[number] = self._find_patches(split, number, images)
         return scans
 
@@ -107,39 +109,32 @@ class Folder(Precut):
         for file in sorted(walk(folder), key=lambda file: natural(file.relative_to(folder))):
             name = f"{split}/s{scan}/{file.relative_to(folder).with_suffix('').as_posix()}"
             if file.suffix.lower() not in IMAGES:
-                raise UserError(f"{file}: is no image ({', '.join(IMAGES)}); move it elsewhere")
-            if not _is_text(name):
-                raise UserError(f"{file!r}: its name is no text; rename it")
+                raise UserError(f"{shown(file)}: is no image ({', '.join(IMAGES)}); move it elsewhere")
+            if not is_name(name):
+                raise UserError(
+                    f"{shown(file)}: its name is no text; rename it, in one line of {LONGEST_NAME} characters at most"
+                )
             if name in self._files:
-                raise UserError(f"{file}: has the name of {self._files[name].name}; keep one of them")
+                raise UserError(f"{shown(file)}: has the name of {self._files[name].name}; keep one of them")
             self._files[name] = file
             patches.append(Patch(name, scan, split))
         if not patches:
-            raise UserError(f"{folder}: holds no images; put the patches of scan {scan} there")
+            raise UserError(f"{shown(folder)}: holds no images; put the patches of scan {scan} there")
         return patches
 
     def _read_size(self) -> int:
         first = self._files[self._patches["test"][0][0].patch_id]
         height, width = read_gray(first).shape
         if height != width:
-            raise UserError(f"{first}: is {height} x {width} pixels; patches are squares")
+            raise UserError(f"{shown(first)}: is {height} x {width} pixels; patches are squares")
         return height
 
     def _header(self) -> dict[str, Any]:
         try:
-            header = json.loads((self.path / HEADER).read_text(encoding="utf-8"))
+            header = parse_json((self.path / HEADER).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return header if isinstance(header, dict) else {}
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name can be written down: file systems know names that are no UTF-8."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def holds_splits(path: Path) -> bool:
@@ -157,7 +152,7 @@ def _layout_of(path: Path) -> dict[Split, list[tuple[Path, Path]]]:
     layout = {}
     for split, folders in tops.items():
         if len(folders) != 1:
-            have = ", ".join(sorted(folder.name for folder in folders)) or "none"
+            have = first_few(sorted(shown(Path(folder.name)) for folder in folders)) or "none"
             raise UserError(
                 f"{path}: must hold one folder with {split!r} in its name, and has {have}; in it, a folder of images "
                 "for each scan: s0, s1, ..."
@@ -165,7 +160,7 @@ def _layout_of(path: Path) -> dict[Split, list[tuple[Path, Path]]]:
         (top,) = folders
         entries = [entry for entry in _entries_of(top) if [entry] != tops["test"] and (top != path or entry.is_dir())]
         if not entries:
-            raise UserError(f"{top}: is empty; put a folder of images for each scan there: s0, s1, ...")
+            raise UserError(f"{shown(top)}: is empty; put a folder of images for each scan there: s0, s1, ...")
         layout[split] = [(entry, entry) for entry in entries]
     return layout
 
@@ -194,7 +189,7 @@ def _one_folder(scan: Path, split: Split) -> Path:
 def _only(path: Path, known: list[Path], what: str) -> None:
     strange = [entry for entry in _entries_of(path) if entry not in known]
     if strange:
-        raise UserError(f"{strange[0]}: is {what}; move it elsewhere")
+        raise UserError(f"{shown(strange[0])}: is {what}; move it elsewhere")
 
 
 def scans_in(path: Path) -> list[Path]:

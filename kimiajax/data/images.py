@@ -8,26 +8,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kimiajax.data.survey import SMALLEST_PATCH
 from kimiajax.errors import UserError
 from kimiajax.files import guess
+from kimiajax.parsing import shown
 from kimiajax.shapes import UInt8
 
 if TYPE_CHECKING:
     from PIL import Image
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # whatever a file is called: Pillow runs other programs for some
 EIGHT_BITS = {"L": "L", "RGB": "RGB", "1": "L", "P": "RGB"}  # modes that are read, and what they become
 PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}  # as small as zlib's default on tissue, and 2.7 times as fast
 AS_THEY_ARE = ("JPEG", "PNG")  # formats that every reader of data sets knows
+FILLED_IN = (128, (128, 128, 128))  # the last pixel of a JPEG that was cut, gray or RGB
+MORE = bytes(range(1, 255))  # bytes that a JPEG's decoder takes for pixels, if it looks at them
 
 
 def read_gray(path: Path) -> UInt8[np.ndarray, "h w"]:
     """The gray values of an 8-bit image, upright: colours become gray as in ITU-R 601-2, which is Pillow's way.
 
     Raises:
-        UserError: no image, a damaged one, or one that would have to be guessed at: 16 bits, transparent, CMYK.
+        UserError: no image, a damaged or a tiny one, or one that would have to be guessed at: 16 bits, transparent,
+            CMYK.
     """
-    return np.asarray(_upright(path, str(path))[0].convert("L"))
+    return np.asarray(_upright(path, shown(path))[0].convert("L"))
 
 
 def decode_gray(content: bytes, name: str) -> UInt8[np.ndarray, "h w"]:
@@ -51,7 +57,7 @@ def read_rgb(path: Path) -> tuple[bytes, tuple[int, int]]:
     Raises:
         UserError: what `read_gray` refuses.
     """
-    image, as_it_is = _upright(path, str(path))
+    image, as_it_is = _upright(path, shown(path))
     kept = as_it_is and image.mode == "RGB"
     return path.read_bytes() if kept else _png(image.convert("RGB")), (image.height, image.width)
 
@@ -70,18 +76,27 @@ def _upright(source: Path | bytes, name: str) -> tuple["Image.Image", bool]:
         return UserError(f"{name}: {what}; save it as 8-bit gray or RGB")
 
     try:
-        with warnings.catch_warnings(), Image.open(_opened(source)) as image:
+        with warnings.catch_warnings(), Image.open(_opened(source), formats=FORMATS) as image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # other threads may have lifted the filter
+                raise Image.DecompressionBombError(f"{image.height} x {image.width} pixels")
             if _bits(image) > 8:
                 raise refuse("has more than 8 bits a channel")
+            if min(image.size) < SMALLEST_PATCH:
+                size = f"{image.height} x {image.width}"
+                raise UserError(f"{name}: is {size} pixels, too small for a patch; fetch it again, or remove it")
             image.load()
+            if _is_filled_in(image, source):
+                raise OSError("its data end before the picture does")
             before, as_it_is = image.mode, image.format in AS_THEY_ARE
             turned = image.getexif().get(0x0112, 1) != 1
             upright = ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
         raise UserError(f"{name}: {guess(*_head(source), 'an image')}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{name}: claims to be far larger than a patch ({error})") from error
+        raise UserError(
+            f"{name}: claims to be far larger than a patch ({error}); fetch it again, or remove it"
+        ) from error
     except FileNotFoundError as error:
         raise UserError(f"{name}: no such file any more; was the folder changed?") from error
     except UserError:
@@ -97,6 +112,21 @@ def _upright(source: Path | bytes, name: str) -> tuple["Image.Image", bool]:
         raise refuse(f"is of mode {upright.mode}")
     upright = upright.convert(EIGHT_BITS[upright.mode])
     return upright, as_it_is and not turned and upright.mode == before
+
+
+def _is_filled_in(image: "Image.Image", source: Path | bytes) -> bool:
+    """Whether a JPEG lacks data but for the mark of its end: the decoder makes the rest gray, without a word.
+
+    Data beyond the last pixel's are not decoded. So where more of them change the picture, it was not whole.
+    """
+    from PIL import Image
+
+    if image.format != "JPEG" or image.getpixel((image.width - 1, image.height - 1)) not in FILLED_IN:
+        return False
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    end = content.rindex(b"\xff\xd9")
+    with Image.open(io.BytesIO(content[:end] + MORE + content[end:])) as other:
+        return other.tobytes() != image.tobytes()
 
 
 def _opened(source: Path | bytes) -> Path | io.BytesIO:

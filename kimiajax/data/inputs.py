@@ -16,9 +16,10 @@ from kimiajax.data.pixels import check_filter, resize
 from kimiajax.data.reading import prepare_patches, read_patches
 from kimiajax.data.sets import Dataset
 from kimiajax.data.slides import MPP, SUFFIXES, slides_in
-from kimiajax.data.source import Track, no_track, walk
+from kimiajax.data.source import Track, hole_of, is_hole, no_track, walk
 from kimiajax.data.survey import in_threads
 from kimiajax.errors import UsageError, UserError
+from kimiajax.parsing import shown
 from kimiajax.shapes import Int, UInt8
 
 SCAN_FILES = (".h5", ".hdf5")
@@ -121,7 +122,7 @@ def _images_at(path: Path) -> dict[str, Path] | None:
     files = sorted(walk(path), key=lambda file: natural(file.relative_to(path)))
     strange = [file for file in files if file.suffix.lower() not in IMAGES]
     if strange:
-        raise UserError(f"{strange[0]}: is no image ({', '.join(IMAGES)}); move it elsewhere")
+        raise UserError(f"{shown(strange[0])}: is no image ({', '.join(IMAGES)}); move it elsewhere")
     if not files:
         raise UserError(f"{path}: holds no images; give {KINDS}")
     return {file.relative_to(path).as_posix(): file for file in files}
@@ -153,6 +154,8 @@ def _read_images(images: dict[str, Path], size: int, filter: str, patch_size: in
         patch = _read_square(files[index])
         if len(patch) != side:
             raise UsageError(_other_size(files[index], len(patch), side, None if patch_size else files[0]))
+        if is_hole(patch):
+            raise UserError(f"{shown(files[index])}: {hole_of(patch)}; fetch it again, or remove it")
         pixels[index] = resize(patch, size, filter)
 
     for _ in track(in_threads(read, range(len(files))), "reading images", len(files), "images"):
@@ -166,8 +169,8 @@ def _read_square(file: Path) -> UInt8[np.ndarray, "s s"]:
     if height != width:
         side = min(height, width)
         raise UserError(
-            f"{file}: is {height} x {width} pixels, and patches are squares; crop it to {side} x {side} or less, since "
-            "nothing is stretched here"
+            f"{shown(file)}: is {height} x {width} pixels, and patches are squares; crop it to {side} x {side} or "
+            "less, since nothing is stretched here"
         )
     return gray
 
@@ -176,10 +179,10 @@ def _other_size(file: Path, found: int, wanted: int, first: Path | None) -> str:
     """What to say of an image of another size than was asked for, or than the first image has."""
     if first is None:
         return (
-            f"{file}: is {found} x {found} pixels, and patches of {wanted} x {wanted} are expected; if it shows as "
-            f"much of a slide as such a patch does, say so with --patch-size {found}"
+            f"{shown(file)}: is {found} x {found} pixels, and patches of {wanted} x {wanted} are expected; if it shows "
+            f"as much of a slide as such a patch does, say so with --patch-size {found}"
         )
     return (
-        f"{file}: is {found} x {found} pixels and {first} {wanted} x {wanted}: of one scale they would show more of a "
-        "slide or less; give images of one size"
+        f"{shown(file)}: is {found} x {found} pixels and {shown(first)} {wanted} x {wanted}: of one scale they would "
+        "show more of a slide or less; give images of one size"
     )

@@ -13,11 +13,14 @@ import numpy as np
 
 from kimiajax.errors import UserError
 from kimiajax.files import write_text
+from kimiajax.parsing import LONGEST_NAME, is_name, parse_json, quoted
 from kimiajax.shapes import Int
 
 FORMAT = 1
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+MOST_SCANS = 10_000  # a number beyond is no scan's, and would cost its memory for each patch
+LARGEST_PATCH = 2**20  # pixels along its side
 
 
 @dataclass(frozen=True)
@@ -137,11 +140,13 @@ def read_manifest(path: str | Path) -> Manifest:
         )
     try:
         rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")))
+        if tuple(rows.fieldnames or ()) != FIELDS:
+            raise UserError(f"{path}: has columns {quoted(rows.fieldnames)}; they must be {', '.join(FIELDS)}")
+        patches = tuple(_parse(row, header["scans"], f"{path}, line {line}") for line, row in enumerate(rows, start=2))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is no UTF-8 text ({error}); write the manifest again") from error
-    if tuple(rows.fieldnames or ()) != FIELDS:
-        raise UserError(f"{path}: has columns {rows.fieldnames}; they must be {', '.join(FIELDS)}")
-    patches = tuple(_parse(row, header["scans"], f"{path}, line {line}") for line, row in enumerate(rows, start=2))
+    except csv.Error as error:
+        raise UserError(f"{path}: is no CSV ({error}); write the manifest again") from error
     _check_whole(path, patches)
     about = {key: value for key, value in header.items() if key not in ("format", "patch_size", "scans", "patches")}
     del about["csv_sha256"]
@@ -158,7 +163,7 @@ def _read(path: Path) -> bytes:
 def _read_header(path: Path) -> dict[str, Any]:
     header_path = header_of(path)
     try:
-        header = json.loads(_read(header_path))
+        header = parse_json(_read(header_path))
     except ValueError as error:
         raise UserError(f"{header_path}: is no JSON ({error}); write the manifest again") from error
     wanted = {"format": int, "patch_size": int, "scans": int, "csv_sha256": str | None}
@@ -166,6 +171,12 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise UserError(f"{header_path}: is no manifest's header, which holds {', '.join(wanted)}")
     if header["format"] != FORMAT:
         raise UserError(f"{header_path}: format {header['format']}; this version of kimiajax reads format {FORMAT}")
+    for key, most in (("scans", MOST_SCANS), ("patch_size", LARGEST_PATCH)):
+        if not 1 <= header[key] <= most:
+            raise UserError(f"{header_path}: {key} is {header[key]}; it must be from 1 to {most:,}")
+    rules = header.get("rules")
+    if rules is not None and not (isinstance(rules, dict) and isinstance(rules.get("background", 0), int)):
+        raise UserError(f"{header_path}: rules must name the settings of the draw, background as a gray value")
     return header
 
 
@@ -176,18 +187,22 @@ def _parse(row: dict[str, str], scans: int, where: str) -> Patch:
         except (TypeError, ValueError):
             value = None
         if value is None or not least <= value <= most:
-            raise UserError(f"{where}: {name} is {row[name]!r}; it must be a number from {least} to {most}")
+            raise UserError(f"{where}: {name} is {quoted(row[name])}; it must be a number from {least} to {most}")
         return value
 
     if None in row or None in row.values():
         raise UserError(f"{where}: holds another number of fields than the first line; write the manifest again")
     if row["split"] not in SPLITS:
-        raise UserError(f"{where}: split is {row['split']!r}; it must be train or test")
+        raise UserError(f"{where}: split is {quoted(row['split'])}; it must be train or test")
     if not row["patch_id"]:
         raise UserError(f"{where}: has no patch_id")
+    if not is_name(row["patch_id"]):
+        raise UserError(
+            f"{where}: patch_id is {quoted(row['patch_id'])}; it must be one line of {LONGEST_NAME} characters at most"
+        )
     digest = row["sha256"]
     if digest and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
-        raise UserError(f"{where}: sha256 is {digest!r}; it must be 64 hexadecimal digits, or empty")
+        raise UserError(f"{where}: sha256 is {quoted(digest)}; it must be 64 hexadecimal digits, or empty")
     if bool(row["row"]) != bool(row["col"]):
         raise UserError(f"{where}: has a row or a column but not both")
     return Patch(

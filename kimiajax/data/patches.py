@@ -15,7 +15,7 @@ import numpy as np
 
 from kimiajax.cache import keep_file, kept_file
 from kimiajax.data.manifest import Manifest, Patch
-from kimiajax.data.source import Candidates, Gridded, Precut, Source, Track, no_track
+from kimiajax.data.source import BACKGROUND, Candidates, Gridded, Precut, Source, Track, no_track
 from kimiajax.data.survey import SMALLEST_PATCH, VERSION, Inspect, Survey, survey_scan
 from kimiajax.errors import UsageError, UserError
 
@@ -57,7 +57,7 @@ class Rules:
     seed: int = 0
     grid: Literal["full", "readme"] = "full"
     homogeneity: float = 0.99
-    background: int = 220
+    background: int = BACKGROUND
     test_patches_per_scan: int = 50
     test_seed: int = 0
 

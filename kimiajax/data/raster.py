@@ -5,7 +5,7 @@ is asked once where the chunks lie, and the thread that wants one reads it from 
 that are stored in one piece are read in the same way. What is stored in any other way goes through HDF5.
 """
 
-import itertools
+import contextlib
 import math
 import os
 import threading
@@ -24,6 +24,8 @@ from kimiajax.shapes import UInt8
 TILE = 2**22  # pixels of a tile at most, unless one chunk is larger: what a thread holds while it reads a whole scan
 THREADED = hasattr(os, "preadv")  # not on Windows, where everything goes through HDF5
 HARMLESS = {h5py.h5z.FILTER_SHUFFLE}  # shuffles the bytes of an element, and ours have one
+DENSEST = 1032  # pixels that a byte of a file stands for at most: what gzip makes of one
+FEW_CHUNKS = 2**20  # which take no memory to speak of, however many of them were written
 
 
 class Region(NamedTuple):
@@ -49,8 +51,23 @@ class Descriptor:
             raise UserError(f"{self._path}: was closed; read from it before that, within its `with` block")
         return self._number
 
+    def size(self) -> int:
+        """How many bytes the file has."""
+        return os.fstat(self.fileno()).st_size
+
     def close(self) -> None:
         self._close()
+
+
+@contextlib.contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """What the HDF5 library raises over damaged structures, of many kinds, as the one error that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: a damaged HDF5 file ({type(error).__name__}: {error}); fetch it again") from error
 
 
 class Raster:
@@ -75,6 +92,7 @@ class Raster:
         in_one = properties.get_layout() == h5py.h5d.CONTIGUOUS and not properties.get_external_count()
         self._written = not in_one or dataset.id.get_storage_size() > 0 or not dataset.size
         self._offset: int | None = dataset.id.get_offset() if THREADED and in_one and self._written else None
+        self._check_size(self.chunks or (), "in one chunk")
 
     def read(self, start: tuple[int, ...], shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
         """The values of a box.
@@ -96,7 +114,12 @@ class Raster:
             ) from error
 
     def tiles(self) -> list[Region]:
-        """Regions that cover a 2-D dataset once and part no chunk; of `TILE` pixels at most, as long as chunks are."""
+        """Regions that cover a 2-D dataset once and part no chunk; of `TILE` pixels at most, as long as chunks are.
+
+        Raises:
+            UserError: the file is far too small to hold it.
+        """
+        self.check_size()
         rows, cols = self.shape
         if self.chunks is None:
             high, wide = max(1, TILE // max(cols, 1)), cols
@@ -110,11 +133,27 @@ class Raster:
             for col in range(0, cols, wide)
         ]
 
+    def check_size(self) -> None:
+        """Raises UserError where the file is far too small to hold all of it: whoever reads that takes such memory."""
+        self._check_size(self.shape)
+
     def missing_chunks(self) -> int:
         """Chunks that were never written, in whose place HDF5 gives its fill value; 1 for a whole array."""
         if self.chunks is None:
             return int(not self._written)
-        return math.prod(math.ceil(n / c) for n, c in zip(self.shape, self.chunks)) - self._dataset.id.get_num_chunks()
+        with damage_named(self._path):
+            return math.prod(self._chunk_counts()) - self._dataset.id.get_num_chunks()
+
+    def _check_size(self, shape: tuple[int, ...], where: str = "") -> None:
+        pixels, held = math.prod(shape), self._descriptor.size()
+        if pixels > DENSEST * held:
+            raise UserError(
+                f"{self._path}: {self.name} claims {pixels:,} pixels {where}".rstrip()
+                + f", and the file has {held:,} bytes; it is damaged, fetch it again"
+            )
+
+    def _chunk_counts(self) -> tuple[int, ...]:
+        return tuple(-(-n // c) for n, c in zip(self.shape, self.chunks))
 
     def _from_file(self, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         box = np.empty(shape, np.uint8)
@@ -127,9 +166,16 @@ class Raster:
         return box
 
     def _from_chunks(self, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+        first = tuple(a // c for a, c in zip(start, self.chunks))
+        after = tuple(-(-(a + n) // c) for a, n, c in zip(start, shape, self.chunks))
+        entries = self._index()[tuple(map(slice, first, after))]
+        written = np.argwhere(entries["size"])  # alone are looked for: a file may claim any number of others
         box = np.empty(shape, np.uint8)
-        for corner in self._corners(start, shape):
-            chunk = self._chunk(corner)
+        if len(written) < entries.size:
+            box[...] = self._dataset.fillvalue
+        for place in map(tuple, written.tolist()):
+            chunk = self._chunk(*entries[place].tolist())
+            corner = tuple((k + low) * c for k, low, c in zip(place, first, self.chunks))
             inside = [
                 (max(a, c), min(a + n, c + m)) for a, n, c, m in zip(start, shape, corner, self.chunks)
             ]  # what box and chunk share, in the dataset's coordinates
@@ -138,18 +184,15 @@ class Raster:
             box[into] = chunk[out_of]
         return box
 
-    def _corners(self, start: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        return itertools.product(*(range(a // c * c, a + n, c) for a, n, c in zip(start, shape, self.chunks)))
-
-    def _chunk(self, corner: tuple[int, ...]) -> np.ndarray:
-        offset, size, left_out = self._index()[tuple(a // c for a, c in zip(corner, self.chunks))]
-        if not size:
-            return np.full(self.chunks, self._dataset.fillvalue, np.uint8)
+    def _chunk(self, offset: int, size: int, left_out: int) -> np.ndarray:
         stored = os.pread(self._descriptor.fileno(), size, offset)
         if len(stored) < size:
             raise OSError("the file ends there")
         if self._gzip and not left_out:
-            stored = zlib.decompress(stored)
+            unpacking = zlib.decompressobj()
+            stored = unpacking.decompress(stored, math.prod(self.chunks) + 1)  # and no more, of a bomb
+            if not unpacking.eof:
+                raise OSError("a chunk is cut short, or holds too much")
         return np.frombuffer(stored, np.uint8).reshape(self.chunks)
 
     def _index(self) -> np.ndarray:
@@ -160,11 +203,19 @@ class Raster:
         return self._chunk_index
 
     def _ask_where_chunks_lie(self) -> np.ndarray:
-        count = tuple(math.ceil(n / c) for n, c in zip(self.shape, self.chunks))
+        count, held = self._chunk_counts(), self._descriptor.size()
+        if math.prod(count) > max(held, FEW_CHUNKS):
+            raise OSError(f"{math.prod(count):,} chunks, and {held:,} bytes")
         index = np.zeros(count, [("offset", np.int64), ("size", np.int64), ("left_out", np.uint32)])
 
         def enter(chunk: h5py.h5d.StoreInfo) -> None:
+            if chunk.byte_offset is None or chunk.byte_offset + chunk.size > held:
+                raise OSError("a chunk lies outside the file")
             at = tuple(a // c for a, c in zip(chunk.chunk_offset, self.chunks))
+            if any(k >= n or a % c for k, n, a, c in zip(at, count, chunk.chunk_offset, self.chunks)):
+                raise OSError("a chunk lies outside the array, or across others")
+            if index[at]["size"]:
+                raise OSError("a chunk is there twice")
             index[at] = chunk.byte_offset, chunk.size, chunk.filter_mask
 
         self._dataset.id.chunk_iter(enter)

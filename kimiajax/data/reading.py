@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import PIL
 
 from kimiajax.cache import load_arrays, mark_used, new_array, trim, vouch_for
-from kimiajax.data.manifest import SPLITS, Manifest, Patch, Split, read_manifest
+from kimiajax.data.manifest import SPLITS, Manifest, Patch, read_manifest
 from kimiajax.data.patches import Rules, cut_patches, key_of
 from kimiajax.data.pixels import check_filter, resize
 from kimiajax.data.source import PatchSource, Source, Track, no_track, sha256_of
@@ -63,6 +64,7 @@ def read_patches(
     *,
     cache: Path | None = None,
     track: Track = no_track,
+    with_holes: bool = False,
 ) -> Patches:
     """Reads a manifest's patches, each once, on every core, and resizes them.
 
@@ -75,9 +77,10 @@ def read_patches(
         cache: a folder in which the resized patches are kept as arrays that are mapped into memory, under the digest of
             (pixels, size, filter). From files that gave these pixels before, and are as they were, nothing is read.
         track: called as `track(items, description, total, unit)` around the reading, to show progress.
+        with_holes: let patches be that are holes in the data, to look into these.
 
     Raises:
-        UserError: the manifest is of another source, or a patch cannot be read or has other pixels.
+        UserError: the manifest is of another source, or a patch cannot be read, has other pixels or is a hole.
     """
     check_of(source, manifest)
     check_filter(filter)
@@ -94,7 +97,12 @@ def read_patches(
             split: np.empty(shape, np.uint8) if aside is None else new_array(aside / f"{split}.npy", shape, np.uint8)
             for split, shape in shapes.items()
         }
-        read = [patch for split in SPLITS for patch in _read(source, manifest, split, arrays[split], filter, track)]
+        read = []
+        for split in SPLITS:
+            patches = PatchSource(source, manifest.split(split), with_holes)
+            read += track(
+                _read(patches, manifest, arrays[split], filter), f"reading {split} patches", len(patches), "patches"
+            )
         manifest = replace(manifest, patches=tuple(read))
         if aside is None:
             return Patches(manifest, arrays["train"], arrays["test"])
@@ -126,12 +134,9 @@ def check_of(source: Source, manifest: Manifest) -> None:
             raise UserError(f"{source.path}: has {name} {theirs}, and the manifest {ours}; is it of another source?")
 
 
-def _read(
-    source: Source, manifest: Manifest, split: Split, resized: np.ndarray, filter: str, track: Track
-) -> list[Patch]:
-    """Fills `resized`, and returns the split's patches with digest and homogeneity."""
+def _read(patches: PatchSource, manifest: Manifest, resized: np.ndarray, filter: str) -> Iterator[Patch]:
+    """Fills `resized` while it gives the patches, with digest and homogeneity, in their order."""
     background = (manifest.about.get("rules") or {}).get("background", Rules.background)
-    patches = PatchSource(source, manifest.split(split))
 
     def read(index: int) -> Patch:
         patch, pixels = patches.patches[index], patches[index].pixels
@@ -141,8 +146,7 @@ def _read(
             homogeneity = float(np.count_nonzero(pixels >= background) / pixels.size)
         return replace(patch, homogeneity=homogeneity, sha256=patch.sha256 or sha256_of(pixels))
 
-    reading = in_threads(read, range(len(patches)))
-    return list(track(reading, f"reading {split} patches", len(patches), "patches"))
+    return in_threads(read, range(len(patches)))
 
 
 def _proof(source: Source, manifest: Manifest) -> str:

@@ -16,11 +16,13 @@ import h5py
 import numpy as np
 
 from kimiajax.data.manifest import Patch
-from kimiajax.data.raster import Descriptor, Raster, Region
+from kimiajax.data.raster import Descriptor, Raster, Region, damage_named
 from kimiajax.data.source import Gridded, first_missing, identity_of
 from kimiajax.errors import UserError
 from kimiajax.files import open_hdf5
 from kimiajax.shapes import Int, UInt8
+
+SCAN = re.compile(r"scan(0|[1-9][0-9]{0,8})")
 
 
 class Scans(Gridded):
@@ -46,14 +48,15 @@ class Scans(Gridded):
         self._descriptor = Descriptor(self.path)
         self._identity = identity_of([(self.path, os.fstat(self._descriptor.fileno()))])
         try:
-            self._scans = self._find_scans()
-            self._patches, self.targets = self._find_test_data()
+            with damage_named(self.path):
+                self._scans = self._find_scans()
+                self._patches, self.targets = self._find_test_data()
+                self.synthetic = self._says_synthetic()
         except BaseException:
             self.close()
             raise
         self.names = tuple(f"scan{number}" for number in range(len(self._scans)))
         self.patch_size = self._patches.shape[1]
-        self.synthetic = bool(np.all(self._file.attrs.get("synthetic", False)))
 
     def __len__(self) -> int:
         return len(self._scans)
@@ -108,7 +111,8 @@ class Scans(Gridded):
         return {name: count for name, count in missing.items() if count}
 
     def _find_scans(self) -> list[Raster]:
-        numbers = sorted(int(match[1]) for name in self._file if (match := re.fullmatch(r"scan(0|[1-9]\d*)", name)))
+        names = [match for name in self._file if isinstance(name, str) and (match := SCAN.fullmatch(name))]
+        numbers = sorted(int(match[1]) for match in names)
         if not numbers:
             raise UserError(f"{self.path}: holds no /scan0, /scan1, ...; give a file in the layout of Kimia_Path24.h5")
         if numbers != list(range(len(numbers))):
@@ -119,8 +123,9 @@ class Scans(Gridded):
     def _find_test_data(self) -> tuple[Raster, Int[np.ndarray, " t"]]:
         patches = self._raster("/test_data/patches", rank=3)
         targets = self._dataset("/test_data/targets", np.integer)
+        patches.check_size()
         count = patches.shape[0]
-        if patches.shape[1] != patches.shape[2] or 0 in patches.shape:
+        if patches.shape[1] != patches.shape[2]:
             raise UserError(f"{self.path}: /test_data/patches has shape {patches.shape}; it must be [t size size]")
         if targets.shape not in ((count,), (count, 1), (1, count)):
             raise UserError(
@@ -135,6 +140,13 @@ class Scans(Gridded):
             )
         return patches, numbers
 
+    def _says_synthetic(self) -> bool:
+        """What the file says; a text is not read, which HDF5 does for ever where it is damaged, and taken for yes."""
+        if "synthetic" not in self._file.attrs:
+            return False
+        is_number = self._file.attrs.get_id("synthetic").dtype.kind in "biu"
+        return not is_number or bool(np.all(self._file.attrs["synthetic"]))
+
     def _raster(self, name: str, rank: int) -> Raster:
         return Raster(self._dataset(name, np.uint8, rank), self.path, self._descriptor)
 
@@ -142,8 +154,15 @@ class Scans(Gridded):
         dataset = self._file.get(name)
         if not isinstance(dataset, h5py.Dataset):
             raise UserError(f"{self.path}: holds no {name}; give a file in the layout of Kimia_Path24.h5")
+        if dataset.is_virtual or dataset.external or _file_of(dataset) != _file_of(self._file):
+            raise UserError(f"{self.path}: {name} lies in another file; copy it into this one")
         if not np.issubdtype(dataset.dtype, kind):
             raise UserError(f"{self.path}: {name} holds {dataset.dtype}; it must hold {kind.__name__} values")
-        if rank is not None and dataset.ndim != rank:
-            raise UserError(f"{self.path}: {name} has shape {dataset.shape}; it must have {rank} dimensions")
+        if rank is not None and (dataset.ndim != rank or 0 in dataset.shape):
+            raise UserError(f"{self.path}: {name} has shape {dataset.shape}; it must have {rank} dimensions, none of 0")
         return dataset
+
+
+def _file_of(item: h5py.Dataset | h5py.File) -> int:
+    """Which of the open files an object lies in, whatever links led there."""
+    return h5py.h5o.get_info(item.id).fileno

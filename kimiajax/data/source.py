@@ -15,11 +15,14 @@ import numpy as np
 from kimiajax.data.manifest import Patch
 from kimiajax.data.raster import Region
 from kimiajax.errors import UserError
+from kimiajax.parsing import shown
 from kimiajax.shapes import UInt8
 from kimiajax.shown import first_few
 
 Track = Callable[[Iterable, str, int | None, str], Iterable]
 S = TypeVar("S", bound="Source")
+BACKGROUND = 220  # the gray value from which a pixel counts as background, unless rules say otherwise
+SMALLEST_HOLE = 64  # side in pixels of a patch that has not one gray value by chance; an audit asks of its eighths
 
 
 def no_track(items: Iterable, description: str, total: int | None, unit: str) -> Iterable:
@@ -170,11 +173,11 @@ class Sample(NamedTuple):
 class PatchSource:
     """Random access to the patches of a source, in the order given: `patches[i] -> (pixels, scan, patch_id)`.
 
-    Pixels are checked against the SHA-256 that a manifest holds.
+    Pixels are checked against the SHA-256 that a manifest holds, and holes are refused unless `with_holes` is true.
     """
 
-    def __init__(self, source: Source, patches: Sequence[Patch]):
-        self.source, self.patches = source, patches
+    def __init__(self, source: Source, patches: Sequence[Patch], with_holes: bool = False):
+        self.source, self.patches, self.with_holes = source, patches, with_holes
 
     def __len__(self) -> int:
         return len(self.patches)
@@ -192,6 +195,11 @@ class PatchSource:
                 f"{self.source.path}: {patch.patch_id} has other pixels than the manifest says; the data were changed "
                 "since, or are not those that the manifest was written for"
             )
+        if not self.with_holes and is_hole(pixels):
+            raise UserError(
+                f"{self.source.path}: {patch.patch_id} {hole_of(pixels)}; fetch them again "
+                f"(`kimiajax data audit {self.source.flags}` shows all holes)"
+            )
         return Sample(pixels, patch.scan, patch.patch_id)
 
 
@@ -203,7 +211,7 @@ def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """
     real = folder.resolve()
     if real in above:
-        raise UserError(f"{folder}: links back to {real}, which it lies in; remove the link")
+        raise UserError(f"{shown(folder)}: links back to {shown(real)}, which it lies in; remove the link")
     for entry in folder.iterdir():
         if is_ignored(entry.name):
             continue
@@ -212,12 +220,24 @@ def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         elif entry.exists():
             yield entry
         else:
-            raise UserError(f"{entry}: links to {entry.readlink()}, which does not exist")
+            raise UserError(
+                f"{shown(entry)}: links to {shown(entry.readlink())}, which does not exist; remove the link"
+            )
 
 
 def is_ignored(name: str) -> bool:
     """Hidden files, and what systems leave in folders by themselves."""
     return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
+
+
+def is_hole(patch: UInt8[np.ndarray, "s s"]) -> bool:
+    """Whether a patch has one gray value and is darker than glass: what was lost reads as such, and no tissue does."""
+    return len(patch) >= SMALLEST_HOLE and bool(patch.min() == patch.max() < BACKGROUND)
+
+
+def hole_of(patch: UInt8[np.ndarray, "s s"]) -> str:
+    """What to say of such a patch."""
+    return f"has the gray value {patch[0, 0]} throughout: a hole in the data, not tissue"
 
 
 def first_missing(numbers: Container[int], last: int) -> str:

@@ -36,7 +36,7 @@ def render_applied(applied: "Applied", most: int = 20) -> str:
             patch_id, *_of_scan(applied, predicted, scores), *_of_scan(applied, _second(predicted, scores), scores)
         )
     text = io.StringIO()
-    console = Console(file=text, width=WIDTH, highlight=False, markup=False)
+    console = Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False)
     for warning in applied.warnings:
         console.print(f"The run: {warning}")
     console.print(table)

@@ -33,7 +33,7 @@ def render_comparison(comparison: Comparison) -> str:
         interval = " to ".join(map(points, pair.intervals["eta_total"]))
         table.add_row(row, *differences, interval, f"{pair.adjusted['eta_total']:.2g}", comparison.verdicts[row])
     text = io.StringIO()
-    console = Console(file=text, width=WIDTH, highlight=False, markup=False)
+    console = Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False)
     for name, folder, warnings in zip("AB", comparison.folders, comparison.warnings):
         console.print(f"{name}: {folder}")
         for warning in warnings:

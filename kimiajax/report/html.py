@@ -12,12 +12,13 @@ from kimiajax.analysis import Analysis, beaten_by_histogram
 from kimiajax.claims import CLAIMS, FAILS, HOLDS, LEVEL, MARGIN
 from kimiajax.config import PRESETS
 from kimiajax.errors import UserError
-from kimiajax.files import write_text
+from kimiajax.files import new_file
 from kimiajax.lineage import ancestry
 from kimiajax.report import text
 from kimiajax.report.marks import warnings_of
+from kimiajax.report.pictures import is_picture
 from kimiajax.report.stored import StoredRun, rerun
-from kimiajax.report.tables import SCORES, headline
+from kimiajax.report.tables import SCORES, headline, visible
 from kimiajax.shown import over_seeds, p_value, percent, points
 
 MARKS = {HOLDS: "yes", FAILS: "no"}  # a class of the verdict's colour
@@ -52,10 +53,11 @@ def write_report(run: StoredRun, analysis: Analysis, path: Path | None = None) -
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "points": points, "p": p_value, "number": "{:,}".format}
-    content = environment.get_template("report.html.j2").render(context(run, analysis, figures))
+    content = visible(environment.get_template("report.html.j2").render(context(run, analysis, figures)))
     figures_of_it = json.dumps(analysis.as_dict(), indent=2, allow_nan=False)
-    write_text(path.with_name(f"{path.stem}.analysis.json"), figures_of_it + "\n")
-    write_text(path, content)
+    with new_file(path) as page, new_file(path.with_name(f"{path.stem}.analysis.json")) as beside:  # both, or neither
+        page.write_text(content, encoding="utf-8", newline="")
+        beside.write_text(figures_of_it + "\n", encoding="utf-8", newline="")
     return path
 
 
@@ -99,6 +101,7 @@ def context(run: StoredRun, analysis: Analysis, figures: Any) -> dict[str, Any]:
             if (histories := _histories(run, row["name"])) and any(map(any, map(dict.values, histories)))
         ],
         "samples": _images(run.seeds[0]["pictures"], run.folders[0], figures),
+        "lost": _lost(run),
         "distribution": figures.distribution_figure(run.manifest.counts("train"), run.manifest.counts("test")),
         "explained": [
             (row["label"], images)
@@ -171,20 +174,27 @@ def _pictures(run: StoredRun, row: dict[str, Any], figures: Any) -> list[dict[st
 
 
 def _images(records: Sequence[dict[str, Any]], folder: Path, figures: Any) -> list[dict[str, Any]]:
-    """Pictures with their files in them; of a copied run, some may be gone."""
+    """Pictures with their files in them, without those that are lost."""
     return [
         {**record, "source": figures.data_url((folder / record["file"]).read_bytes(), "image/png")}
         for record in records
-        if (folder / record["file"]).exists()
+        if is_picture(folder, record["file"])
     ]
 
 
+def _lost(run: StoredRun) -> list[str]:
+    """The files of pictures that are missing, as of a copied run, or damaged."""
+    results, folder = run.seeds[0], run.folders[0]
+    records = [*results["pictures"], *(record for row in results["rows"] for record in row["pictures"])]
+    return [record["file"] for record in records if not is_picture(folder, record["file"])]
+
+
 def _by_query(images: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The pictures of each query: itself, and its nearest in their order."""
+    """The pictures of each query: itself, and its nearest in their order; none where its own is lost."""
     queries: dict[str, list[dict[str, Any]]] = {}
     for image in images:
         queries.setdefault(image["query"], []).append(image)
-    return list(queries.values())
+    return [own for own in queries.values() if own[0]["rank"] == 0]
 
 
 def _data(run: StoredRun) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The pictures that a run leaves for its report: `pictures/FOLDER/NAME.png`."""
 
 import shutil
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,21 @@ def write_pictures(out: Path, folder: str, pictures: Iterable[Picture], most: in
             image.save(aside, format="PNG", optimize=True)
         records.append({"file": path.relative_to(out).as_posix(), **picture.about})
     return records
+
+
+def is_picture(out: Path, file: str) -> bool:
+    """Whether a record's file is there, whole, a PNG, and within the run's folder."""
+    from PIL import Image
+
+    path = out / file
+    if not path.resolve().is_relative_to(out.resolve()):
+        return False
+    try:
+        with warnings.catch_warnings(action="error"), Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+    except Exception:  # whatever a damaged file makes Pillow raise
+        return False
+    return True
 
 
 def clear_pictures(out: Path, folder: str) -> None:

@@ -45,7 +45,7 @@ def render_score(scored: Scored) -> str:
         by_scan.add_row(str(scan), str(tested), str(correct), recall, str(guessed), precision)
 
     text = io.StringIO()
-    console = Console(file=text, width=WIDTH, highlight=False, markup=False)
+    console = Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False)
     for warning in scored.warnings:
         console.print(warning)
     console.print(

@@ -13,16 +13,19 @@ import numpy as np
 from kimiajax.data.manifest import Manifest, read_manifest
 from kimiajax.errors import UserError
 from kimiajax.files import sha256_file
+from kimiajax.parsing import parse_json, quoted
 from kimiajax.report.results import SCHEMA_VERSION
+from kimiajax.report.schema import faults
 from kimiajax.report.tables import SCORES
 from kimiajax.scoring import Truth, join, read_predictions, truth_of
 from kimiajax.seals import is_sealed
 from kimiajax.shapes import Bool, Int
+from kimiajax.shown import first_few
 
 READS = (4, 5, SCHEMA_VERSION)  # of results.json; 4 had no floors, no retrieval and no pictures
 SEALED = 6  # the first that is
-NEEDED = ("preset", "complete", "config", "environment", "data", "weights", "notes")
 ROUNDING = 1e-6
+NO_RESULTS = "no results of this program, or damaged"
 LATER = {"family": "table", "retrieval": None, "pictures": []}  # what rows have since
 
 
@@ -77,6 +80,9 @@ def read_run(folder: str | Path) -> StoredRun:
     results = read_results(folder)
     folders = tuple(folder / name for name in results.get("runs", ["."]))
     seeds = tuple(read_results(each) for each in folders) if "runs" in results else (results,)
+    for each, found in zip(folders, seeds):
+        if "runs" in found:
+            raise UserError(f"{each}: holds the runs of several seeds; give the folder of one, or of several of these")
     manifests = [_read_manifest(*each) for each in zip(folders, seeds)]
     truths = [truth_of(*each) for each in zip(folders, manifests)]
     for truth in truths[1:]:
@@ -121,25 +127,24 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     path = folder / "results.json"
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = parse_json(path.read_text(encoding="utf-8"))
         version = results["schema_version"]
-        rows = [dict(row) for row in results["rows"]]
-        lacking = [name for name in NEEDED if name not in results]
-        if lacking:
-            raise KeyError(lacking[0])
+        found = {"pictures": [], **results, "rows": [{**LATER, **row} for row in results["rows"]]}
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give the folder of a run, as `kimiajax table` leaves it") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: no results of this program, or damaged ({type(error).__name__}); run it anew"
-        ) from error
+        raise UserError(f"{path}: {NO_RESULTS} ({type(error).__name__}); run it anew") from error
     if version not in READS:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
         remedy = "use a newer kimiajax" if newer else "compute the table again"
-        raise UserError(f"{path}: of schema version {version}, and {READS[0]} to {READS[-1]} are read here; {remedy}")
+        raise UserError(
+            f"{path}: of schema version {quoted(version)}, and {READS[0]} to {READS[-1]} are read here; {remedy}"
+        )
     if version >= SEALED and not is_sealed(results):
         raise UserError(f"{path}: was changed after it was written; compute the table again")
-    return {"pictures": [], **results, "rows": [{**LATER, **row} for row in rows]}
+    if wrong := first_few(faults(found)):
+        raise UserError(f"{path}: {NO_RESULTS} ({wrong}); run it anew")
+    return found
 
 
 def _read_manifest(folder: Path, results: dict[str, Any]) -> Manifest:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,9 +10,15 @@ from kimiajax.analysis import Analysis, beaten_by_histogram
 from kimiajax.claims import CLAIMS
 from kimiajax.report.marks import warnings_of
 from kimiajax.report.stored import StoredRun
-from kimiajax.report.tables import SCORES, headline
+from kimiajax.report.tables import SCORES, headline, visible
 from kimiajax.shown import cautions, p_value, percent, points
 
+MARKUP = re.compile(r"[\\`*\[\]<>&|]|(?<![^\W_])_|_(?![^\W_])")  # of Markdown; eta_p is none
+LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+}
 FAMILIES = {"table": "the table", "floor": "floors of trivial features", "retrieval": "nearest training patch"}
 
 
@@ -21,8 +28,8 @@ def markdown(run: StoredRun, analysis: Analysis) -> str:
     head = ["approach", "weights", *SCORES, *(["sd over seeds"] if several else ["correct"]), "paper"]
     rows = [
         [
-            label(row),
-            row["weights"],
+            _as_words(label(row)),
+            _as_words(row["weights"]),
             *(_with_interval(row, analysis, score) for score in SCORES),
             spread(row) if several else counts(row),
             papers(row),
@@ -30,13 +37,13 @@ def markdown(run: StoredRun, analysis: Analysis) -> str:
         for row in run.results["rows"]
     ]
     parts = [
-        *(f"**{warning}**" for warning in warnings_of(run.seeds)),
-        headline(run.results),
+        *(f"**{_as_words(warning)}**" for warning in warnings_of(run.seeds)),
+        _as_words(headline(run.results)),
         _markdown_table(head, rows, left=2),
         "95 % intervals in brackets.",
     ]
     if analysis.pairs:
-        names = labels(run)
+        names = {name: _as_words(called) for name, called in labels(run).items()}
         head = ["difference", *SCORES, *(f"p of {score}, Holm" for score in SCORES)]
         rows = [
             [
@@ -49,7 +56,8 @@ def markdown(run: StoredRun, analysis: Analysis) -> str:
         parts.append(_markdown_table(head, rows, left=1))
     rows = [[c.sentence, analysis.printed[c.name].verdict, analysis.computed[c.name].verdict] for c in CLAIMS]
     parts.append(_markdown_table(["what the paper concludes", "by its own table", "by this one"], rows, left=3))
-    parts.append("\n".join(f"{number}. {note}" for number, note in enumerate(notes(run, analysis), start=1)))
+    told = map(_as_words, notes(run, analysis))
+    parts.append("\n".join(f"{number}. {note}" for number, note in enumerate(told, start=1)))
     return "\n\n".join(parts)
 
 
@@ -74,8 +82,7 @@ def as_csv(run: StoredRun, analysis: Analysis) -> str:
 def latex(run: StoredRun, analysis: Analysis) -> str:
     """A `tabular` of the booktabs package."""
     lines = [
-        f"% {headline(run.results)}",
-        *(f"% {note}" for note in notes(run, analysis)),
+        *(f"% {_line(text)}" for text in (headline(run.results), *notes(run, analysis))),
         r"\begin{tabular}{lrrrr}",
         r"\toprule",
         r"approach & $\eta_p$ & $\eta_W$ & $\eta_\mathrm{total}$ & paper's $\eta_\mathrm{total}$ \\",
@@ -168,9 +175,19 @@ def _points(difference: float, interval: Sequence[float]) -> str:
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
     """With its first columns to the left, and the others to the right."""
     rule = ["---" if number < left else "---:" for number in range(len(head))]
-    lines = [[cell.replace("|", "\\|") for cell in cells] for cells in (head, rule, *rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+
+def _line(text: str) -> str:
+    """A text from anywhere as one line that steers nothing."""
+    return " ".join(visible(text).split())
+
+
+def _as_words(text: str) -> str:
+    """The same for Markdown, in which nothing of it is a tag, a link, an emphasis or the end of a cell."""
+    return MARKUP.sub(r"\\\g<0>", _line(text))
 
 
 def _escaped(text: str) -> str:
-    return "".join(f"\\{letter}" if letter in "&%$#_{}" else letter for letter in text)
+    """The same for LaTeX."""
+    return "".join(LATEX.get(letter, letter) for letter in _line(text))

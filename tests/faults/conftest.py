@@ -58,7 +58,11 @@ def pytest_terminal_summary(terminalreporter, config):
 
 def pytest_sessionfinish(session, exitstatus):
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is None or hasattr(session.config, "workerinput") or not getattr(session.config.option, "matrix", False):
+    if (
+        reporter is None
+        or hasattr(session.config, "workerinput")
+        or not getattr(session.config.option, "matrix", False)
+    ):
         return
     if exitstatus == 0 and ROWS.keys() - _faults(reporter).keys():
         session.exitstatus = 1
@@ -71,7 +75,7 @@ def _faults(reporter):
         for report in reporter.getreports(outcome):
             if outcome == "passed" and report.when != "call":
                 continue
-            told = dict(report.user_properties)
+            told = dict(getattr(report, "user_properties", ()))  # a file that could not be collected has none
             if "fault" in told:
                 faults.setdefault(told["fault"], []).append((outcome == "passed", told.get("inputs", 0)))
     return faults

@@ -46,7 +46,9 @@ ROWS = {
         "a pickle, objects in .npz, a huge header, a zip bomb, NaN",
         "never unpickled nor unpacked; bounded; refused by name",
     ),
-    "downloads": Row("weights", "another file at the address, a broken connection", "https and a known digest, or none"),
+    "downloads": Row(
+        "weights", "another file at the address, a broken connection", "https and a known digest, or none"
+    ),
     "references": Row("weights", "a reference framework is absent", "NOT RUN, and a failure under --require"),
     "kills": Row(
         "training", "SIGKILL in any phase of training or of a save", "the same command ends bit for bit the same"
