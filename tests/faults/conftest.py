@@ -75,7 +75,7 @@ def _faults(reporter):
         for report in reporter.getreports(outcome):
             if outcome == "passed" and report.when != "call":
                 continue
-            told = dict(getattr(report, "user_properties", ()))  # a file that could not be collected has none
+            told = dict(getattr(report, "user_properties", ()))  # a file that cannot be collected has none
             if "fault" in told:
                 faults.setdefault(told["fault"], []).append((outcome == "passed", told.get("inputs", 0)))
     return faults

@@ -1128,7 +1128,7 @@ def test_what_a_run_says_is_text_in_markdown(plain, tmp_path, kind):
     ended = ask("report", tmp_path / "run", "--format", "markdown")
     assert ended.status == 0
     page = Page(MarkdownIt("commonmark").enable("table").render(ended.shown))
-    tags = "p strong table thead tbody tr th td ol li".split()
+    tags = ["p", "strong", "table", "thead", "tbody", "tr", "th", "td", "ol", "li"]
     assert {tag for tag, *_ in page.elements} <= set(tags)
     for place in (" check", " preset", " note", " weights of floor_lbp"):
         words = next(words for words in said if words.endswith(place))
