@@ -23,15 +23,17 @@ def load_arrays(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: type
     """Arrays that were kept, mapped into memory; None where one is lacking or damaged, and all are computed again."""
     try:
         digests = json.loads((folder / DIGESTS).read_text())
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shapes}
         damaged = [name for name in shapes if sha256_file(folder / f"{name}.npy") != digests[name]]
-    except (OSError, ValueError, EOFError, KeyError, TypeError):
+        mapped = np.lib.format.open_memmap  # which reads plain arrays and nothing else
+        arrays = {} if damaged else {name: mapped(folder / f"{name}.npy", "r") for name in shapes}
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     if damaged:
         what = f"{folder}: {', '.join(damaged)} is not what was kept there and is computed again; is the disk sound?"
         warnings.warn(what, stacklevel=2)
+        return None
     fit = all((array.shape, array.dtype) == (shapes[name], dtype) for name, array in arrays.items())
-    return arrays if fit and not damaged else None
+    return arrays if fit else None
 
 
 def vouch_for(folder: Path) -> None:

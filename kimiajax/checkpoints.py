@@ -62,7 +62,7 @@ def load_tree(path: Path) -> Tree:
     """Loads what `save_tree` saved, as NumPy arrays."""
     path = path.absolute()
     inner = path / "state"  # where Orbax's V1 puts a tree
-    with ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
+    with quietly(), ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
         return checkpointer.restore(inner if inner.is_dir() else path)
 
 

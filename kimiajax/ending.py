@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from kimiajax.interruption import Interrupted
 USER_ERROR, BUG, INTERRUPTED = 2, 1, 130
 # What the disk, or the system, refuses, whichever file it is; other errors without a file's name are nobody's but ours.
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
+BREAKS = r"\s*\n\s*"  # of lines, with what is around them
 LONGEST = 500  # characters of an unforeseen error's text in a line; --debug shows it all
 
 
@@ -28,7 +30,7 @@ def ended(work: Callable[[], int], debug: bool = False, *, program: str = "kimia
     def told(error: BaseException, line: str, status: int) -> int:
         if debug:
             traceback.print_exception(error)
-        print(f"{program}: {line}", file=sys.stderr)
+        print(f"{program}: {re.sub(BREAKS, ' ', line)}", file=sys.stderr)
         return status
 
     try:

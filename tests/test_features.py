@@ -125,7 +125,8 @@ def test_a_damaged_entry_is_computed_again(cnn, network, images, tmp_path, size)
     before = np.array(extract_features(cnn, network, images, cache=tmp_path))
     (file,) = tmp_path.glob("features/*/pooled.npy")
     os.truncate(file, size)
-    taps = extract_taps(cnn, network, images, ("pooled",), cache=tmp_path)
+    with pytest.warns(UserWarning, match="is computed again"):
+        taps = extract_taps(cnn, network, images, ("pooled",), cache=tmp_path)
     assert not taps.cached
     np.testing.assert_array_equal(taps.arrays["pooled"], before)
 

@@ -193,6 +193,7 @@ def test_another_draw_size_or_filter_is_computed_anew_from_the_chosen_patches_on
     assert (nearest.train != small.train).any()
 
 
+@pytest.mark.filterwarnings("ignore:.*is not what was kept there:UserWarning")
 def test_a_damaged_array_or_manifest_in_the_cache_is_computed_again(scans, tmp_path):
     before = np.array(prepare_patches(scans, Rules(2), 6, cache=tmp_path).train)
     for damaged in [*tmp_path.glob("pixels/*/train.npy"), *tmp_path.glob("manifests/*.csv")]:

@@ -1,6 +1,8 @@
 """Image files: read right, or refused by name. Nothing is guessed at, and nothing is filled in."""
 
+import functools
 import io
+import logging
 import warnings
 import zlib
 from pathlib import Path
@@ -21,6 +23,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # whatever a file is called: Pillow runs other programs for some
 EIGHT_BITS = {"L": "L", "RGB": "RGB", "1": "L", "P": "RGB"}  # modes that are read, and what they become
 PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}  # as small as zlib's default on tissue, and 2.7 times as fast
+LARGEST = 2**28  # bytes of a file: the pixels that Pillow takes at most, three bytes each
 AS_THEY_ARE = ("JPEG", "PNG")  # formats that every reader of data sets knows
 FILLED_IN = (128, (128, 128, 128))  # the last pixel of a JPEG that was cut, gray or RGB
 MORE = bytes(range(1, 255))  # bytes that a JPEG's decoder takes for pixels, if it looks at them
@@ -33,7 +36,7 @@ def read_gray(path: Path) -> UInt8[np.ndarray, "h w"]:
         UserError: no image, a damaged or a tiny one, or one that would have to be guessed at: 16 bits, transparent,
             CMYK.
     """
-    return np.asarray(_upright(path, shown(path))[0].convert("L"))
+    return decode_gray(_content(path), shown(path))
 
 
 def decode_gray(content: bytes, name: str) -> UInt8[np.ndarray, "h w"]:
@@ -57,9 +60,10 @@ def read_rgb(path: Path) -> tuple[bytes, tuple[int, int]]:
     Raises:
         UserError: what `read_gray` refuses.
     """
-    image, as_it_is = _upright(path, shown(path))
+    content = _content(path)
+    image, as_it_is = _upright(content, shown(path))
     kept = as_it_is and image.mode == "RGB"
-    return path.read_bytes() if kept else _png(image.convert("RGB")), (image.height, image.width)
+    return content if kept else _png(image.convert("RGB")), (image.height, image.width)
 
 
 def _png(image: "Image.Image") -> bytes:
@@ -68,17 +72,29 @@ def _png(image: "Image.Image") -> bytes:
     return stream.getvalue()
 
 
-def _upright(source: Path | bytes, name: str) -> tuple["Image.Image", bool]:
+def _content(path: Path) -> bytes:
+    """A file's bytes, from which Pillow takes no more than there are, whatever lengths they claim."""
+    try:
+        size = path.stat().st_size
+        if size > LARGEST:
+            raise UserError(f"{shown(path)}: has {size:,} bytes, far more than a patch; fetch it again, or remove it")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{shown(path)}: no such file any more; was the folder changed?") from error
+
+
+def _upright(content: bytes, name: str) -> tuple["Image.Image", bool]:
     """An image, gray or RGB, and whether that is what the file holds as it is."""
     from PIL import Image, ImageOps, UnidentifiedImageError
+
+    _take_warnings_for_errors()
 
     def refuse(what: str) -> UserError:
         return UserError(f"{name}: {what}; save it as 8-bit gray or RGB")
 
     try:
-        with warnings.catch_warnings(), Image.open(_opened(source), formats=FORMATS) as image:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # other threads may have lifted the filter
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{image.height} x {image.width} pixels")
             if _bits(image) > 8:
                 raise refuse("has more than 8 bits a channel")
@@ -86,22 +102,20 @@ def _upright(source: Path | bytes, name: str) -> tuple["Image.Image", bool]:
                 size = f"{image.height} x {image.width}"
                 raise UserError(f"{name}: is {size} pixels, too small for a patch; fetch it again, or remove it")
             image.load()
-            if _is_filled_in(image, source):
+            if _is_filled_in(image, content):
                 raise OSError("its data end before the picture does")
             before, as_it_is = image.mode, image.format in AS_THEY_ARE
             turned = image.getexif().get(0x0112, 1) != 1
             upright = ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
-        raise UserError(f"{name}: {guess(*_head(source), 'an image')}") from error
+        raise UserError(f"{name}: {guess(content[:512], len(content), 'an image')}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(
             f"{name}: claims to be far larger than a patch ({error}); fetch it again, or remove it"
         ) from error
-    except FileNotFoundError as error:
-        raise UserError(f"{name}: no such file any more; was the folder changed?") from error
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Warning) as error:
         raise UserError(f"{name}: a damaged image ({error}); fetch it again") from error
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         upright = upright.convert("RGBA")
@@ -114,7 +128,14 @@ def _upright(source: Path | bytes, name: str) -> tuple["Image.Image", bool]:
     return upright, as_it_is and not turned and upright.mode == before
 
 
-def _is_filled_in(image: "Image.Image", source: Path | bytes) -> bool:
+@functools.cache
+def _take_warnings_for_errors() -> None:
+    """For good, as no filter can be set back while other threads read. Pillow warns where it goes on with a guess."""
+    warnings.filterwarnings("error", module=r"PIL\.")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+def _is_filled_in(image: "Image.Image", content: bytes) -> bool:
     """Whether a JPEG lacks data but for the mark of its end: the decoder makes the rest gray, without a word.
 
     Data beyond the last pixel's are not decoded. So where more of them change the picture, it was not whole.
@@ -123,22 +144,9 @@ def _is_filled_in(image: "Image.Image", source: Path | bytes) -> bool:
 
     if image.format != "JPEG" or image.getpixel((image.width - 1, image.height - 1)) not in FILLED_IN:
         return False
-    content = source if isinstance(source, bytes) else source.read_bytes()
     end = content.rindex(b"\xff\xd9")
     with Image.open(io.BytesIO(content[:end] + MORE + content[end:])) as other:
         return other.tobytes() != image.tobytes()
-
-
-def _opened(source: Path | bytes) -> Path | io.BytesIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else source
-
-
-def _head(source: Path | bytes) -> tuple[bytes, int]:
-    """The first bytes, and how many there are in all."""
-    if isinstance(source, bytes):
-        return source[:512], len(source)
-    with source.open("rb") as stream:
-        return stream.read(512), source.stat().st_size
 
 
 def _bits(image: Any) -> int:

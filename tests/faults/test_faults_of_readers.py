@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import shutil
 import tempfile
 import zipfile
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from fuzzing import INPUTS, NASTY, anywhere, asked, damaged, fuzz
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.numpy import save_file
 from stored_runs import manifest_of, predictions_of, write_run
 
@@ -27,6 +29,7 @@ from kimiajax.compare import compare_runs
 from kimiajax.data.manifest import MOST_SCANS, header_of, read_manifest
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import Rules, cut_patches
+from kimiajax.data.source import PatchSource
 from kimiajax.models.backbone import BACKBONES
 from kimiajax.report.html import write_report
 from kimiajax.report.marks import marks_of, warnings_of
@@ -601,3 +604,141 @@ def test_safetensors_are_read_or_refused(folder, small, tell):
 
 
 KINDS_OF_TORCH = ("F16", "BF16", "F64", "I64", "BOOL", "F8_E4M3", "F4", "U8", "C64", "f32")
+
+
+# Folders of images
+
+TOPS = ("train", "test", "Training", "testing set", "train_test", "s0", "S1", "0", "scan1", "s01", "\u0661", "more", "")
+WITHIN = (
+    "s0",
+    "s1",
+    "S0",
+    "scan1",
+    "1",
+    "s2",
+    "s" + "9" * 200,
+    "x",
+    "train",
+    "test",
+    ".hidden",
+    "a\nb",
+    "\udcff",
+    "",
+    "",
+)
+FILES = (
+    *(
+        "0.png",
+        "1.png",
+        "1.PNG",
+        "1.jpg",
+        "0.tif",
+        "a.b.bmp",
+        "\u00e9.png",
+        "\u202e.png",
+        "a\nb.png",
+        "\udcff.png",
+        ".png",
+    ),
+    *("x" * 251 + ".png", "0", "0.txt", "Thumbs.db", "manifest.json", "a.svs", "s0", "train"),
+)
+
+
+def images():
+    """An image of 8 x 8 pixels as every kind of file that is read, and as some that are not."""
+    pixels = np.random.default_rng(3).integers(40, 180, (8, 8), dtype=np.uint8)
+    gray, colour = Image.fromarray(pixels), Image.fromarray(np.stack([pixels] * 3, axis=-1))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    kinds = [
+        *((gray, "PNG", {}), (colour, "PNG", {}), (gray.convert("P"), "PNG", {}), (gray.convert("1"), "PNG", {})),
+        *(
+            (gray, "JPEG", {}),
+            (colour, "JPEG", {"exif": turned}),
+            (gray, "JPEG", {"progressive": True}),
+            (gray, "BMP", {}),
+        ),
+        *((colour, "TIFF", {"compression": kind}) for kind in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg")),
+        *(
+            (gray, "TIFF", {}),
+            (gray.convert("1"), "TIFF", {"compression": "group4"}),
+            (gray.convert("I;16"), "TIFF", {}),
+        ),
+        *(
+            (colour.convert("CMYK"), "JPEG", {}),
+            (colour.convert("RGBA"), "PNG", {}),
+            (gray, "GIF", {}),
+            (gray, "WEBP", {}),
+        ),
+    ]
+    files = []
+    for image, kind, options in kinds:
+        stream = io.BytesIO()
+        image.save(stream, kind, **options)
+        files.append(stream.getvalue())
+    return files
+
+
+def see_folder(path):
+    """Reads every patch of a folder."""
+    with open_scans(path) as source:
+        manifest = cut_patches(source)
+        assert len(source.names) == len(source) == manifest.num_scans
+        patches = PatchSource(source, manifest.patches)
+        for place, patch in enumerate(manifest.patches):
+            pixels = patches[place].pixels
+            assert 0 <= patch.scan < len(source)
+            assert (pixels.shape, pixels.dtype) == ((source.patch_size,) * 2, np.uint8)
+    return True
+
+
+@reader("damaged images")
+def test_damaged_images_are_read_or_refused(folder, tell):
+    whole = images()
+    places = [folder / f"{split}/s{scan}/0.png" for split in ("train", "test") for scan in range(2)]
+    for place in places:
+        place.parent.mkdir(parents=True)
+        place.write_bytes(whole[0])
+
+    def read(content):
+        place = places[crc32(content) % len(places)]
+        place.write_bytes(content)
+        asked(lambda: see_folder(folder), folder)
+        place.write_bytes(whole[0])
+
+    tell(fuzz(read, damaged(whole)))
+
+
+@reader("folders")
+def test_folders_of_any_layout_are_read_or_refused(folder, tell):
+    contents = [*images()[:2], *images()[:2], b"", b"no image", b'{"synthetic": 1}', b"[" * 10**4]
+
+    def read(recipe):
+        choose, path = chooser(recipe), folder / "x"
+        for split in ("train", "test"):
+            for scan in range(2):
+                (path / split / f"s{scan}").mkdir(parents=True)
+                (path / split / f"s{scan}" / "0.png").write_bytes(contents[0])
+        for _ in range(choose(4)):
+            put_entry(path, choose, contents)
+        asked(lambda: see_folder(path), path)
+        shutil.rmtree(path)
+
+    tell(fuzz(read, NUMBERS))
+
+
+def put_entry(path, choose, contents):
+    """A file, a folder or a link somewhere in a folder, or one thing less."""
+    above = path / TOPS[choose(len(TOPS))] / WITHIN[choose(len(WITHIN))]
+    what, entry = choose(6), above / FILES[choose(len(FILES))]
+    with contextlib.suppress(OSError):
+        if what == 0:
+            shutil.rmtree(above) if above != path else None
+        elif what == 1:
+            above.mkdir(parents=True)
+        elif what == 2:
+            above.mkdir(parents=True, exist_ok=True)
+            entry.symlink_to(("..", ".", "nowhere", entry, path, "/dev/null", "../s0")[choose(7)])
+        else:
+            above.mkdir(parents=True, exist_ok=True)
+            entry.write_bytes(contents[choose(len(contents))])

@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 
 import kimiajax
 import weights_convert
+from kimiajax.cache import vouch_for
 from kimiajax.files import sha256_file
 from kimiajax.models import weights as weights_module
 from kimiajax.models.backbone import BACKBONES
@@ -573,7 +574,7 @@ def test_a_pickle_in_place_of_weights_is_never_loaded(scans, tmp_path, trap, unp
 
 
 @pytest.mark.fault("pickles")
-@pytest.mark.parametrize("write", [write_npy, write_pickle], ids=["objects", "a pickle"])
+@pytest.mark.parametrize("write", [write_npy, write_npz, write_pickle], ids=["objects", "an archive", "a pickle"])
 def test_a_pickle_in_the_cache_is_never_loaded_and_what_it_stood_for_is_computed_again(
     scans, tmp_path, trap, unpickling_fails, write
 ):
@@ -588,6 +589,7 @@ def test_a_pickle_in_the_cache_is_never_loaded_and_what_it_stood_for_is_computed
     assert len(kept) == 4, "of training and test patches each: their pixels and their features"
     for path in kept:
         write(path, trap)
+        vouch_for(path.parent)  # by whoever put it there
     with unpickling_fails():
         ended = run("after")
     assert ended.status == 0, ended

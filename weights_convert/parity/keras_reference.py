@@ -46,7 +46,9 @@ def make(job: Job) -> None:
 
 def load(model: keras.Model, path: str) -> None:
     """Keras' own loading. Of a `.keras` archive the arrays alone: a model is never deserialised."""
-    if not zipfile.is_zipfile(path):
+    with Path(path).open("rb") as stream:  # as the other side tells them apart
+        archived = stream.read(4) == b"PK\x03\x04"
+    if not archived:
         model.load_weights(path)
         return
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
