@@ -159,8 +159,8 @@ def report(arguments: list[str]) -> None:
     from kimiajax.analysis import analyse
     from kimiajax.files import write_text
     from kimiajax.report.stored import read_run
-    from kimiajax.report.tables import visible
     from kimiajax.report.text import FORMATS
+    from kimiajax.shown import visible
 
     _check_file(config.out)
     run = read_run(folder)
@@ -307,7 +307,7 @@ def _flags(kind: type[T], command: str, description: str, arguments: list[str]) 
 
 def _show(text: str) -> None:
     """Prints what may hold names from anywhere."""
-    from kimiajax.report.tables import visible
+    from kimiajax.shown import visible
 
     sys.stdout.reconfigure(errors="replace")
     print(visible(text))

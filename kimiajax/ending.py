@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from kimiajax.errors import UserError
 from kimiajax.interruption import Interrupted
+from kimiajax.shown import visible
 
 USER_ERROR, BUG, INTERRUPTED = 2, 1, 130
 # What the disk, or the system, refuses, whichever file it is; other errors without a file's name are nobody's but ours.
@@ -30,7 +31,7 @@ def ended(work: Callable[[], int], debug: bool = False, *, program: str = "kimia
     def told(error: BaseException, line: str, status: int) -> int:
         if debug:
             traceback.print_exception(error)
-        print(f"{program}: {re.sub(BREAKS, ' ', line)}", file=sys.stderr)
+        print(f"{program}: {visible(re.sub(BREAKS, ' ', line))}", file=sys.stderr)
         return status
 
     try:

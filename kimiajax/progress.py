@@ -65,7 +65,7 @@ class Bars(Lines):
     def __init__(self) -> None:
         from rich.console import Console
 
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, emoji=False)
 
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False)

@@ -1,6 +1,7 @@
-"""Numbers as a reader takes them, and what keeps a reader from taking them for more."""
+"""Numbers and texts as a reader takes them, and what keeps a reader from taking them for more."""
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 
 FEW = 15  # test patches of a scan, under which a bootstrap within scans may give intervals that are too short
@@ -8,6 +9,14 @@ NO_WIDTH = (
     "An interval without width: of each scan all patches fare alike, so that a bootstrap draws the same again. It says "
     "nothing of how sure the figure is."
 )
+
+# What a terminal or a browser obeys and does not show, but for tabs and ends of lines; and halves of characters.
+UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """A text with what would steer a terminal, or turn the reading around, as its escape: `\\x1b[31m`."""
+    return UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def percent(share: float | None) -> str:

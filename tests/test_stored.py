@@ -141,3 +141,11 @@ def test_the_command_that_computes_a_run_again_names_what_departs_from_its_prese
     assert (
         rerun({"preset": "demo", "config": json.loads(json.dumps(presets["demo"]))}, presets) == "kimiajax table demo"
     )
+
+
+@pytest.mark.parametrize("change", [{"scans": 9}, {"patch_size": 7}, {"synthetic": True}, {"unverified": "MD5"}])
+def test_a_manifests_header_that_was_edited_is_noticed(stored, change):
+    path = stored / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=rf"manifest\.json: {next(iter(change))} is not what results\.json was"):
+        read_run(stored)

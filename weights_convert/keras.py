@@ -181,7 +181,7 @@ def _by_layer(root: h5py.Group, path: Path) -> dict[str, Stored]:
     """LAYER/.../WEIGHT, the layer being the first part of the path."""
     arrays: dict[str, Stored] = {}
 
-    def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
+    def visit(name: str, item: h5py.HLObject) -> None:
         if not isinstance(item, h5py.Dataset):
             return
         layer, leaf = name.split("/", 1)[0], name.rsplit("/", 1)[-1]
@@ -199,7 +199,7 @@ def _by_saved_name(layers: h5py.Group, path: Path) -> dict[str, Stored]:
     """.../GROUP/vars/0, 1, ...: groups are numbered by depth; the layer's own name is an attribute of vars."""
     arrays: dict[str, Stored] = {}
 
-    def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
+    def visit(name: str, item: h5py.HLObject) -> None:
         if not isinstance(item, h5py.Group) or name.rsplit("/", 1)[-1] != "vars" or not len(item):
             return
         layer = item.attrs.get("name")

@@ -79,7 +79,8 @@ class Folder(Precut):
         """All of them, scan by scan."""
         return [patch for patches in self._patches["test"] for patch in patches]
 
-    def read_patch(self, patch: Patch) -> UInt8[np.ndarray, "s s"]:
+    def read_patch(self, patch: Patch) -> UInt8[np.ndarray, "h w"]:
+        """The gray values of a patch, 0 (black) to 255 (white), of whatever size its file has."""
         return read_gray(self.file_of(patch))
 
     def file_of(self, patch: Patch) -> Path:

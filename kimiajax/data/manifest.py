@@ -164,6 +164,8 @@ def _read_header(path: Path) -> dict[str, Any]:
     header_path = header_of(path)
     try:
         header = parse_json(_read(header_path))
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{header_path}: is no JSON ({error}); write the manifest again") from error
     wanted = {"format": int, "patch_size": int, "scans": int, "csv_sha256": str | None}

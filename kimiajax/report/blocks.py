@@ -24,7 +24,7 @@ def render_blocks(entries: Sequence[Any], headline: str) -> str:
         shape = " x ".join(map(str, entry.output))
         table.add_row(entry.name, shape, str(entry.parameters), str(entry.statistics), str(entry.flops), trains)
     text = io.StringIO()
-    console = Console(file=text, width=WIDTH, highlight=False, markup=False)
+    console = Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False)
     console.print(headline)
     console.print(table)
     *backbone, _ = entries

@@ -46,7 +46,7 @@ def render_counts(counts: list[Count], names: Sequence[str], test: Sequence[int]
         totals.add_row(f"{level}+", *map(_number, chosen))
 
     text = io.StringIO()
-    console = Console(file=text, width=WIDTH, highlight=False, markup=False)
+    console = Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False)
     console.print(
         f"Training patches by scan. Background is gray {background} and above; a patch is left out where that is its "
         "share or more of it (none: never). The full grid holds every whole patch, the data set's README loop is one "
@@ -79,7 +79,7 @@ def render_audit(audit: Audit) -> str:
     for check in audit.checks:
         table.add_row(check.name, check.verdict, check.detail)
     text = io.StringIO()
-    console = Console(file=text, width=WIDTH, highlight=False, markup=False)
+    console = Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False)
     console.print(audit.path)
     console.print(table)
     if audit.failed:

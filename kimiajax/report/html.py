@@ -18,8 +18,8 @@ from kimiajax.report import text
 from kimiajax.report.marks import warnings_of
 from kimiajax.report.pictures import is_picture
 from kimiajax.report.stored import StoredRun, rerun
-from kimiajax.report.tables import SCORES, headline, visible
-from kimiajax.shown import over_seeds, p_value, percent, points
+from kimiajax.report.tables import SCORES, headline
+from kimiajax.shown import over_seeds, p_value, percent, points, visible
 
 MARKS = {HOLDS: "yes", FAILS: "no"}  # a class of the verdict's colour
 SHOWN_PAIRS = SCORES[::-1]  # eta_total first

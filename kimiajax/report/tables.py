@@ -1,24 +1,16 @@
 """The comparison table on a screen or in a pipe."""
 
 import io
-import re
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from kimiajax.shown import percent
+from kimiajax.shown import percent, visible
 
 WIDTH = 120
-# What a terminal or a browser obeys and does not show, but for tabs and ends of lines; and halves of characters.
-UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 SCORES = ("eta_p", "eta_w", "eta_total")
-
-
-def visible(text: str) -> str:
-    """A text with what would steer a terminal, or turn the reading around, as its escape: `\\x1b[31m`."""
-    return UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def render_table(results: dict[str, Any]) -> str:

@@ -10,8 +10,8 @@ from kimiajax.analysis import Analysis, beaten_by_histogram
 from kimiajax.claims import CLAIMS
 from kimiajax.report.marks import warnings_of
 from kimiajax.report.stored import StoredRun
-from kimiajax.report.tables import SCORES, headline, visible
-from kimiajax.shown import cautions, p_value, percent, points
+from kimiajax.report.tables import SCORES, headline
+from kimiajax.shown import cautions, p_value, percent, points, visible
 
 MARKUP = re.compile(r"[\\`*\[\]<>&|]|(?<![^\W_])_|_(?![^\W_])")  # of Markdown; eta_p is none
 LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {

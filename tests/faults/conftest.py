@@ -5,10 +5,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from matrix import ROWS
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from faults.matrix import ROWS
 
 RIGHT, WRONG, NOT_RUN = "right", "WRONG", "NOT RUN"
 STARTED = time.monotonic()

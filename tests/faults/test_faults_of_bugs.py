@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from harness import ask, refused
 
+from faults.harness import ask, refused
 from kimiajax import commands
 
 BUG = 1
@@ -31,3 +31,10 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     command = f"{sys.executable} -m kimiajax blocks inception_v3 | head -1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.fault("markup")
+def test_a_name_that_steers_a_terminal_or_fakes_a_line_is_shown_in_the_one_line(tmp_path):
+    line = refused(ask("score", tmp_path / "a\nkimiajax: all is well\x1b[2K.csv", "--truth", tmp_path), "no such file")
+    assert "\x1b" not in line
+    assert r"\x1b[2K" in line

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 import pytest
 from foreign_sets import prepare as prepare_foreign
-from harness import ask, files_of, nothing_changes, refused
 from PIL import Image
 
+from faults.harness import ask, files_of, nothing_changes, refused
 from kimiajax import paper
 from kimiajax.data.manifest import read_manifest
 from kimiajax.data.raster import Raster

@@ -18,19 +18,20 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from fuzzing import INPUTS, NASTY, anywhere, asked, damaged, fuzz
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save_file
 from stored_runs import manifest_of, predictions_of, write_run
 
+from faults.fuzzing import INPUTS, NASTY, anywhere, asked, damaged, fuzz
 from kimiajax.analysis import analyse
 from kimiajax.compare import compare_runs
 from kimiajax.data.manifest import MOST_SCANS, header_of, read_manifest
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import Rules, cut_patches
 from kimiajax.data.source import PatchSource
-from kimiajax.models.backbone import BACKBONES
+from kimiajax.models.backbone import BACKBONES, Backbone
+from kimiajax.models.cnn import CNN
 from kimiajax.report.html import write_report
 from kimiajax.report.marks import marks_of, warnings_of
 from kimiajax.report.stored import read_run, rerun
@@ -140,34 +141,32 @@ def test_scan_files_of_damaged_bytes_are_read_or_refused(folder, tell):
 
 KINDS = ("u1", "u2", "i1", "f4", "S5", "?", "c8", "V3", "(2,)u1", "u1,f4")
 KINDS = (
-    *map(np.dtype, KINDS),
-    h5py.string_dtype(),
-    h5py.vlen_dtype(np.uint8),
-    h5py.ref_dtype,
-    h5py.enum_dtype({"a": 1}),
+    *map(np.dtype, ("u1", "u1", "u1", "i8", "i8", "u2", "i1", "f4", "S5", "?", "c8", "V3", "(2,)u1", "u1,f4")),
+    *(h5py.string_dtype(), h5py.vlen_dtype(np.uint8), h5py.ref_dtype, h5py.enum_dtype({"a": 1})),
 )
 SIDES = (0, 1, 2, 3, 7, 8, 40, 2**10, 2**20, 2**32, 2**40, 2**63)
 NAMES = (
     *(f"{group}/data" for group in ("scan0", "scan1", "scan2", "scan00", "scan9", "scan1234567890123")),
     *("test_data/patches", "test_data/targets", "test_data", "scan0", "scan1", "scan\u0661", "synthetic"),
 )
+FILTERS = (
+    *({}, {"compression": "gzip"}, {"compression": "lzf"}, {"fletcher32": True}, {"shuffle": True}),
+    {"compression": 32015, "allow_unknown_filter": True},
+)
 
 
 def claim(file, name, choose):
     """An array of any size that was never written, or written in part."""
     shape = tuple(SIDES[choose(len(SIDES))] for _ in range(choose(5)))
-    options = {}
+    options, dtype = {}, KINDS[choose(len(KINDS))]
     if choose(2):
-        options["chunks"] = tuple(1 + choose(2 ** choose(21)) for _ in shape)
-        options |= ({}, {"compression": "gzip"}, {"compression": "lzf"}, {"fletcher32": True}, {"shuffle": True})[
-            choose(5)
-        ]
-        options |= ({}, {"compression": 32015, "allow_unknown_filter": True}, {"maxshape": (None,) * len(shape)})[
-            choose(3)
-        ]
-    dtype = (np.uint8, np.dtype(np.int64), KINDS[choose(len(KINDS))])[choose(3)]
-    made = file.create_dataset(name, shape, dtype, fillvalue=(None, 7)[choose(2)], **options)
-    if choose(2) and dtype in (np.uint8, np.int64) and made.size < 10**5 and np.prod(made.chunks or 1) < 10**5:
+        options = {"chunks": tuple(1 + choose(2 ** choose(21)) for _ in shape), **FILTERS[choose(len(FILTERS))]}
+        options["maxshape"] = (None, (None,) * len(shape))[choose(2)]
+    plain = dtype in (np.uint8, np.int64)  # HDF5 itself takes others amiss
+    if plain and choose(2):
+        options["fillvalue"] = 7
+    made = file.create_dataset(name, shape, dtype, **options)
+    if plain and choose(2) and made.size < 10**5 and math.prod(made.chunks or (1,)) < 10**5:
         made[(slice(0, 9),) * len(shape)] = 3
 
 
@@ -484,28 +483,21 @@ KERAS_NAMES = (
 TORCH_NAMES = ("conv.weight", "conv.bias", "bn.bias", "bn.running_mean", "bn.running_var", "fc.weight", "fc.bias")
 
 
-class Small:
-    """What a conversion asks of a backbone."""
-
-    name, smallest, hidden, options, conv = "small", 8, None, (), "plain"
-    blocks, trunk = ("block1", "predictions"), ("block1",)
-
-    def variant(self, **options):
-        return self
+class Small(Backbone):
+    """That network, as far as a conversion asks for it."""
 
     def shapes(self, size, blocks, *, num_classes):
-        tree = {}
-        for (kind, block, *path), shape in LEAVES.items():
-            if block in blocks:
-                shape = (*shape[:-1], num_classes) if block == "predictions" else shape
-                tree |= flatten_dict({kind: unflatten_dict({(block, *path): jax.ShapeDtypeStruct(shape, np.float32)})})
-        return unflatten_dict(tree)
+        tree = {to: (*shape[:-1], num_classes) if "predictions" in to else shape for to, shape in LEAVES.items()}
+        kept = {to: jax.ShapeDtypeStruct(shape, np.float32) for to, shape in tree.items() if to[1] in blocks}
+        return unflatten_dict(kept)
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Lets `convert` know that network, by the names and layouts of both frameworks."""
-    monkeypatch.setitem(BACKBONES, "small", Small())
+    blocks = ("block1", "predictions")
+    made = Small("small", CNN, blocks, *blocks[:1] * 2, blocks[:1], hidden=None, dropout=0.0, smallest=8)
+    monkeypatch.setitem(BACKBONES, "small", made)
     for module, names in ((keras, KERAS_NAMES), (torch, TORCH_NAMES)):
         kinds = [AS_IS if module is keras or len(shape) != 4 else CONV_OIHW for shape in LEAVES.values()]
         monkeypatch.setitem(module.TABLES, "small", (dict(zip(names, zip(LEAVES, kinds))),))

@@ -15,12 +15,12 @@ from pathlib import Path
 import foreign_sets
 import numpy as np
 import pytest
-from harness import ask, files_of, nothing_changes, refused
 from markdown_it import MarkdownIt
 from PIL import Image
 from stored_runs import manifest_of, predictions_of, write_run
 from test_slides import draw, write_slide
 
+from faults.harness import ask, files_of, nothing_changes, refused
 from kimiajax.apply import file_names
 from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.report import figures

@@ -9,9 +9,9 @@ import time
 
 import numpy as np
 import pytest
-from harness import alone, ask, files_of, finish, nothing_changes, refused, start
-from striking import forbidding, killing
 
+from faults.harness import alone, ask, files_of, finish, nothing_changes, refused, start
+from faults.striking import forbidding, killing
 from kimiajax import features
 from kimiajax.data.manifest import header_of, read_manifest
 from kimiajax.locks import LOCK

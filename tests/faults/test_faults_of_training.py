@@ -10,9 +10,9 @@ import time
 import jax
 import numpy as np
 import pytest
-from harness import alone, ask, finish, nothing_changes, refused, start
-from striking import killing
 
+from faults.harness import alone, ask, finish, nothing_changes, refused, start
+from faults.striking import killing
 from kimiajax import table
 from kimiajax.checkpoints import load_tree
 from kimiajax.data.synthetic import write_synthetic_scans

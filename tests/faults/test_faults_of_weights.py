@@ -20,11 +20,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from harness import Ended, ask, files_of, nothing_changes, refused
 from safetensors.numpy import save_file
 
 import kimiajax
 import weights_convert
+from faults.harness import Ended, ask, files_of, nothing_changes, refused
 from kimiajax.cache import vouch_for
 from kimiajax.files import sha256_file
 from kimiajax.models import weights as weights_module
@@ -712,7 +712,7 @@ HUGE = {
 }
 MEASURE = """
 import json, resource, sys
-from harness import ask
+from faults.harness import ask
 resource.setrlimit(resource.RLIMIT_FSIZE, (100 * 2**20, 100 * 2**20))
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 command = json.loads(sys.argv[1])
@@ -732,7 +732,7 @@ def measured(tmp_path_factory):
     for number, (write, _) in enumerate(HUGE.values()):
         write(folder / f"{number}.keras")
     names = [f"{number}.keras" for number in range(len(HUGE))]
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(folder)}
     command = [sys.executable, "-c", MEASURE, json.dumps(names)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
