@@ -55,7 +55,7 @@ test-torch: $(STAMP)
 
 # Plants every fault of tests/faults/matrix.py and prints the table. --matrix: a fault that was not planted is a failure.
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m faults tests/faults --matrix
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "faults and not slow" tests/faults --matrix
 
 # In an environment of its own: Apache Beam wants older versions of some packages than requirements.lock has.
 test-beam: .beam/.ready
