@@ -86,6 +86,7 @@ def test_flags_of_the_readme_exist(capsys):
         weights_convert(["torch", "--help"])
     with pytest.raises(SystemExit):
         bench(["--help"])
+    assert main(["--help"]) == 0
     known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     shown = set(re.findall(r"(?<=[ `])--[a-z0-9-]+", README))
     shown -= {"--nodes", "--ntasks-per-node", "--gpus-per-node"}  # of srun
