@@ -183,15 +183,6 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 
 def _parse(row: dict[str, str], scans: int, where: str) -> Patch:
-    def number(name: str, kind: type, least: int, most: int) -> Any:
-        try:
-            value = kind(row[name])
-        except (TypeError, ValueError):
-            value = None
-        if value is None or not least <= value <= most:
-            raise UserError(f"{where}: {name} is {quoted(row[name])}; it must be a number from {least} to {most}")
-        return value
-
     if None in row or None in row.values():
         raise UserError(f"{where}: holds another number of fields than the first line; write the manifest again")
     if row["split"] not in SPLITS:
@@ -209,13 +200,24 @@ def _parse(row: dict[str, str], scans: int, where: str) -> Patch:
         raise UserError(f"{where}: has a row or a column but not both")
     return Patch(
         row["patch_id"],
-        number("scan", int, 0, scans - 1),
+        _number(row, "scan", int, scans - 1, where),
         row["split"],
-        number("row", int, 0, 2**40) if row["row"] else None,
-        number("col", int, 0, 2**40) if row["col"] else None,
-        number("homogeneity", float, 0, 1) if row["homogeneity"] else None,
+        _number(row, "row", int, 2**40, where) if row["row"] else None,
+        _number(row, "col", int, 2**40, where) if row["col"] else None,
+        _number(row, "homogeneity", float, 1, where) if row["homogeneity"] else None,
         digest or None,
     )
+
+
+def _number(row: dict[str, str], name: str, kind: type, most: int, where: str) -> Any:
+    """A field's number, of this kind, from 0 to `most`."""
+    try:
+        value = kind(row[name])
+    except (TypeError, ValueError):
+        value = None
+    if value is None or not 0 <= value <= most:
+        raise UserError(f"{where}: {name} is {quoted(row[name])}; it must be a number from 0 to {most}")
+    return value
 
 
 def _check_whole(path: Path, patches: tuple[Patch, ...]) -> None:

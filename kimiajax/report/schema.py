@@ -7,6 +7,7 @@ from typing import Any
 from kimiajax.parsing import quoted
 
 Kind = Any  # a type, a function that tells, an object of kinds by name, a list of one kind, or a tuple of any of these
+NULL = type(None)
 
 
 def _count(value: Any) -> bool:
@@ -40,31 +41,31 @@ NEIGHBOUR = (
     {**PICTURE, "query": str, "rank": lambda rank: rank == 0},
     {**PICTURE, "query": str, "rank": int, "distance": (int, float)},
 )
-EPOCH = {"epoch": int, "loss": (int, float, None), "accuracy": (int, float, None)}
+EPOCH = {"epoch": int, "loss": (int, float, NULL), "accuracy": (int, float, NULL)}
 RECALL = {"recall_at": {EACH: _share}, "gallery": int, "queries_per_second": _seconds}
 SCORES = {"eta_p": _share, "eta_w": _share, "eta_total": _share}
-LINEAGE: dict[str, Kind] = {"source": str, "digest": str, "run?": (dict, None)}
-LINEAGE["parent?"] = (LINEAGE, None)
+LINEAGE: dict[str, Kind] = {"source": str, "digest": str, "run?": (dict, NULL)}
+LINEAGE["parent?"] = (LINEAGE, NULL)
 
 ROW = {
     "name": NAME,
     "approach": LABEL,
     "scheme": LABEL,
     "weights": str,
-    "correct": (_count, None),
+    "correct": (_count, NULL),
     "tested": _count,
-    "failure": (str, None),
+    "failure": (str, NULL),
     "seconds": _seconds,
-    "paper": (SCORES, None),
-    "retrieval": (RECALL, None),
-    **{f"{score}_sd?": (float, int, None) for score in SCORES},
+    "paper": (SCORES, NULL),
+    "retrieval": (RECALL, NULL),
+    **{f"{score}_sd?": (float, int, NULL) for score in SCORES},
 }
-OF_ONE_SEED = {"history": {EACH: [EPOCH]}, "predictions_sha256": (str, None)}
+OF_ONE_SEED = {"history": {EACH: [EPOCH]}, "predictions_sha256": (str, NULL)}
 WITH_PICTURES = (
     {"family": lambda family: family == "table", "pictures": [EXPLAINED]},
     {"family": lambda family: family in ("floor", "retrieval"), "pictures": [NEIGHBOUR]},
 )
-SCORED = (SCORES, dict.fromkeys(SCORES))
+SCORED = (SCORES, dict.fromkeys(SCORES, NULL))
 
 DATA = {
     **dict.fromkeys(("train", "test", "patch_size"), _count),
@@ -76,17 +77,17 @@ AUDIT = {"failed": [str], "verdict": str, "date": str, "kimiajax": str}
 DATA_OF_ONE_SEED = {
     "kind": str,
     "manifest_sha256": str,
-    "pixels_sha256": (str, None),
-    "rules": (dict, None),
+    "pixels_sha256": (str, NULL),
+    "rules": (dict, NULL),
     "names": [str],
-    "audit": (AUDIT, None),
+    "audit": (AUDIT, NULL),
 }
 RESULTS = {
     "preset": str,
     "complete": bool,
     "config": {"seed": int, "image_size": int},
-    "environment": {"kimiajax": str, "revision": (str, None), "devices": (list, str), "packages": dict},
-    "data": {**DATA, "audit?": (AUDIT, None)},
+    "environment": {"kimiajax": str, "revision": (str, NULL), "devices": (list, str), "packages": dict},
+    "data": {**DATA, "audit?": (AUDIT, NULL)},
     "weights": {EACH: LINEAGE},
     "notes": [str],
     "pictures": [PICTURE],
@@ -116,31 +117,28 @@ def _contradictions(results: dict[str, Any]) -> Iterator[str]:
 
 
 def _faults(value: Any, kind: Kind, where: str = "") -> Iterator[str]:
-    if isinstance(kind, tuple):
-        found = [list(_faults(value, each, where)) for each in kind]
-        yield from min(found, key=len)
-    elif isinstance(kind, dict):
-        if not isinstance(value, dict):
-            yield f"{where or 'all'} is {quoted(value)} and no object"
-            return
-        for name, each in kind.items():
-            for key in value if name == EACH else [name.removesuffix("?")]:
-                below = f"{where}.{key}".lstrip(".")
-                if key in value:
-                    yield from _faults(value[key], each, below)
-                elif name == key:
-                    yield f"{quoted(below)} is missing"
-    elif isinstance(kind, list):
-        if not isinstance(value, list):
-            yield f"{where} is {quoted(value)} and no list"
-            return
-        for place, each in enumerate(value):
-            yield from _faults(each, kind[0], f"{where}[{place}]")
-    elif not _is(value, kind):
-        yield f"{quoted(where)} is {quoted(value)}"
-
-
-def _is(value: Any, kind: Kind) -> bool:
-    if kind is None or isinstance(kind, type):
-        return value is None if kind is None else type(value) is kind
-    return kind(value)
+    pending = [(value, kind, where)]
+    while pending:
+        value, kind, where = pending.pop()
+        if isinstance(kind, tuple) and type(value) in kind:
+            continue
+        if isinstance(kind, tuple):
+            yield from min((list(_faults(value, each, where)) for each in kind), key=len)
+        elif isinstance(kind, dict):
+            if type(value) is not dict:
+                yield f"{where or 'all'} is {quoted(value)} and no object"
+                continue
+            for name, each in kind.items():
+                for key in value if name == EACH else [name.removesuffix("?")]:
+                    below = f"{where}.{key}".lstrip(".")
+                    if key in value:
+                        pending.append((value[key], each, below))
+                    elif name == key:
+                        yield f"{quoted(below)} is missing"
+        elif isinstance(kind, list):
+            if type(value) is not list:
+                yield f"{quoted(where)} is {quoted(value)} and no list"
+            else:
+                pending += [(each, kind[0], f"{where}[{place}]") for place, each in enumerate(value)]
+        elif type(value) is not kind if isinstance(kind, type) else not kind(value):
+            yield f"{quoted(where)} is {quoted(value)}"

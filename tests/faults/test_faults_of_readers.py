@@ -399,7 +399,7 @@ def test_truths_are_read_or_refused(folder, tell):
 
 # Results
 
-ROWS = ("tl_vgg16", "cnn", "floor_histogram", "nn_vgg16_cosine")
+ROWS = ("tl_vgg16", "floor_histogram", "nn_vgg16_cosine")
 AUDIT = {"failed": ["leaks"], "verdict": "failed", "date": "2025-11-25", "kimiajax": "0.1.0"}
 
 
@@ -453,7 +453,7 @@ def test_results_are_read_and_shown_or_refused(folder, tell):
 
     def made(recipe):
         choose = chooser(recipe)
-        place = places[choose(3)]
+        place = places[max(0, choose(6) - 3)]
         results = {**found[place][0], "schema_version": (5, 5, 4, 6)[choose(4)]}
         for _ in range(1 + choose(2)):
             results = anywhere(results, choose(2**32), NASTY[choose(len(NASTY))])
@@ -461,7 +461,9 @@ def test_results_are_read_and_shown_or_refused(folder, tell):
             results = sealed(results)
         see(place, json.dumps(results).encode())
 
-    half = sum(fuzz(functools.partial(see, *each), damaged([text]), INPUTS // 6) for *each, text in zip(places, texts))
+    half = sum(
+        fuzz(functools.partial(see, *each), damaged([text]), INPUTS // 6 + 1) for *each, text in zip(places, texts)
+    )
     tell(half + fuzz(made, NUMBERS, INPUTS // 2))
 
 
