@@ -35,6 +35,6 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 
 @pytest.mark.fault("markup")
 def test_a_name_that_steers_a_terminal_or_fakes_a_line_is_shown_in_the_one_line(tmp_path):
-    line = refused(ask("score", tmp_path / "a\nkimiajax: all is well\x1b[2K.csv", "--truth", tmp_path), "no such file")
+    line = refused(ask("score", tmp_path / "a\nkimiajax: all is well\x1b[2K.csv", "--truth", tmp_path), "No such file")
     assert "\x1b" not in line
     assert r"\x1b[2K" in line
