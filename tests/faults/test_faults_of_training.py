@@ -17,6 +17,7 @@ from kimiajax import table
 from kimiajax.checkpoints import load_tree
 from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.models.weights import Weights, load_weights
+from kimiajax.report.results import write_results
 from kimiajax.seals import is_sealed
 
 TINY = ["--image-size", "32", "--patches-per-scan", "4", "--head-epochs", "3", "--batch-size", "4", "--epochs", "4"]
@@ -314,9 +315,10 @@ def test_another_order_of_classes_is_refused_with_the_difference(scans, cache, t
 
 @pytest.mark.fault("settings")
 def test_a_state_of_another_training_is_refused_with_the_difference(again, tmp_path):
-    """A folder of states that was put there by hand, say: the run's own record is gone."""
+    """States that were put there by hand, say, under a record that is the new run's."""
     out, command = again
-    (out / "results.json").unlink()
+    results = json.loads((out / "results.json").read_text())
+    write_results(out, {**results, "config": {**results["config"], "cnn_learning_rate": 0.5}})
     with nothing_changes(out / "unfinished"):
         refused(
             ask(*command, "--cnn-learning-rate", "0.5"), "a checkpoint of another training", "begin anew with --fresh"
