@@ -173,8 +173,8 @@ def claim(file, name, choose):
 def link(file, name, choose):
     """A link to anything, here or elsewhere."""
     there = ("/", "/scan1/data", "/scan0", "scan0/data", name, "/nowhere", "/test_data/patches", ".")[choose(8)]
-    files = ("whole.h5", "x.h5", "", "/dev/null", ".", "nowhere.h5", "text.h5")
-    file[name] = (h5py.SoftLink(there), h5py.ExternalLink(files[choose(7)], there))[choose(2)]
+    files = ("whole.h5", "x.h5", "/dev/null", ".", "nowhere.h5", "text.h5")
+    file[name] = (h5py.SoftLink(there), h5py.ExternalLink(files[choose(6)], there))[choose(2)]
 
 
 def elsewhere(file, name, choose):
@@ -205,6 +205,13 @@ def put(file, name, choose):
         file[name] = np.zeros(((3,), (1, 3), (3, 1), (40, 40), (3, 8, 8), (0, 8, 8), (3, 8, 9))[choose(7)], kind)
 
 
+def drop(file, name):
+    """Makes room for something else of a name."""
+    with contextlib.suppress(KeyError, RuntimeError):
+        del file[name]
+    return name
+
+
 def tag(file, attribute, choose):
     """Gives the file, or something in it, an attribute of any kind."""
     items = [file]
@@ -219,14 +226,15 @@ def rebuild(path, recipe, names=NAMES, attributes=("synthetic",)):
     """Puts other things into an HDF5 file, under some of these names."""
     choose = chooser(recipe)
     with h5py.File(path, "r+") as file:
-        for _ in range(1 + choose(3)):
-            name = names[choose(len(names))]
-            with contextlib.suppress(KeyError, RuntimeError):
-                del file[name]
+        for _ in range(choose(4)):
+            name = drop(file, names[choose(len(names))])
             with contextlib.suppress(OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError):
-                (claim, claim, link, elsewhere, put)[choose(5)](file, name, choose)
+                (claim, claim, elsewhere, put)[choose(4)](file, name, choose)
             if choose(4) == 0:
                 tag(file, attributes[choose(len(attributes))], choose)
+        if choose(4) == 0:  # last, as what is put beyond a link goes elsewhere
+            with contextlib.suppress(OSError, RuntimeError):
+                link(file, drop(file, names[choose(len(names))]), choose)
 
 
 @reader("made scans")
