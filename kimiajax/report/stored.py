@@ -152,7 +152,9 @@ def _read_manifest(folder: Path, results: dict[str, Any]) -> Manifest:
     if manifest.sha256 != results["data"]["manifest_sha256"]:
         raise UserError(f"{folder}: manifest.csv is not the one that results.json was computed with; run it again")
     said = {"scans": manifest.num_scans, "patch_size": manifest.patch_size}
-    said |= {mark: manifest.about[mark] for mark in ("synthetic", "unverified") if mark in manifest.about}
+    said |= {"synthetic": manifest.about["synthetic"]} if "synthetic" in manifest.about else {}
+    if manifest.about.get("unverified") is not None:  # results keep the mark of what a run began with
+        said["unverified"] = manifest.about["unverified"]
     if other := [name for name, value in said.items() if value != results["data"].get(name, value)]:
         raise UserError(
             f"{folder / 'manifest.json'}: {', '.join(other)} is not what results.json was computed with; run it again"
