@@ -175,9 +175,9 @@ def _place(backbone: Backbone, arrays: dict[str, Stored], table: Table, path: Pa
         array = np.ascontiguousarray(layout.read(stored.read()))
         if not np.isfinite(array).all():
             faults.append(f"values: {name} holds NaN or infinity")
-        if to[-1] == "var" and (array < 0).any():
+        elif to[-1] == "var" and (array < 0).any():
             faults.append(f"values: {name} holds negative variances")
-        if to[-1] == "kernel" and not array.any():
+        elif to[-1] == "kernel" and not array.any():
             faults.append(f"values: {name} is 0 throughout")
         node = variables
         for part in to[:-1]:

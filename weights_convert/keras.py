@@ -5,6 +5,7 @@ what `model.save("x.h5")` of Keras 3 writes (the same under `/model_weights`, wi
 """
 
 import contextlib
+import functools
 import mmap
 import re
 import struct
@@ -169,12 +170,12 @@ def _stored(dataset: h5py.Dataset, path: Path) -> Stored:
         raise UserError(
             f"{path}: {dataset.name} was never written, or is compressed, which Keras does not do; fetch the file again"
         )
+    return Stored(dataset.shape, str(dataset.dtype), functools.partial(_read, dataset, path))
 
-    def read() -> np.ndarray:
-        with _damage_named(path):
-            return dataset[...]
 
-    return Stored(dataset.shape, str(dataset.dtype), read)
+def _read(dataset: h5py.Dataset, path: Path) -> np.ndarray:
+    with _damage_named(path):
+        return dataset[...]
 
 
 def _by_layer(root: h5py.Group, path: Path) -> dict[str, Stored]:

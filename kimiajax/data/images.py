@@ -13,7 +13,7 @@ import numpy as np
 from kimiajax.data.survey import SMALLEST_PATCH
 from kimiajax.errors import UserError
 from kimiajax.files import guess
-from kimiajax.parsing import shown
+from kimiajax.parsing import quoted, shown
 from kimiajax.shapes import UInt8
 
 if TYPE_CHECKING:
@@ -89,15 +89,12 @@ def _upright(content: bytes, name: str) -> tuple["Image.Image", bool]:
 
     _take_warnings_for_errors()
 
-    def refuse(what: str) -> UserError:
-        return UserError(f"{name}: {what}; save it as 8-bit gray or RGB")
-
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{image.height} x {image.width} pixels")
             if _bits(image) > 8:
-                raise refuse("has more than 8 bits a channel")
+                raise _undecided(name, "has more than 8 bits a channel")
             if min(image.size) < SMALLEST_PATCH:
                 size = f"{image.height} x {image.width}"
                 raise UserError(f"{name}: is {size} pixels, too small for a patch; fetch it again, or remove it")
@@ -113,19 +110,23 @@ def _upright(content: bytes, name: str) -> tuple["Image.Image", bool]:
         raise UserError(
             f"{name}: claims to be far larger than a patch ({error}); fetch it again, or remove it"
         ) from error
-    except UserError:
+    except (UserError, MemoryError):
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, Warning) as error:
-        raise UserError(f"{name}: a damaged image ({error}); fetch it again") from error
+    except Exception as error:  # whatever a damaged file makes Pillow raise
+        raise UserError(f"{name}: a damaged image ({quoted(str(error), 200)[1:-1]}); fetch it again") from error
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         upright = upright.convert("RGBA")
         if upright.getextrema()[3] != (255, 255):
-            raise refuse("is transparent in places, and nothing says over what")
+            raise _undecided(name, "is transparent in places, and nothing says over what")
         upright = upright.convert("RGB")
     if upright.mode not in EIGHT_BITS:
-        raise refuse(f"is of mode {upright.mode}")
+        raise _undecided(name, f"is of mode {upright.mode}")
     upright = upright.convert(EIGHT_BITS[upright.mode])
     return upright, as_it_is and not turned and upright.mode == before
+
+
+def _undecided(name: str, what: str) -> UserError:
+    return UserError(f"{name}: {what}; save it as 8-bit gray or RGB")
 
 
 @functools.cache

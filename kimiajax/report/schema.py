@@ -15,7 +15,7 @@ def _count(value: Any) -> bool:
 
 
 def _share(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1
+    return type(value) is float and 0 <= value <= 1
 
 
 def _seconds(value: Any) -> bool:
@@ -41,7 +41,7 @@ NEIGHBOUR = (
     {**PICTURE, "query": str, "rank": lambda rank: rank == 0},
     {**PICTURE, "query": str, "rank": int, "distance": (int, float)},
 )
-EPOCH = {"epoch": int, "loss": (int, float, NULL), "accuracy": (int, float, NULL)}
+EPOCH = {"epoch": int, "loss": (float, NULL), "accuracy": (float, NULL)}
 RECALL = {"recall_at": {EACH: _share}, "gallery": int, "queries_per_second": _seconds}
 SCORES = {"eta_p": _share, "eta_w": _share, "eta_total": _share}
 LINEAGE: dict[str, Kind] = {"source": str, "digest": str, "run?": (dict, NULL)}
@@ -58,7 +58,7 @@ ROW = {
     "seconds": _seconds,
     "paper": (SCORES, NULL),
     "retrieval": (RECALL, NULL),
-    **{f"{score}_sd?": (float, int, NULL) for score in SCORES},
+    **{f"{score}_sd?": (float, NULL) for score in SCORES},
 }
 OF_ONE_SEED = {"history": {EACH: [EPOCH]}, "predictions_sha256": (str, NULL)}
 WITH_PICTURES = (
