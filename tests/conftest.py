@@ -41,7 +41,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(7)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def scans(tmp_path_factory):
     path = tmp_path_factory.mktemp("scans") / "scans.h5"
     write_synthetic_scans(path, num_scans=4, patch_size=80, grid=(4, 4), test_patches=(2, 3), seed=5)

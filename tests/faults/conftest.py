@@ -23,7 +23,7 @@ def pytest_addoption(parser):
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.parent != _HERE:
+        if _HERE not in item.path.parents:
             continue
         item.add_marker("faults")
         marker = item.get_closest_marker("fault")

@@ -29,7 +29,7 @@ class Guard(NamedTuple):
         file: where the guard stands.
         old: its text, which is there once.
         new: what disables it.
-        group: of tests, test_faults_of_GROUP.py.
+        group: of tests, the folder GROUP or test_faults_of_GROUP.py.
         tests: words of the tests' names, as pytest's -k takes them.
     """
 
@@ -66,8 +66,8 @@ def disable(guard: Guard, tree: Path) -> None:
 
 def tests_that_fall(guard: Guard) -> Outcome:
     """Runs the tests that should notice, without the guard."""
-    with tempfile.TemporaryDirectory(prefix="kimiajax-guards-") as folder:
-        tree = Path(folder)
+    with tempfile.TemporaryDirectory(prefix="kimiajax-guards-") as copy:
+        tree = Path(copy)
         for name in COPIED:
             source = ROOT / name
             shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__")) if source.is_dir() else (
@@ -77,15 +77,10 @@ def tests_that_fall(guard: Guard) -> Outcome:
             disable(guard, tree)
         except (OSError, ValueError, SyntaxError) as error:
             return Outcome([], str(error))
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-m",
-            "faults and not slow",
-            f"tests/faults/test_faults_of_{guard.group}.py",
-        ]
-        command += ["-k", guard.tests, "-p", "no:cacheprovider", "--tb=no", "-rfE"]
+        folder = Path("tests/faults", guard.group)
+        where = folder if (tree / folder).is_dir() else folder.with_name(f"test_faults_of_{guard.group}.py")
+        command = [sys.executable, "-m", "pytest", str(where), "-m", "faults and not slow", "-k", guard.tests]
+        command += ["-p", "no:cacheprovider", "--tb=no", "-rfE"]
         environment = {**os.environ, "PYTHONPATH": str(tree)}
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=900)
     fell = re.findall(r"^(?:FAILED|ERROR) \S+?::(.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
