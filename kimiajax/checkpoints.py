@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging  # which Orbax logs through
 
 Tree = dict[str, Any]
+UNREADABLE = {errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO}
 ORPHANED = 0.3  # seconds in which reads and writes end after another one failed
 
 
@@ -55,7 +56,10 @@ def save_tree(path: Path, tree: Tree) -> None:
     except Exception as error:  # whatever a disk makes Orbax raise
         for left in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
             shutil.rmtree(left, ignore_errors=True)
-        raise OSError(_code_of(error) or errno.EIO, short(error), str(path)) from error
+        code = _code_of(error)
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def load_tree(path: Path) -> Tree:
@@ -103,8 +107,15 @@ def short(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:120]}"
 
 
+def unreadable(error: Exception) -> bool:
+    """Whether an error says that this process cannot read now, and nothing of what a file holds."""
+    return isinstance(error, MemoryError) or _code_of(error) in UNREADABLE
+
+
 def _code_of(error: Exception) -> int | None:
     """The system's number for what went wrong, where that is why."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return int(code[1]) if code else None
 
@@ -120,7 +131,7 @@ def quietly() -> Iterator[None]:
     sys.excepthook = lambda kind, error, trace: None if _is_orphan(error) else before[1](kind, error, trace)
     absl_logging.set_verbosity(absl_logging.FATAL)
     tasks = logging.getLogger("asyncio")
-    tasks.disabled = True
+    silent, tasks.disabled = tasks.disabled, True
     try:
         yield
     except Exception:
@@ -129,7 +140,7 @@ def quietly() -> Iterator[None]:
     finally:
         sys.unraisablehook, sys.excepthook = before
         absl_logging.set_verbosity(level)
-        tasks.disabled = False
+        tasks.disabled = silent
 
 
 def let_orphans_end() -> None:

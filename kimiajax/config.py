@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kimiajax.errors import UserError
+from kimiajax.parsing import text_of
 
 if TYPE_CHECKING:
     from kimiajax.data.patches import Rules
@@ -494,7 +495,7 @@ def _check_cutting(config: PatchConfig | PrepareConfig) -> None:
 
 def _json_fields(config: ScansConfig | ParityConfig) -> dict[str, object]:
     values = {field.name: getattr(config, field.name) for field in fields(config)}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {name: text_of(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def flag(name: str) -> str:

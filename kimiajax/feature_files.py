@@ -28,6 +28,7 @@ from kimiajax.files import new_folder, sha256_file, write_text
 from kimiajax.models.backbone import BACKBONES
 from kimiajax.models.ways import choose_way
 from kimiajax.models.weights import Weights, load_weights
+from kimiajax.parsing import text_of
 from kimiajax.precision import Precision
 from kimiajax.progress import Download, Silent
 from kimiajax.shapes import UInt8
@@ -125,7 +126,7 @@ def export_features(
             "tap": tap,
             "shape": list(shape),
             "features_sha256": sha256_file(aside / "features.npy"),
-            "source": str(path),
+            "source": text_of(Path(path)),
             "manifest_sha256": manifest and manifest.sha256,
             "unverified": manifest and manifest.about.get("unverified"),
             "image_size": image_size,

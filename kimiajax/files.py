@@ -47,7 +47,7 @@ def new_file(path: Path) -> Iterator[Path]:
     try:
         with _named(path, aside):
             yield aside
-            with aside.open("rb") as file:
+            with aside.open("r+b") as file:
                 os.fsync(file.fileno())  # or the name could reach the disk before what it names
             aside.replace(path)
     finally:
@@ -154,6 +154,17 @@ def open_hdf5(path: Path, what: str) -> h5py.File:
         raise UserError(
             f"{path}: a damaged HDF5 file of {path.stat().st_size:,} bytes ({error}); fetch or copy it again"
         ) from error
+
+
+@contextlib.contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """What the HDF5 library raises over damaged structures, of many kinds, as the one error that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, SystemError) as error:  # the last over names
+        raise UserError(f"{path}: a damaged HDF5 file ({type(error).__name__}: {error}); fetch it again") from error
 
 
 def guess(head: bytes, size: int, wanted: str) -> str:

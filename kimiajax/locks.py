@@ -23,6 +23,7 @@ from kimiajax.errors import UserError
 LOCK = ".lock"
 BEAT = 10.0  # seconds between two touches
 PATIENCE = 45.0  # seconds without one, after which a holder on another machine is taken for dead
+SETTLE = 1.0  # seconds in which two that take a folder at once, where the system keeps no locks, see one another
 
 
 def host() -> str:
@@ -76,17 +77,26 @@ def only_writer(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
-    with path.open("a+") as file:
+    with path.open("ab", buffering=0) as file:  # or what finds no room would be written again when it is closed
         kept = _lock(file)
-        holder = _read(file)
+        holder = _read(path)
         if kept is False or (holder and _holds(holder, path, kept is not None, say)):
             who = holder or "another process"
             raise UserError(f"{folder}: another run writes there ({who}); wait for it, or choose {other}")
         if holder:
             say(f"{folder}: taken over from {holder}, which ended without letting go")
-        _write(file, json.dumps(asdict(Owner.me())))
+        me = Owner.me()
+        try:
+            _write(file, json.dumps(asdict(me)))
+        except OSError as error:
+            error.filename = str(path)
+            raise
+        if kept is None:
+            time.sleep(SETTLE)
+            if (other_one := _read(path)) != me:
+                raise UserError(f"{folder}: another run took it at the same time ({other_one}); choose {other}")
         ended = threading.Event()
-        beating = threading.Thread(target=_beat, args=(file.fileno(), ended), name="lock", daemon=True)
+        beating = threading.Thread(target=_beat, args=(path, me, ended), name="lock", daemon=True)
         beating.start()
         try:
             yield
@@ -94,7 +104,8 @@ def only_writer(
             ended.set()
             beating.join()
             with contextlib.suppress(OSError):  # the folder may be gone, or the disk full
-                _write(file, "")
+                if _read(path) == me:  # while this process was suspended another one may have taken it over
+                    _write(file, "")
 
 
 def is_alive(pid: int) -> bool:
@@ -108,7 +119,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def _lock(file: IO[str]) -> bool | None:
+def _lock(file: IO[bytes]) -> bool | None:
     """Whether the operating system gave the lock; None where it knows none."""
     try:
         import fcntl
@@ -140,27 +151,26 @@ def _touched(path: Path) -> int:
         return os.fstat(file.fileno()).st_mtime_ns
 
 
-def _beat(descriptor: int, ended: threading.Event) -> None:
+def _beat(path: Path, me: Owner, ended: threading.Event) -> None:
+    """Touches the file while it names this process."""
     while not ended.wait(BEAT):
         with contextlib.suppress(OSError):
-            os.utime(descriptor)
+            if _read(path) == me:
+                os.utime(path)
 
 
-def _read(file: IO[str]) -> Owner | None:
+def _read(path: Path) -> Owner | None:
     """Whom a lock names; nobody where it was let go, or where its writer died while it wrote."""
-    file.seek(0)
     try:
-        owner = Owner(**json.loads(file.read()))
+        owner = Owner(**json.loads(path.read_text()))
     except (ValueError, TypeError):
         return None
     return owner if isinstance(owner.pid, int) else None
 
 
-def _write(file: IO[str], text: str) -> None:
-    file.seek(0)
-    file.truncate()
-    file.write(text)
-    file.flush()
+def _write(file: IO[bytes], text: str) -> None:
+    file.truncate(0)
+    file.write(text.encode())
 
 
 def _born(pid: int) -> int | None:

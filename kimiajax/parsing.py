@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
+
+from kimiajax.shown import UNSEEN
 
 DEEPEST = 100  # of objects and lists within one another; weights are fine-tuned one from another, and each is one more
 LONGEST_NAME = 300  # characters
@@ -33,7 +36,12 @@ def parse_json(text: str | bytes) -> Any:
 
 def is_name(text: str) -> bool:
     """Whether a text serves as a name: it can be shown, in one line, and is not out of all proportion."""
-    return 0 < len(text) <= LONGEST_NAME and text.isprintable()
+    return 0 < len(text) <= LONGEST_NAME and _is_line(text)
+
+
+def text_of(path: Path) -> str:
+    """A path as text that every file can hold: bytes that are no UTF-8 as their escapes."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def quoted(value: object, most: int = 80) -> str:
@@ -44,7 +52,12 @@ def quoted(value: object, most: int = 80) -> str:
 
 def shown(path: Path) -> str:
     """A path for a message, in one line whatever it is called."""
-    return str(path) if str(path).isprintable() else repr(str(path))
+    return str(path) if _is_line(str(path)) else repr(str(path))
+
+
+def _is_line(text: str) -> bool:
+    """Whether a terminal shows all of a text, in one line."""
+    return not UNSEEN.search(text) and not set(text) & {"\t", "\n"}
 
 
 def _within(item: dict[str, Any] | list[Any]) -> list[Any]:

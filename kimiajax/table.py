@@ -38,6 +38,7 @@ from kimiajax.models.conv import Way
 from kimiajax.models.ways import Choice, choose_way
 from kimiajax.models.weights import Weights, default_cache, load_weights
 from kimiajax.notes import mixed_lineages, notes_of
+from kimiajax.parsing import text_of
 from kimiajax.progress import Download, Silent
 from kimiajax.report.history import History
 from kimiajax.report.pictures import Picture, write_pictures
@@ -427,7 +428,7 @@ def _extract(network: str, run: Run, taps: set[str], cache: Path) -> Features:
 def _describe_data(source: Source, manifest: Manifest, audit: dict[str, Any] | None) -> dict[str, Any]:
     train, test = manifest.counts("train"), manifest.counts("test")
     return {
-        "source": str(source.path),
+        "source": text_of(source.path),
         "title": source.title,
         "flags": source.flags,
         "held_out": source.test_patches() is None,

@@ -1,16 +1,18 @@
 """Training that stops anywhere and goes on: bit for bit, or with a word on why not."""
 
 import contextlib
+import logging
 import shutil
 import signal
 
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from test_feeds import BATCH, COUNT, setting
 
-from kimiajax.checkpoints import digest, load_tree, save_tree
+from kimiajax.checkpoints import digest, load_tree, quietly, save_tree
 from kimiajax.errors import UserError
 from kimiajax.finetune import checkpoints as module
 from kimiajax.finetune.blocks import TrainableBlocks
@@ -283,3 +285,28 @@ def test_trees_that_orbaxs_v1_saved_can_still_be_read(rng, tmp_path):
     v1.save(tmp_path / "v1", tree)
     save_tree(tmp_path / "now", tree)
     assert digest(load_tree(tmp_path / "v1")) == digest(load_tree(tmp_path / "now")) == digest(tree)
+
+
+def test_only_what_the_disk_refuses_is_told_as_the_disks(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="object"):
+        save_tree(tmp_path / "t", {"a": np.array([object()])})
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(ocp.Checkpointer, "save", raising(MemoryError("1 GiB")))
+    with pytest.raises(MemoryError):
+        save_tree(tmp_path / "t", {"a": np.ones(3)})
+
+
+def test_what_is_kept_quiet_stays_so_until_the_outermost_ends():
+    tasks = logging.getLogger("asyncio")
+    with quietly():
+        with quietly():
+            pass
+        assert tasks.disabled
+    assert not tasks.disabled
+
+
+def raising(error):
+    def fail(*arguments, **options):
+        raise error
+
+    return fail

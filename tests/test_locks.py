@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ def quick(monkeypatch):
     """A holder elsewhere is taken for dead after half a second."""
     monkeypatch.setattr(locks, "PATIENCE", 0.5)
     monkeypatch.setattr(locks, "BEAT", 0.05)
+    monkeypatch.setattr(locks, "SETTLE", 0.2)
 
 
 @pytest.fixture
@@ -80,17 +82,45 @@ def test_where_no_locks_are_known_a_holder_counts_by_its_number_and_its_birth(tm
 def test_a_holder_elsewhere_lives_while_it_touches_the_file(tmp_path, quick):
     owned(tmp_path, host="elsewhere")
     ended, said = threading.Event(), []
-    file = (tmp_path / LOCK).open("a")
-    beating = threading.Thread(target=locks._beat, args=(file.fileno(), ended))
+    holder = Owner(**json.loads((tmp_path / LOCK).read_text()))
+    beating = threading.Thread(target=locks._beat, args=(tmp_path / LOCK, holder, ended))
     beating.start()
     with pytest.raises(UserError, match=r"process .* on elsewhere"), only_writer(tmp_path, say=said.append):
         pass
     ended.set()
     beating.join()
-    file.close()
     assert "watching for" in said[0]
     with only_writer(tmp_path, say=said.append):
         assert "taken over from process" in said[-1]
+
+
+def test_who_was_suspended_and_lost_the_folder_neither_touches_nor_empties_its_new_holders_file(
+    tmp_path, quick, no_locks
+):
+    with only_writer(tmp_path):
+        owned(tmp_path, host="elsewhere")
+        written = (tmp_path / LOCK).stat().st_mtime_ns
+        time.sleep(0.3)
+    assert json.loads((tmp_path / LOCK).read_text())["host"] == "elsewhere"
+    assert (tmp_path / LOCK).stat().st_mtime_ns == written
+
+
+def test_of_two_that_take_a_folder_at_once_where_no_locks_are_known_one_gets_it(tmp_path, quick, no_locks, monkeypatch):
+    settle = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: (owned(tmp_path, host="elsewhere"), settle(seconds)))
+    with pytest.raises(UserError, match=r"took it at the same time \(process .* on elsewhere"), only_writer(tmp_path):
+        pass
+    assert json.loads((tmp_path / LOCK).read_text())["host"] == "elsewhere"
+
+
+def test_a_disk_that_is_full_when_a_folder_is_taken_is_told_with_the_file(tmp_path, monkeypatch):
+    def full(file, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(locks, "_write", full)
+    with pytest.raises(OSError, match="No space left") as told, only_writer(tmp_path):
+        pass
+    assert told.value.filename == str(tmp_path / LOCK)
 
 
 @pytest.mark.parametrize("year", [1970, 2100])

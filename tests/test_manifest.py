@@ -1,6 +1,8 @@
+import errno
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from kimiajax.data.reading import prepare_patches, read_patches
 from kimiajax.data.scans import Scans
 from kimiajax.data.source import PatchSource, sha256_of
 from kimiajax.errors import UserError
+from kimiajax.parsing import is_name
 
 
 @pytest.fixture
@@ -270,3 +273,44 @@ def test_a_cache_that_cannot_be_written_costs_no_result(scans, tmp_path):
     (tmp_path / "surveys").write_text("a file where a folder should be")
     with pytest.warns(UserWarning, match="cannot keep surveys"):
         assert cut_patches(scans, cache=tmp_path).csv == cut_patches(scans).csv
+
+
+def test_a_header_that_was_edited_is_refused_unless_that_is_meant(scans, tmp_path):
+    path = tmp_path / "manifest.csv"
+    cut_patches(scans, Rules(2)).write(path)
+    header = json.loads(header_of(path).read_text())
+    header_of(path).write_text(json.dumps({**header, "synthetic": True}))
+    with pytest.raises(UserError, match=r"manifest.json: was edited since it was written; .* set csv_sha256 to null"):
+        read_manifest(path)
+    header_of(path).write_text(json.dumps({**header, "synthetic": True, "csv_sha256": None}))
+    assert read_manifest(path).about["synthetic"] is True
+
+
+def test_a_manifest_that_finds_no_room_leaves_the_one_before_and_one_that_is_there_needs_none(
+    scans, tmp_path, monkeypatch
+):
+    path = tmp_path / "manifest.csv"
+    before, other = (cut_patches(scans, Rules(count)) for count in (2, 3))
+    before.write(path)
+    real = Path.write_bytes
+
+    def full(self, content):
+        if b"csv_sha256" in content:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    before.write(path)
+    with pytest.raises(OSError, match="No space left"):
+        other.write(path)
+    assert read_manifest(path).csv == before.csv
+
+
+@pytest.mark.parametrize("name", ["a\u202fb", "a\xa0b", "\u65e5\u672c\u3000\u8a9e", "a b", "\u05d0"])
+def test_spaces_of_any_kind_are_no_fault_of_a_name(name):
+    assert is_name(name)
+
+
+@pytest.mark.parametrize("name", ["a\tb", "a\nb", "a\x85b", "a\u2028b", "\u202eb", "a\x1b[2J", "\ud800", "", "x" * 301])
+def test_what_no_line_shows_is_no_name(name):
+    assert not is_name(name)

@@ -15,13 +15,17 @@ from weights_convert.export import export, must_be_new
 
 
 def main(argv: list[str] | None = None) -> int:
+    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    shared.add_argument("--debug", action="store_true", help="show where an error comes from")
     parser = argparse.ArgumentParser(
-        prog="python -m weights_convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        parents=[shared],
+        prog="python -m weights_convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
     commands = parser.add_subparsers(dest="command", required=True)
     for framework, module in FRAMEWORKS.items():
-        command = commands.add_parser(framework, help=module.__doc__.split("\n", 1)[0])
+        command = commands.add_parser(framework, parents=[shared], help=module.__doc__.split("\n", 1)[0])
         command.add_argument("network", choices=module.TABLES)
         command.add_argument("file", type=Path)
         command.add_argument("out", type=Path, help="folder to write; must not exist")
@@ -33,11 +37,11 @@ def main(argv: list[str] | None = None) -> int:
             command.add_argument(
                 "--imagenet-normalised", action="store_true", help="Inception-v3 trained on such, as timm's gluon_in1k"
             )
-    command = commands.add_parser("export", help="write a checkpoint as a Keras .h5 file of weights")
+    command = commands.add_parser("export", parents=[shared], help="write a checkpoint as a Keras .h5 file of weights")
     command.add_argument("checkpoint", type=Path, help="a converted checkpoint, or runs/NAME/checkpoints/ROW")
     command.add_argument("out", type=Path, help="the .h5 file to write; must not exist")
     arguments = parser.parse_args(argv)
-    return ended(lambda: _run(arguments), arguments.debug, program="weights_convert")
+    return ended(lambda: _run(arguments), "debug" in arguments, program="weights_convert")
 
 
 def _run(arguments: argparse.Namespace) -> int:

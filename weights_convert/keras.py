@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from kimiajax.errors import UserError
+from kimiajax.files import damage_named
 from kimiajax.models import inception_v3, vgg16
 from kimiajax.parsing import is_name, quoted
 from weights_convert.arrays import Stored, open_keras
@@ -97,7 +98,7 @@ def open_arrays(path: Path) -> Iterator[tuple[dict[str, Stored], str, dict[str, 
         UserError: not a file that Keras wrote, or one whose arrays have no clear names.
     """
     with open_keras(path) as file:
-        with _damage_named(path):
+        with damage_named(path):
             _check_texts(file, path)
             _check_links(file, path)
             arrays, layout = _find(file, path)
@@ -115,7 +116,7 @@ def _check_texts(file: h5py.File, path: Path) -> None:
     """
     if file.id.get_create_plist().get_sizes() != (8, 8):
         raise UserError(f"{path}: has lengths of other than 64 bits, and Keras writes none such; fetch it again")
-    with Path(file.filename).open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with _content(Path(file.filename)) as content:
         heap = content.find(HEAP)
         while heap >= 0:
             place, end = heap + 16, min(heap + int.from_bytes(content[heap + 8 : heap + 16], "little"), len(content))
@@ -126,6 +127,19 @@ def _check_texts(file: h5py.File, path: Path) -> None:
                     raise UserError(f"{path}: a damaged HDF5 file (its texts have a hole at {place:,}); fetch it again")
                 place += taken
             heap = content.find(HEAP, heap + len(HEAP))
+
+
+@contextlib.contextmanager
+def _content(path: Path) -> Iterator[mmap.mmap | bytes]:
+    """A file's bytes, mapped where the file system can."""
+    with path.open("rb") as stream:
+        try:
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError:
+            yield stream.read()
+            return
+        with mapped:
+            yield mapped
 
 
 def _check_links(file: h5py.File, path: Path) -> None:
@@ -151,17 +165,6 @@ def _find(file: h5py.File, path: Path) -> tuple[dict[str, Stored], str]:
     return _by_layer(root, path), ".h5" if root is not file else ".h5 of weights"
 
 
-@contextlib.contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """What the HDF5 library raises over damaged structures, of many kinds, as the one error that names the file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, SystemError) as error:  # the last over names
-        raise UserError(f"{path}: a damaged HDF5 file ({type(error).__name__}: {error}); fetch it again") from error
-
-
 def _stored(dataset: h5py.Dataset, path: Path) -> Stored:
     """An array that is whole in the file: one never written reads as zeros, of any size."""
     if dataset.external:
@@ -174,7 +177,7 @@ def _stored(dataset: h5py.Dataset, path: Path) -> Stored:
 
 
 def _read(dataset: h5py.Dataset, path: Path) -> np.ndarray:
-    with _damage_named(path):
+    with damage_named(path):
         return dataset[...]
 
 

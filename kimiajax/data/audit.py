@@ -27,6 +27,7 @@ from kimiajax.data.reading import check_of, read_patches
 from kimiajax.data.sets import Dataset
 from kimiajax.data.source import Gridded, Source
 from kimiajax.errors import UsageError, UserError
+from kimiajax.parsing import text_of
 from kimiajax.progress import Silent
 
 FORMAT = 1
@@ -130,7 +131,7 @@ def run_audit(
     except UsageError:
         raise
     except UserError as error:
-        return Audit(str(path), [Check("layout", FAILED, str(error))], official=official)
+        return Audit(text_of(path), [Check("layout", FAILED, str(error))], official=official)
     with source:
         if manifest is not None:
             check_of(source, manifest)
@@ -141,7 +142,7 @@ def run_audit(
                 found.append(check)
         except UserError as error:
             found.append(Check("reading", FAILED, str(error)))
-        audit = Audit(str(path), found, source.identity(), manifest and manifest.sha256, official)
+        audit = Audit(text_of(path), found, source.identity(), manifest and manifest.sha256, official)
         content = json.dumps({**audit.as_dict(), "covers": covers}).encode()
         keep_file(cache, f"audits/{_name(source)}", f"{audit.manifest_sha256 or 'all'}.json", content)
     return audit

@@ -20,7 +20,7 @@ from kimiajax.data.images import IMAGES, read_gray
 from kimiajax.data.manifest import SPLITS, Patch, Split
 from kimiajax.data.source import Candidates, Precut, first_missing, identity_of, is_ignored, walk
 from kimiajax.errors import UserError
-from kimiajax.parsing import LONGEST_NAME, is_name, parse_json, shown
+from kimiajax.parsing import LONGEST_NAME, is_name, parse_json, shown, text_of
 from kimiajax.shapes import UInt8
 from kimiajax.shown import first_few
 
@@ -69,7 +69,7 @@ class Folder(Precut):
         return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        return {"path": str(self.path), "kind": self.kind, "files": len(self._files)}
+        return {"path": text_of(self.path), "kind": self.kind, "files": len(self._files)}
 
     def offered(self) -> list[Candidates]:
         """All training patches, by scan."""

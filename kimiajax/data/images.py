@@ -1,9 +1,8 @@
 """Image files: read right, or refused by name. Nothing is guessed at, and nothing is filled in."""
 
-import functools
 import io
 import logging
-import warnings
+import struct
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +22,11 @@ IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # whatever a file is called: Pillow runs other programs for some
 EIGHT_BITS = {"L": "L", "RGB": "RGB", "1": "L", "P": "RGB"}  # modes that are read, and what they become
 PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}  # as small as zlib's default on tissue, and 2.7 times as fast
-LARGEST = 2**28  # bytes of a file: the pixels that Pillow takes at most, three bytes each
+LARGEST = 2**28  # bytes of a file, and of its pixels as RGB, whatever limit of Pillow's own this process has
+QUIET = logging.NullHandler()  # an error is raised, and told by whoever it concerns
 AS_THEY_ARE = ("JPEG", "PNG")  # formats that every reader of data sets knows
 FILLED_IN = (128, (128, 128, 128))  # the last pixel of a JPEG that was cut, gray or RGB
+ORIENTATION = 0x0112  # Exif's tag
 MORE = bytes(range(1, 255))  # bytes that a JPEG's decoder takes for pixels, if it looks at them
 
 
@@ -87,11 +88,10 @@ def _upright(content: bytes, name: str) -> tuple["Image.Image", bool]:
     """An image, gray or RGB, and whether that is what the file holds as it is."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    _take_warnings_for_errors()
-
+    logging.getLogger("PIL").addHandler(QUIET)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            if image.width * image.height > LARGEST // 3:
                 raise Image.DecompressionBombError(f"{image.height} x {image.width} pixels")
             if _bits(image) > 8:
                 raise _undecided(name, "has more than 8 bits a channel")
@@ -102,10 +102,15 @@ def _upright(content: bytes, name: str) -> tuple["Image.Image", bool]:
             if _is_filled_in(image, content):
                 raise OSError("its data end before the picture does")
             before, as_it_is = image.mode, image.format in AS_THEY_ARE
-            turned = image.getexif().get(0x0112, 1) != 1
+            if image.info.get("exif"):  # Pillow drops all of what is damaged in part
+                up = _orientation(image.info["exif"])
+                if up != 1:  # else XMP's word counts, which Pillow looks for
+                    image.getexif()[ORIENTATION] = up
+            turned = image.getexif().get(ORIENTATION, 1) != 1
             upright = ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
-        raise UserError(f"{name}: {guess(content[:512], len(content), 'an image')}") from error
+        wanted = f"a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
+        raise UserError(f"{name}: {guess(content[:512], len(content), wanted)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(
             f"{name}: claims to be far larger than a patch ({error}); fetch it again, or remove it"
@@ -129,11 +134,24 @@ def _undecided(name: str, what: str) -> UserError:
     return UserError(f"{name}: {what}; save it as 8-bit gray or RGB")
 
 
-@functools.cache
-def _take_warnings_for_errors() -> None:
-    """For good, as no filter can be set back while other threads read. Pillow warns where it goes on with a guess."""
-    warnings.filterwarnings("error", module=r"PIL\.")
-    logging.getLogger("PIL").addHandler(logging.NullHandler())
+def _orientation(exif: bytes) -> int:
+    """Which way is up, as Exif counts; what else a camera wrote may be damaged.
+
+    Raises:
+        OSError: the data break off before they could say it.
+    """
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = "<" if tiff.startswith(b"II") else ">"
+    try:
+        (start,) = struct.unpack_from(f"{order}4xI", tiff)
+        (count,) = struct.unpack_from(f"{order}H", tiff, start)
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            tag, value = struct.unpack_from(f"{order}H6xH", tiff, place)
+            if tag == ORIENTATION:
+                return value
+    except struct.error as error:
+        raise OSError("its camera's data break off before they say which way is up") from error
+    return 1
 
 
 def _is_filled_in(image: "Image.Image", content: bytes) -> bool:

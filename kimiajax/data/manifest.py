@@ -1,5 +1,6 @@
 """Which patches a study uses, as a file: `manifest.csv`, one line a patch, and beside it a header, `manifest.json`."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -12,8 +13,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from kimiajax.errors import UserError
-from kimiajax.files import write_text
+from kimiajax.files import new_file
 from kimiajax.parsing import LONGEST_NAME, is_name, parse_json, quoted
+from kimiajax.seals import SEAL, is_sealed, sealed
 from kimiajax.shapes import Int
 
 FORMAT = 1
@@ -112,10 +114,12 @@ class Manifest:
         }
 
     def write(self, path: Path) -> None:
-        """Writes the file and its header; the header last, since it vouches for the file."""
-        header_of(path).unlink(missing_ok=True)
-        write_text(path, self.csv)
-        write_text(header_of(path), json.dumps(self.header, indent=2) + "\n")
+        """Writes the file and its header, both or neither, where they are not there already."""
+        texts = {path: self.csv, header_of(path): json.dumps(sealed(self.header), indent=2) + "\n"}
+        with contextlib.ExitStack() as stack:
+            for file, text in texts.items():
+                if not file.is_file() or file.read_bytes() != text.encode():
+                    stack.enter_context(new_file(file)).write_bytes(text.encode())
 
 
 def header_of(path: Path) -> Path:
@@ -173,6 +177,9 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise UserError(f"{header_path}: is no manifest's header, which holds {', '.join(wanted)}")
     if header["format"] != FORMAT:
         raise UserError(f"{header_path}: format {header['format']}; this version of kimiajax reads format {FORMAT}")
+    if header["csv_sha256"] is not None and header.get(SEAL) and not is_sealed(header):
+        raise UserError(f"{header_path}: was edited since it was written; if you mean it, set csv_sha256 to null there")
+    header.pop(SEAL, None)
     for key, most in (("scans", MOST_SCANS), ("patch_size", LARGEST_PATCH)):
         if not 1 <= header[key] <= most:
             raise UserError(f"{header_path}: {key} is {header[key]}; it must be from 1 to {most:,}")

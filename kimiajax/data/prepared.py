@@ -25,6 +25,7 @@ from kimiajax.data.sets import Dataset, about_of, builder_of, classes_of, is_our
 from kimiajax.data.source import Candidates, Precut, Track, identity_of, no_track
 from kimiajax.data.survey import in_threads
 from kimiajax.errors import UserError
+from kimiajax.parsing import text_of
 from kimiajax.shapes import UInt8
 from kimiajax.shown import first_few
 
@@ -92,7 +93,7 @@ class Prepared(Precut):
 
     def describe(self) -> dict[str, Any]:
         counts = {split: len(source) for split, source in self._sources.items()}
-        return {"path": str(self.path), "kind": self.kind, "dataset": self.full_name, "records": counts}
+        return {"path": text_of(self.path), "kind": self.kind, "dataset": self.full_name, "records": counts}
 
     @property
     def title(self) -> str:

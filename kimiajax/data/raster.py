@@ -5,13 +5,11 @@ is asked once where the chunks lie, and the thread that wants one reads it from 
 that are stored in one piece are read in the same way. What is stored in any other way goes through HDF5.
 """
 
-import contextlib
 import math
 import os
 import threading
 import weakref
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +17,7 @@ import h5py
 import numpy as np
 
 from kimiajax.errors import UserError
+from kimiajax.files import damage_named
 from kimiajax.shapes import UInt8
 
 TILE = 2**22  # pixels of a tile at most, unless one chunk is larger: what a thread holds while it reads a whole scan
@@ -57,17 +56,6 @@ class Descriptor:
 
     def close(self) -> None:
         self._close()
-
-
-@contextlib.contextmanager
-def damage_named(path: Path) -> Iterator[None]:
-    """What the HDF5 library raises over damaged structures, of many kinds, as the one error that names the file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: a damaged HDF5 file ({type(error).__name__}: {error}); fetch it again") from error
 
 
 class Raster:

@@ -16,10 +16,11 @@ import h5py
 import numpy as np
 
 from kimiajax.data.manifest import Patch
-from kimiajax.data.raster import Descriptor, Raster, Region, damage_named
+from kimiajax.data.raster import Descriptor, Raster, Region
 from kimiajax.data.source import Gridded, first_missing, identity_of
 from kimiajax.errors import UserError
-from kimiajax.files import open_hdf5
+from kimiajax.files import damage_named, open_hdf5
+from kimiajax.parsing import text_of
 from kimiajax.shapes import Int, UInt8
 
 SCAN = re.compile(r"scan(0|[1-9][0-9]{0,8})")
@@ -69,7 +70,7 @@ class Scans(Gridded):
         return self._identity
 
     def describe(self) -> dict[str, object]:
-        return {"path": str(self.path), "kind": self.kind, "bytes": self.path.stat().st_size}
+        return {"path": text_of(self.path), "kind": self.kind, "bytes": self.path.stat().st_size}
 
     def shape(self, scan: int) -> tuple[int, int]:
         return self._scans[scan].shape

@@ -14,6 +14,7 @@ from kimiajax.data.raster import Region
 from kimiajax.data.source import Gridded, NotScannedError, identity_of, is_ignored, walk
 from kimiajax.errors import UsageError, UserError
 from kimiajax.files import guess
+from kimiajax.parsing import text_of
 from kimiajax.shapes import UInt8
 
 MPP = 0.5  # microns per pixel of Kimia Path24
@@ -89,7 +90,7 @@ class Slides(Gridded):
 
     def describe(self) -> dict[str, Any]:
         levels = {name: {"level": at.number, "scale": at.scale} for name, at in zip(self.names, self._levels)}
-        return {"path": str(self.path), "kind": self.kind, "mpp": self.mpp, "read_at": levels}
+        return {"path": text_of(self.path), "kind": self.kind, "mpp": self.mpp, "read_at": levels}
 
     def shape(self, scan: int) -> tuple[int, int]:
         return self._levels[scan].shape

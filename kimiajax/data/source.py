@@ -15,7 +15,7 @@ import numpy as np
 from kimiajax.data.manifest import Patch
 from kimiajax.data.raster import Region
 from kimiajax.errors import UserError
-from kimiajax.parsing import shown
+from kimiajax.parsing import shown, text_of
 from kimiajax.shapes import UInt8
 from kimiajax.shown import first_few
 
@@ -101,12 +101,12 @@ class Source(ABC):
     @property
     def title(self) -> str:
         """Its name, wherever it lies."""
-        return self.path.name
+        return text_of(Path(self.path.name))
 
     @property
     def flags(self) -> str:
         """How the command line names it."""
-        return f"--scans {self.path}"
+        return f"--scans {text_of(self.path)}"
 
     def close(self) -> None:  # noqa: B027 (there may be nothing to let go of)
         """Lets go of the files."""
@@ -197,8 +197,8 @@ class PatchSource:
             )
         if not self.with_holes and is_hole(pixels):
             raise UserError(
-                f"{self.source.path}: {patch.patch_id} {hole_of(pixels)}; fetch them again "
-                f"(`kimiajax data audit {self.source.flags}` shows all holes)"
+                f"{self.source.path}: {patch.patch_id} {hole_of(pixels)}; fetch them again, or where a scanner "
+                f"filled them make them white (`kimiajax data audit {self.source.flags}` shows all holes)"
             )
         return Sample(pixels, patch.scan, patch.patch_id)
 

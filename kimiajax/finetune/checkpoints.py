@@ -15,7 +15,15 @@ import orbax.checkpoint as ocp
 
 from kimiajax import processes
 from kimiajax.changes import differences
-from kimiajax.checkpoints import background_saver, digest_of_leaf, let_orphans_end, load_with_metadata, quietly, short
+from kimiajax.checkpoints import (
+    background_saver,
+    digest_of_leaf,
+    let_orphans_end,
+    load_with_metadata,
+    quietly,
+    short,
+    unreadable,
+)
 from kimiajax.errors import UserError
 from kimiajax.interruption import Interruption
 from kimiajax.seals import is_sealed, sealed
@@ -78,9 +86,9 @@ class Checkpoints:
                 arrays, metadata = load_with_metadata(path)
                 if not is_sealed(metadata):
                     raise ValueError("its metadata was changed")
-            except (MemoryError, PermissionError) as error:
-                raise UserError(f"{path}: cannot be read ({short(error)}); nothing of it was changed") from error
             except Exception as error:  # whatever a damaged file makes Orbax raise
+                if unreadable(error):
+                    raise UserError(f"{path}: cannot be read ({short(error)}); nothing of it was changed") from error
                 self._discard(path, short(error))
                 continue
             changes = differences(metadata["identity"], self._identity)

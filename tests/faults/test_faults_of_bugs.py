@@ -7,6 +7,7 @@ import pytest
 
 from faults.harness import ask, refused
 from kimiajax import commands
+from weights_convert.__main__ import main as converter
 
 BUG = 1
 
@@ -24,6 +25,14 @@ def test_an_error_that_nobody_foresaw_is_called_a_bug_with_what_to_report(monkey
     assert debugged.status == BUG
     assert "Traceback" in debugged.said
     assert "in broken" in debugged.said
+
+
+@pytest.mark.fault("bugs")
+@pytest.mark.parametrize("place", [0, 4])
+def test_the_converter_shows_where_an_error_comes_from_wherever_that_is_asked(tmp_path, capsys, place):
+    command = ["keras", "vgg16", str(tmp_path / "x.h5"), str(tmp_path / "out")]
+    assert converter([*command[:place], "--debug", *command[place:]]) == 2
+    assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.fault("bugs")

@@ -16,6 +16,7 @@ from faults.striking import killing
 from kimiajax import table
 from kimiajax.checkpoints import load_tree
 from kimiajax.data.synthetic import write_synthetic_scans
+from kimiajax.finetune.checkpoints import Checkpoints
 from kimiajax.models.weights import Weights, load_weights
 from kimiajax.report.results import write_results
 from kimiajax.seals import is_sealed
@@ -27,12 +28,7 @@ LEFTOVERS = ("*kimiajax-partial*", "*orbax-checkpoint-tmp*", "unfinished")
 # Where a run is killed: the function, which of its calls, before or after it, and what its arguments must hold.
 POINTS = {
     "patches are read and not yet kept": ("kimiajax.data.reading:put_folder",),
-    "the manifest is written and its header is not": (
-        "kimiajax.data.manifest:write_text",
-        1,
-        "before",
-        "manifest.json",
-    ),
+    "the manifest's header is in place and the manifest is not": ("pathlib:Path.replace", 1, "before", "manifest.csv"),
     "nothing is saved yet": ("kimiajax.finetune.checkpoints:Checkpoints.save",),
     "a state is being saved": ("kimiajax.finetune.checkpoints:Checkpoints.save", 2, "after"),
     "an epoch ends": ("kimiajax.finetune.loop:epoch_of", 3),
@@ -238,14 +234,17 @@ def test_where_no_state_is_sound_training_begins_anew_and_says_so(again, whole):
 
 
 @pytest.mark.fault("checkpoints")
-def test_what_a_killed_save_left_is_no_state_and_goes(again, whole):
+def test_what_a_killed_save_left_is_no_state_and_goes(again, whole, monkeypatch):
     out, command = again
     newest, _ = states_of(out)
-    stale = newest.with_name("16.orbax-checkpoint-tmp-1234567")
+    stale, there = newest.with_name("16.orbax-checkpoint-tmp-1234567"), []
     shutil.copytree(newest, stale)
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda *given: (there.append(stale.exists()), save(*given)))
     assert ask(*command).status == 0
     assert result_of(out) == result_of(whole)
-    assert not stale.exists()
+    assert there
+    assert not any(there)
 
 
 @pytest.mark.fault("checkpoints")

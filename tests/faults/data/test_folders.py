@@ -1,6 +1,7 @@
 """Folders of images that leave a choice or lack something."""
 
 import json
+import os
 import shutil
 from hashlib import sha256
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from faults.data.planting import FLOORS, GRAY, JPEG, SIZE, audited
+from faults.data.planting import COMMANDS, FLOORS, GRAY, JPEG, SIZE, audited
 from faults.harness import ask
 from kimiajax.data.manifest import read_manifest
 
@@ -122,3 +123,15 @@ def test_scans_come_by_their_numbers_s10_after_s2(images, tmp_path):
     assert all(f"/s{patch.scan}/" in patch.patch_id for patch in patches)
     (last,) = [patch for patch in patches if patch.patch_id == "train/s10/p0"]
     assert last.sha256 == sha256(np.asarray(Image.open(images / "train/s10/p0.png")).tobytes()).hexdigest()
+
+
+@pytest.mark.fault("folders")
+def test_a_path_that_is_no_text_leads_to_data_like_any_other(scans, tmp_path):
+    above = tmp_path / os.fsdecode(b"f\xe4")
+    above.mkdir()
+    shutil.copy(scans, above / "scans.h5")
+    for _ in range(2):  # the second goes on with what the first wrote
+        ended = ask(*COMMANDS["table"](above / "scans.h5", tmp_path / "run", None)[:-1])
+        assert ended.status == 0, ended
+    assert ask("report", tmp_path / "run").status == 0
+    assert json.loads((tmp_path / "run/results.json").read_text())["data"]["source"].endswith("/f\\xe4/scans.h5")

@@ -23,6 +23,7 @@ from faults.data.planting import (
     preparation,
 )
 from faults.harness import ask, refused
+from kimiajax.data.images import read_gray
 from kimiajax.data.manifest import read_manifest
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 29409000000\n"
@@ -96,6 +97,54 @@ def test_a_bomb_is_refused_whatever_other_threads_do_with_warnings(tmp_path, ref
     monkeypatch.setattr(warnings, "simplefilter", lambda *_: None)
     (tmp_path / "p.png").write_bytes(IMAGES["smaller bomb"][0])
     refuses("features", tmp_path / "p.png", f"{tmp_path / 'p.png'}: ", "(10000 x 10000 pixels); fetch it again")
+
+
+@pytest.mark.fault("images")
+def test_nor_does_it_help_that_a_program_took_pillows_own_limit_away(tmp_path, refuses, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    (tmp_path / "p.png").write_bytes(IMAGES["smaller bomb"][0])
+    refuses("features", tmp_path / "p.png", f"{tmp_path / 'p.png'}: ", "(10000 x 10000 pixels); fetch it again")
+
+
+def with_cut_exif():
+    """A JPEG whose camera's data say which way is up and then break off."""
+    exif = turned(6)
+    exif[0x010E] = "a description of some length"
+    content = encoded(GRAY, "JPEG", exif=exif)
+    start = content.index(b"\xff\xe1") + 2
+    end = start + int.from_bytes(content[start : start + 2], "big")
+    cut = content[start + 2 : end - 20]
+    return content[:start] + (len(cut) + 2).to_bytes(2, "big") + cut + content[end:]
+
+
+@pytest.mark.fault("images")
+@pytest.mark.filterwarnings("default:.*:UserWarning:PIL")
+def test_a_picture_of_which_nobody_knows_which_way_is_up_is_refused(tmp_path, refuses):
+    content = with_cut_exif()
+    start = content.index(b"\xff\xe1") + 2
+    end = start + int.from_bytes(content[start : start + 2], "big")
+    path = tmp_path / "p.jpg"
+    path.write_bytes(content[:start] + (2 + 20).to_bytes(2, "big") + content[start + 2 : start + 22] + content[end:])
+    refuses("features", path, f"{path}: a damaged image (its camera's data break off", "which way is up); fetch it")
+
+
+def with_malformed_second_picture():
+    """A JPEG after which a camera put a second picture, and says wrongly where."""
+    stream = io.BytesIO()
+    Image.fromarray(GRAY).save(stream, "MPO", save_all=True, append_images=[Image.fromarray(GRAY)])
+    content = stream.getvalue()
+    place = content.index(b"MPF\0") + 8
+    return content[:place] + b"\0\0\0\7" + content[place + 4 :]
+
+
+@pytest.mark.fault("images")
+@pytest.mark.filterwarnings("default:.*:UserWarning:PIL")
+@pytest.mark.parametrize(
+    ("content", "pixels"), [(with_cut_exif, np.rot90(GRAY, -1)), (with_malformed_second_picture, GRAY)]
+)
+def test_what_a_camera_wrote_beside_the_picture_may_be_damaged(tmp_path, content, pixels):
+    (tmp_path / "p.jpg").write_bytes(content())
+    assert np.abs(read_gray(tmp_path / "p.jpg").astype(int) - pixels).mean() < 9  # JPEG's own loss, of noise
 
 
 @pytest.mark.fault("images")

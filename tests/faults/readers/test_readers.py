@@ -50,7 +50,7 @@ GUARDS = {  # of each reader one, what takes its place, and what that lets throu
     "predictions": ("kimiajax.scoring.quoted", repr, AssertionError),
     "truths": ("kimiajax.scoring.MOST_SCANS", 2**62, (AssertionError, OverflowError)),
     "results": ("kimiajax.report.stored.faults", lambda results: [], (KeyError, TypeError, AttributeError)),
-    "weights of Keras": ("weights_convert.keras._damage_named", nothing, (RuntimeError, KeyError, TypeError)),
+    "weights of Keras": ("weights_convert.keras.damage_named", nothing, (RuntimeError, KeyError, TypeError)),
     "weights of torch": ("weights_convert.arrays.quoted", lambda value, most=0: repr(value), AssertionError),
     "folders of damaged images": ("kimiajax.data.images.Exception", KeyError, Exception),
     "folders of other things": ("kimiajax.data.folders.shown", str, AssertionError),

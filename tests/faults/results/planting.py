@@ -60,9 +60,14 @@ def of_another_scan(line):
     return f"{patch_id},{(int(scan) + 1) % 4},{rest}"
 
 
-def header(**changes):
+def edited(**changes):
     """Changes a manifest's header."""
     return lambda lines: [json.dumps({**json.loads("".join(lines)), **changes})]
+
+
+def header(**changes):
+    """The same, as a program may write it that knows no seals."""
+    return edited(seal=None, **changes)
 
 
 def unvouched(change):
@@ -99,6 +104,7 @@ MANIFESTS = {  # damage -> how, and what the line says beside the manifest's nam
     "a list for a header": (of("manifest.json", lambda lines: ["[]"]), "manifest.json: is no manifest's header"),
     "a web page for a header": (of("manifest.json", lambda lines: ["<!doctype html>"]), "manifest.json: is no JSON"),
     "another format": (of("manifest.json", header(format=9)), "manifest.json: format 9", "reads format 1"),
+    "a header edited": (of("manifest.json", edited(synthetic=False)), "manifest.json: was edited since it was written"),
     "fewer scans": (of("manifest.json", header(scans=2)), "scan is '2'", "a number from 0 to 1"),
     "no scans": (of("manifest.json", header(scans="4")), "manifest.json: is no manifest's header"),
     "a patch twice": (unvouched(lambda lines: [*lines, lines[-1]]), "line 29", "is there twice"),

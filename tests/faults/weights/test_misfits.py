@@ -1,5 +1,6 @@
 """Arrays that do not fit, values that no network has, and checkpoints that are not what was written."""
 
+import errno
 import json
 import re
 import shutil
@@ -24,6 +25,7 @@ from faults.weights.planting import (
     refused_whole,
     safetensors,
 )
+from kimiajax.models import weights as weights_module
 from kimiajax.models.weights import load_weights
 from weights_convert import keras as keras_tables
 from weights_convert import torch as torch_tables
@@ -257,3 +259,16 @@ def test_values_that_no_network_has_are_refused_with_the_array(scans, tmp_path, 
 def test_infinity_in_a_file_of_torchs_is_refused_with_the_array(scans, tmp_path, torch_arrays):
     save_file({**torch_arrays, "features.5.bias": np.full(128, np.inf, np.float32)}, tmp_path / "x.safetensors")
     refused_whole(scans, tmp_path, tmp_path / "x.safetensors", "values: features.5.bias holds NaN or infinity")
+
+
+@pytest.mark.fault("misfits")
+@pytest.mark.parametrize(
+    "error", [MemoryError("1 GiB"), PermissionError(errno.EACCES, "no"), OSError(errno.EMFILE, "no")], ids=repr
+)
+def test_sound_weights_that_cannot_be_read_now_are_not_called_damaged(scans, tmp_path, monkeypatch, error):
+    def fail(path):
+        raise error
+
+    load_weights("vgg16", "random", blocks=("block1",), image_size=32).save(tmp_path / "w")
+    monkeypatch.setattr(weights_module, "load_tree", fail)
+    refused_whole(scans, tmp_path, tmp_path / "w", "/arrays: cannot be read (", "; nothing of it was changed")

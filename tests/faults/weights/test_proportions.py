@@ -1,6 +1,8 @@
 """Files out of all proportion, damaged ones, and ones that read others."""
 
+import errno
 import json
+import mmap
 import os
 import struct
 import subprocess
@@ -17,6 +19,7 @@ from faults.harness import Ended, refused
 from faults.weights.planting import MIB, ONE, ones, place, refused_whole, safetensors
 from weights_convert import torch as torch_tables
 from weights_convert.arrays import KERAS_MEMBER, LARGEST_HEADER
+from weights_convert.convert import convert
 
 
 def crowded(path):
@@ -168,3 +171,12 @@ def linked(file):
 def test_a_file_that_reads_another_one_is_refused(scans, tmp_path, changed, change, word):
     """Its digest would say nothing of what is read."""
     refused_whole(scans, tmp_path, changed(change), word, "give a file that Keras saved")
+
+
+@pytest.mark.fault("pickles")
+def test_a_file_system_that_maps_no_files_is_read_from_as_well(monkeypatch, vgg16):
+    def refuse(*arguments, **options):
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    assert convert("vgg16", vgg16).lineage["framework"] == "keras"
