@@ -130,8 +130,7 @@ def quietly() -> Iterator[None]:
     sys.unraisablehook = lambda found: None if _is_orphan(found.exc_value) else before[0](found)
     sys.excepthook = lambda kind, error, trace: None if _is_orphan(error) else before[1](kind, error, trace)
     absl_logging.set_verbosity(absl_logging.FATAL)
-    tasks = logging.getLogger("asyncio")
-    silent, tasks.disabled = tasks.disabled, True
+    logging.getLogger("asyncio").addFilter(_of_others)  # for good: what failed may be found as late as at the end
     try:
         yield
     except Exception:
@@ -140,13 +139,17 @@ def quietly() -> Iterator[None]:
     finally:
         sys.unraisablehook, sys.excepthook = before
         absl_logging.set_verbosity(level)
-        tasks.disabled = silent
 
 
 def let_orphans_end() -> None:
     """Waits for reads and writes that nobody waits for any more, after one failed, and for what they would print."""
     time.sleep(ORPHANED)
     gc.collect()
+
+
+def _of_others(record: logging.LogRecord) -> bool:
+    """Whether what asyncio tells is none of Orbax's tasks."""
+    return "never retrieved" not in record.getMessage() or "orbax" not in record.getMessage()
 
 
 def _is_orphan(error: BaseException | None) -> bool:

@@ -67,12 +67,12 @@ def refused(ended: Ended, *words: object, status: int = 2) -> str:
         The line.
     """
     assert ended.status == status, ended
-    assert "Traceback" not in ended.said + ended.shown
+    assert "Traceback" not in ended.said + ended.shown, ended.said
     lines = ended.said.splitlines()
     assert lines[-1].startswith("kimiajax: "), ended.said
-    assert [line for line in lines if line.startswith("kimiajax: ")] == lines[-1:]
+    assert [line for line in lines if line.startswith("kimiajax: ")] == lines[-1:], ended.said
     for word in words:
-        assert str(word) in lines[-1], lines[-1]
+        assert str(word) in lines[-1], (word, lines[-1])
     return lines[-1]
 
 
@@ -88,4 +88,5 @@ def nothing_changes(*folders: Path) -> Iterator[None]:
     before = [files_of(folder) if folder.exists() else None for folder in folders]
     yield
     for folder, files in zip(folders, before):
-        assert (files_of(folder) if folder.exists() else {}) == (files or {})
+        now = files_of(folder) if folder.exists() else {}
+        assert now == (files or {}), now.items() ^ (files or {}).items()
