@@ -1,7 +1,6 @@
 """The list of guards that `tests/faults/guards.py` takes away: each stands where the list says, once."""
 
 import pytest
-
 from faults.guards import ROOT, all_guards
 
 
