@@ -126,7 +126,7 @@ def export_features(
             "tap": tap,
             "shape": list(shape),
             "features_sha256": sha256_file(aside / "features.npy"),
-            "source": text_of(Path(path)),
+            "source": text_of(path),
             "manifest_sha256": manifest and manifest.sha256,
             "unverified": manifest and manifest.about.get("unverified"),
             "image_size": image_size,

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,9 @@ def is_name(text: str) -> bool:
     return 0 < len(text) <= LONGEST_NAME and _is_line(text)
 
 
-def text_of(path: Path) -> str:
-    """A path as text that every file can hold: bytes that are no UTF-8 as their escapes."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+def text_of(path: object) -> str:
+    """A path, or the name of a set, as text that every file can hold: bytes that are no UTF-8 as their escapes."""
+    return str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def quoted(value: object, most: int = 80) -> str:

@@ -156,7 +156,7 @@ def add_image(name, height, width):
         (None, "absent", {}, "absent: no such file or folder; give a scan file"),
         (add("notes.txt"), "", {}, r"notes.txt: is no image \(.png, .*\); move it elsewhere"),
         (add("notes.txt"), "notes.txt", {}, "notes.txt: is no image .* and no scan file; give"),
-        (add("x.png"), "", {}, r"x.png: not an image \(it starts with b'hello'\)"),
+        (add("x.png"), "", {}, r"x.png: not a PNG, JPEG, TIFF or BMP image \(it starts with b'hello'\)"),
         (add("x.tif", b"version https://git-lfs"), "", {}, "x.tif: a Git-LFS pointer"),
         (add("x.h5"), "x.h5", {}, "x.h5: not an HDF5 file"),
         (add("x.svs"), "x.svs", {}, "x.svs: is a whole slide; give the folder"),

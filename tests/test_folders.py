@@ -360,5 +360,5 @@ def test_no_other_program_is_run_for_an_image_whatever_it_is_called(tmp_path, mo
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments: pytest.fail("it was run"))
     path = tmp_path / "patch.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 80 80\n%%EndComments\nshowpage\n%%EOF\n")
-    with pytest.raises(UserError, match=r"patch\.png: not an image"):
+    with pytest.raises(UserError, match=r"patch\.png: not a PNG, JPEG, TIFF or BMP image"):
         read_gray(path)

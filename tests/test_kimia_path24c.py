@@ -181,7 +181,7 @@ UNSEEN, LAST = "Training/s1/1000_0.jpg", "RGBPatches-test/s2/1000_0.jpg"  # not 
         (spoil(UNSEEN, b"\n<!DOCTYPE html>"), UNSEEN, "a web page saved under that name; download the file itself"),
         (spoil(UNSEEN, b""), UNSEEN, "an empty file; fetch it again"),
         (spoil(UNSEEN, encoded(colours(), "JPEG")[:-60]), UNSEEN, "a damaged image .*; fetch it again"),
-        (spoil(UNSEEN, bytes(800)), UNSEEN, "not an image"),
+        (spoil(UNSEEN, bytes(800)), UNSEEN, "not a PNG, JPEG, TIFF or BMP image"),
         (spoil(UNSEEN, encoded(colours(0, 24, 24), "JPEG")), UNSEEN, "is 24 x 24 pixels and other patches 16 x 16"),
         (spoil(UNSEEN, encoded(colours(0, 16, 17), "JPEG")), UNSEEN, "is 16 x 17 pixels and other patches 16 x 16"),
         (spoil(FIRST, encoded(colours(0, 16, 17), "JPEG")), FIRST, "is 16 x 17 pixels; patches are squares"),

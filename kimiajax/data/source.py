@@ -101,7 +101,7 @@ class Source(ABC):
     @property
     def title(self) -> str:
         """Its name, wherever it lies."""
-        return text_of(Path(self.path.name))
+        return text_of(self.path.name)
 
     @property
     def flags(self) -> str:
