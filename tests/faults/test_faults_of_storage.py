@@ -88,11 +88,11 @@ def test_a_table_on_a_full_disk_is_told_in_a_line_and_goes_on_later(scans, run, 
     assert read_run(tmp_path / "run").predicted.keys() == read_run(run).predicted.keys()
 
 
-FULL = forbidding("posix_fallocate", error="OSError(28, 'No space left on device')")
+NO_ROOM = forbidding("posix_fallocate", error="OSError(28, 'No space left on device')")
 
 
 @pytest.mark.fault("disks")
-@pytest.mark.parametrize("full", [{"limits": "-f 10"}, {"before": FULL}], ids=["a limit", "space that is asked for"])
+@pytest.mark.parametrize("full", [{"limits": "-f 10"}, {"before": NO_ROOM}], ids=["a limit", "space that is asked for"])
 def test_patches_that_find_no_room_in_the_cache_are_told_before_they_are_read(scans, tmp_path, full):
     command = [*TABLE, *ROWS, "--scans", scans, "--cache", tmp_path / "cache", "--out", tmp_path / "run"]
     line = refused(alone(*command, **full), tmp_path / "cache", "too little space", "another folder with --cache")
