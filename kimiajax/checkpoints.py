@@ -22,6 +22,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging  # which Orbax logs through
 
+from kimiajax.errors import UserError
+
 Tree = dict[str, Any]
 UNREADABLE = {errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO}
 ORPHANED = 0.3  # seconds in which reads and writes end after another one failed
@@ -107,9 +109,10 @@ def short(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:120]}"
 
 
-def unreadable(error: Exception) -> bool:
-    """Whether an error says that this process cannot read now, and nothing of what a file holds."""
-    return isinstance(error, MemoryError) or _code_of(error) in UNREADABLE
+def refuse_unreadable(path: Path, error: Exception) -> None:
+    """Raises UserError where an error says that this process cannot read now, and nothing of what a file holds."""
+    if isinstance(error, MemoryError) or _code_of(error) in UNREADABLE:
+        raise UserError(f"{path}: cannot be read ({short(error)}); nothing of it was changed") from error
 
 
 def _code_of(error: Exception) -> int | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kimiajax.changes import differences
-from kimiajax.checkpoints import short, unreadable
+from kimiajax.checkpoints import refuse_unreadable
 from kimiajax.config import SOURCES
 from kimiajax.errors import UserError
 from kimiajax.files import sha256_file
@@ -121,7 +121,6 @@ def _damage(out: Path, row: dict[str, Any]) -> str | None:
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
     except Exception as error:  # whatever a damaged file makes Orbax raise
-        if unreadable(error):
-            raise UserError(f"{learnt}: cannot be read ({short(error)}); nothing of it was changed") from error
+        refuse_unreadable(learnt, error)
         return f"{learnt} cannot be read ({type(error).__name__})"
     return None

@@ -21,8 +21,8 @@ from kimiajax.checkpoints import (
     let_orphans_end,
     load_with_metadata,
     quietly,
+    refuse_unreadable,
     short,
-    unreadable,
 )
 from kimiajax.errors import UserError
 from kimiajax.interruption import Interruption
@@ -87,8 +87,7 @@ class Checkpoints:
                 if not is_sealed(metadata):
                     raise ValueError("its metadata was changed")
             except Exception as error:  # whatever a damaged file makes Orbax raise
-                if unreadable(error):
-                    raise UserError(f"{path}: cannot be read ({short(error)}); nothing of it was changed") from error
+                refuse_unreadable(path, error)
                 self._discard(path, short(error))
                 continue
             changes = differences(metadata["identity"], self._identity)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from kimiajax import __version__
-from kimiajax.checkpoints import digest, load_tree, save_tree, short, unreadable
+from kimiajax.checkpoints import digest, load_tree, refuse_unreadable, save_tree
 from kimiajax.errors import UserError
 from kimiajax.files import new_folder
 from kimiajax.lineage import ancestry, root_of
@@ -165,8 +165,7 @@ def load_converted(folder: Path) -> Weights:
     try:
         variables = load_tree(folder / "arrays")
     except Exception as error:  # whatever a damaged file makes Orbax raise
-        if unreadable(error):
-            raise UserError(f"{folder}/arrays: cannot be read ({short(error)}); nothing of it was changed") from error
+        refuse_unreadable(folder / "arrays", error)
         raise UserError(
             f"{folder}/arrays: damaged ({type(error).__name__}); remove {folder} and convert again"
         ) from error

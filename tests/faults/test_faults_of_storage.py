@@ -88,7 +88,7 @@ def test_a_table_on_a_full_disk_is_told_in_a_line_and_goes_on_later(scans, run, 
     assert read_run(tmp_path / "run").predicted.keys() == read_run(run).predicted.keys()
 
 
-NO_ROOM = forbidding("posix_fallocate", error="OSError(28, 'No space left on device')")
+NO_ROOM = forbidding("posix_fallocate", error=FULL)
 
 
 @pytest.mark.fault("disks")

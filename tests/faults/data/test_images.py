@@ -106,25 +106,22 @@ def test_nor_does_it_help_that_a_program_took_pillows_own_limit_away(tmp_path, r
     refuses("features", tmp_path / "p.png", f"{tmp_path / 'p.png'}: ", "(10000 x 10000 pixels); fetch it again")
 
 
-def with_cut_exif():
-    """A JPEG whose camera's data say which way is up and then break off."""
+def with_exif_up_to(end_of_it):
+    """A JPEG with what its camera wrote, of which it is turned, up to a place."""
     exif = turned(6)
     exif[0x010E] = "a description of some length"
     content = encoded(GRAY, "JPEG", exif=exif)
     start = content.index(b"\xff\xe1") + 2
     end = start + int.from_bytes(content[start : start + 2], "big")
-    cut = content[start + 2 : end - 20]
+    cut = content[start + 2 : end][:end_of_it]
     return content[:start] + (len(cut) + 2).to_bytes(2, "big") + cut + content[end:]
 
 
 @pytest.mark.fault("images")
 @pytest.mark.filterwarnings("default:.*:UserWarning:PIL")
 def test_a_picture_of_which_nobody_knows_which_way_is_up_is_refused(tmp_path, refuses):
-    content = with_cut_exif()
-    start = content.index(b"\xff\xe1") + 2
-    end = start + int.from_bytes(content[start : start + 2], "big")
     path = tmp_path / "p.jpg"
-    path.write_bytes(content[:start] + (2 + 20).to_bytes(2, "big") + content[start + 2 : start + 22] + content[end:])
+    path.write_bytes(with_exif_up_to(20))
     refuses("features", path, f"{path}: a damaged image (its camera's data break off", "which way is up); fetch it")
 
 
@@ -140,7 +137,9 @@ def with_malformed_second_picture():
 @pytest.mark.fault("images")
 @pytest.mark.filterwarnings("default:.*:UserWarning:PIL")
 @pytest.mark.parametrize(
-    ("content", "pixels"), [(with_cut_exif, np.rot90(GRAY, -1)), (with_malformed_second_picture, GRAY)]
+    ("content", "pixels"),
+    [(lambda: with_exif_up_to(-20), np.rot90(GRAY, -1)), (with_malformed_second_picture, GRAY)],
+    ids=["Exif", "a second picture"],
 )
 def test_what_a_camera_wrote_beside_the_picture_may_be_damaged(tmp_path, content, pixels):
     (tmp_path / "p.jpg").write_bytes(content())
