@@ -21,7 +21,7 @@ from benchmarks.contender import Work, serve
 from benchmarks.networks import NETWORKS, TOLERANCES
 from benchmarks.race import OURS, Case, Contender, prepare_apart
 from kimiajax.features import Extractor
-from kimiajax.models.backbone import BACKBONES
+from kimiajax.models.registry import BACKBONES
 
 JUDGED = 2
 TARGETS = {("vgg16", 8): 1.7, ("vgg16", 32): 1.7, ("inception_v3", 8): 1.0, ("inception_v3", 32): 1.1}
@@ -51,7 +51,8 @@ def case(network: str, size: int, batch: int, precision: str) -> Case:
         settings=settings,
         amount=batch,
         unit="images",
-        contenders=(Contender(OURS, "benchmarks.features"), *PEERS),
+        shared=networks.model_of(network),
+        contenders=(Contender(OURS, "benchmarks.features"), *networks.peers_of(network, PEERS)),
         tolerance={"features": TOLERANCES[precision]},
         write=lambda folder: write(folder, network, size, batch),
         full_only=networks.SLOWER,

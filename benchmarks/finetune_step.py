@@ -28,23 +28,20 @@ from kimiajax.finetune.engines import engine_of
 from kimiajax.finetune.optimizer import Optimization
 from kimiajax.finetune.prefix import PrefixedStep
 from kimiajax.finetune.steps import Training
-from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
+from kimiajax.models.backbone import Backbone, Classifier, Variables
+from kimiajax.models.registry import BACKBONES
 
 SCOPES = ("step", "tail", "whole")
 LEARNING_RATE, MOMENTUM = 1e-3, 0.9
 # Gradients of Inception-v3 err by 7e-3 in float32, here and in PyTorch alike: a ReLU's input changes its sign.
 TOLERANCES = {"float32": (1e-4, 2e-2), "tf32": (1e-2, 2e-1), "bfloat16": (6e-2, 4e-1)}  # of the loss, of gradients
 TARGETS = {("vgg16", "step"): 2.3, ("inception_v3", "step"): 1.3, ("vgg16", "tail"): 1.8}
-# The kernel farthest from the loss that the paper trains, and the one next to it.
-WATCHED = {
-    "vgg16": {"first": "block5/conv1/kernel", "last": "head/logits/kernel"},
-    "inception_v3": {"first": "mixed9/branch3_conv2/conv/kernel", "last": "head/logits/kernel"},
-}
 
 
 def cases(full: bool = False, **given: Any) -> list[Case]:
     """Each network's step, and VGG16's tail; in full Inception-v3's tail and both networks as a whole, too."""
-    scopes = {"vgg16": ("step", "tail"), "inception_v3": ("step",)} if not full else dict.fromkeys(NETWORKS, SCOPES)
+    chosen_networks = given.get("networks", NETWORKS)
+    scopes = {name: SCOPES if full else ("step", "tail") if name == "vgg16" else ("step",) for name in chosen_networks}
     chosen = {
         "size": given.get("sizes", (224,)),
         "batch": given.get("batches", (32,)),
@@ -53,7 +50,7 @@ def cases(full: bool = False, **given: Any) -> list[Case]:
     }
     return [
         case(network, scope, **dict(zip(chosen, values)))
-        for network in given.get("networks", NETWORKS)
+        for network in chosen_networks
         for scope in given.get("scopes", scopes[network])
         for values in itertools.product(*chosen.values())
     ]
@@ -72,10 +69,11 @@ def case(network: str, scope: str, size: int, batch: int, precision: str, engine
     of_loss, of_gradients = TOLERANCES[precision]
     boundary = None if scope == "whole" else backbone.before(backbone.fine_tuned[0])
     shared = {"boundary": boundary, "cached": scope == "tail", "classes": paper.NUM_SCANS, "hidden": backbone.hidden}
+    shared |= networks.model_of(network)
     shared |= {
         "learning_rate": LEARNING_RATE,
         "momentum": MOMENTUM,
-        "watched": networks.names_of(network, WATCHED[network]),
+        "watched": networks.names_of(network, _watched(backbone)),
     }
     return Case(
         workload="finetune_step",
@@ -83,13 +81,20 @@ def case(network: str, scope: str, size: int, batch: int, precision: str, engine
         shared=shared,
         amount=batch,
         unit="images",
-        contenders=(Contender(OURS, "benchmarks.finetune_step"), *PEERS),
+        contenders=(Contender(OURS, "benchmarks.finetune_step"), *networks.peers_of(network, PEERS)),
         tolerance={"loss": of_loss, "first": of_gradients, "last": of_gradients},
         write=lambda folder: networks.write_inputs(folder, network, size, batch, backbone.trunk, head=True),
         full_only=networks.SLOWER,
         judge=Contender("judge", "benchmarks.finetune_step", None, (("judge", True),), networks.IN_FLOAT64),
         target=TARGETS.get((network, scope)) if (size, batch, precision) == (224, 32, "float32") else None,
     )
+
+
+def _watched(backbone: Backbone) -> dict[str, str]:
+    """A kernel of the first block that trains, the last one there to be made, and the one next to the loss."""
+    shapes = backbone.shapes(backbone.smallest, backbone.trunk)["params"][backbone.fine_tuned[0]]
+    kernels = ["/".join(path) for path in flatten_dict(shapes) if path[-1] == "kernel"]
+    return {"first": f"{backbone.fine_tuned[0]}/{kernels[0]}", "last": "head/logits/kernel"}
 
 
 def prepare(job: dict[str, Any]) -> Work:

@@ -42,7 +42,8 @@ def write(folder: Path) -> None:
 
     from kimiajax import paper
     from kimiajax.finetune.steps import order_of
-    from kimiajax.models.backbone import BACKBONES, Classifier
+    from kimiajax.models.backbone import Classifier
+    from kimiajax.models.registry import BACKBONES
 
     rng = np.random.default_rng(0)
     labels = np.arange(COUNT, dtype=np.int32) % paper.NUM_SCANS
@@ -61,7 +62,8 @@ def prepare(job: dict[str, Any]) -> Work:
     from kimiajax.finetune.blocks import TrainableBlocks
     from kimiajax.finetune.heads import fit_heads
     from kimiajax.finetune.steps import Training
-    from kimiajax.models.backbone import BACKBONES, Classifier
+    from kimiajax.models.backbone import Classifier
+    from kimiajax.models.registry import BACKBONES
 
     with np.load(Path(job["folder"]) / "head.npz") as arrays:
         given = {name: arrays[name] for name in arrays.files}

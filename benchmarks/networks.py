@@ -18,10 +18,12 @@ from benchmarks.race import Contender
 from kimiajax import paper
 from kimiajax.environment import describe_environment
 from kimiajax.finetune.steps import Batch
-from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
+from kimiajax.models.backbone import Backbone, Classifier, Variables
+from kimiajax.models.registry import BACKBONES
 from kimiajax.models.ways import choose_way
 from kimiajax.precision import Precision
-from weights_convert import keras, torch
+from weights_convert.convert import FRAMEWORKS
+from weights_convert.networks import all_files, files_of
 from weights_convert.tables import Table
 
 # Relative to the largest output: float32 errs by some 1e-6 in features.
@@ -84,7 +86,30 @@ def write_inputs(
 
 def _tables(network: str) -> dict[str, Table]:
     """Where each framework's arrays of this network and its head go, by their names there."""
-    return {name: part.TABLES[network][0] | part.HEAD_TABLE for name, part in (("keras", keras), ("torch", torch))}
+    return {
+        name: files_of(network, name).tables[0] | module.HEAD_TABLE
+        for name, module in FRAMEWORKS.items()
+        if network in dict(all_files(name))
+    }
+
+
+def model_of(network: str) -> dict[str, Any]:
+    """What the other frameworks' sides need to know of a network: see `weights_convert.parity.job.Job`."""
+    backbone, model = BACKBONES[network], files_of(network, "keras").model
+    return {
+        "application": model.application,
+        "layers": dict(model.layers),
+        "features": backbone.features,
+        "bottleneck": backbone.bottleneck,
+        "pooled": backbone.before("pooled") if "pooled" in backbone.blocks else None,
+        "top": backbone.features in backbone.top,
+    }
+
+
+def peers_of(network: str, peers: Sequence[Contender]) -> tuple[Contender, ...]:
+    """Those that have the network: torch's are written out here, and so are those that run what torch exports."""
+    known = _tables(network)
+    return tuple(peer for peer in peers if ("keras" if peer.name.startswith("keras") else "torch") in known)
 
 
 def names_of(network: str, paths: dict[str, str]) -> dict[str, dict[str, str]]:

@@ -26,8 +26,9 @@ from kimiajax.environment import describe_environment
 from kimiajax.finetune.blocks import blocks_of
 from kimiajax.finetune.engines import JitEngine
 from kimiajax.finetune.steps import Training, train_step
-from kimiajax.models.backbone import BACKBONES, Backbone, Classifier
+from kimiajax.models.backbone import Backbone, Classifier
 from kimiajax.models.flops import flops_of
+from kimiajax.models.registry import BACKBONES
 from kimiajax.models.ways import choose_way
 from kimiajax.precision import Precision, compute_dtype, products_in
 
@@ -37,7 +38,7 @@ ROUNDS, SIDE, COPIED = 7, {"cpu": 2048, "gpu": 8192, "tpu": 8192}, {"cpu": 2**26
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the blocks, and writes them as JSON and as a picture where asked to."""
     parser = argparse.ArgumentParser(prog="kimiajax bench roofline", description=__doc__.split("\n\n")[0])
-    parser.add_argument("network", choices=("vgg16", "inception_v3"))
+    parser.add_argument("network", choices=tuple(BACKBONES))
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--precision", default="float32", choices=("float32", "tf32", "bfloat16"))

@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.contender import peak
 from benchmarks.interleaved import measure_apart, quartiles, write_record
+from kimiajax.models.registry import BACKBONES
 
 COUNTS, DEVICES = (1_000, 4_000, 27_055), (1, 2, 4, 8)
 
@@ -28,7 +29,7 @@ COUNTS, DEVICES = (1_000, 4_000, 27_055), (1, 2, 4, 8)
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a line for each number of patches and of devices."""
     parser = argparse.ArgumentParser(prog="kimiajax bench scaling", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--network", default="cnn", choices=("cnn", "vgg16", "inception_v3"))
+    parser.add_argument("--network", default="cnn", choices=tuple(BACKBONES))
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="patches")
@@ -61,7 +62,7 @@ def features(patches: int, network: str, size: int, batch: int) -> dict[str, Any
     import jax
 
     from kimiajax.features import extract_features
-    from kimiajax.models.backbone import BACKBONES
+    from kimiajax.models.registry import BACKBONES
 
     backbone = BACKBONES[network]
     variables = jax.device_put(backbone.init(np.random.default_rng(0), size, backbone.up_to(backbone.features)))
@@ -91,7 +92,8 @@ def step(devices: int, network: str, size: int, batch: int, rounds: int = 10) ->
     from kimiajax.finetune.blocks import blocks_of
     from kimiajax.finetune.engines import engine_of
     from kimiajax.finetune.steps import Training
-    from kimiajax.models.backbone import BACKBONES, Classifier
+    from kimiajax.models.backbone import Classifier
+    from kimiajax.models.registry import BACKBONES
 
     backbone, engine = BACKBONES[network], engine_of("jit")
     classifier = Classifier(backbone, backbone.trunk, paper.NUM_SCANS)

@@ -13,6 +13,7 @@ from benchmarks.interleaved import write_record
 from benchmarks.race import OURS, Case, line_of, lines_of, race
 from kimiajax import memory
 from kimiajax.errors import UserError
+from weights_convert.networks import all_files
 
 WORKLOADS = ("features", "finetune_step", "head", "augment", "svm", "metrics", "distance", "table")
 SIDE = {  # commands of their own: name -> module with a `main`
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="two rounds in place of five")
     parser.add_argument("--full", action="store_true", help="every batch size, image size and scope")
     parser.add_argument("--rounds", type=int, help="turns that each contender takes")
-    parser.add_argument("--networks", nargs="+", choices=("vgg16", "inception_v3"))
+    parser.add_argument("--networks", nargs="+", choices=[name for name, _ in all_files("keras")])
     parser.add_argument("--sizes", nargs="+", type=int, help="sides of the networks' input")
     parser.add_argument("--batches", nargs="+", type=int)
     parser.add_argument("--precisions", nargs="+", choices=("float32", "tf32", "bfloat16"))

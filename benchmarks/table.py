@@ -74,7 +74,7 @@ def write(folder: Path, patches_per_scan: int) -> None:
     from kimiajax.data.patches import Rules
     from kimiajax.data.reading import prepare_patches
     from kimiajax.data.synthetic import write_synthetic_scans
-    from kimiajax.models.backbone import BACKBONES
+    from kimiajax.models.registry import BACKBONES
     from kimiajax.models.weights import load_weights
     from weights_convert.export import export
 

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AUGMENTATIONS": "kimiajax.data.augment",
-    "BACKBONES": "kimiajax.models.backbone",
+    "BACKBONES": "kimiajax.models.registry",
     "Backbone": "kimiajax.models.backbone",
     "Classifier": "kimiajax.models.backbone",
     "Dataset": "kimiajax.data.sets",

@@ -25,7 +25,8 @@ from kimiajax.files import new_folder, write_text
 from kimiajax.floors import features_of
 from kimiajax.gradcam import grad_cam, overlay, path_of
 from kimiajax.learnt import digest_of_learnt, load_learnt
-from kimiajax.models.backbone import BACKBONES, Classifier
+from kimiajax.models.backbone import Classifier
+from kimiajax.models.registry import BACKBONES
 from kimiajax.models.ways import choose_way
 from kimiajax.models.weights import Weights, load_weights
 from kimiajax.precision import Precision, compute_dtype, products_in

@@ -26,8 +26,9 @@ from kimiajax.finetune.optimizer import Optimization
 from kimiajax.finetune.steps import Training
 from kimiajax.floors import FLOORS as FLOOR_FEATURES
 from kimiajax.floors import features_of, fit_standardised
-from kimiajax.gradcam import LAYERS, grad_cam, overlay
-from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
+from kimiajax.gradcam import default_layer, grad_cam, overlay
+from kimiajax.models.backbone import Backbone, Classifier, Variables
+from kimiajax.models.registry import BACKBONES
 from kimiajax.models.weights import Weights, fine_tuned, load_weights
 from kimiajax.progress import Silent
 from kimiajax.report.pictures import Picture
@@ -385,7 +386,7 @@ def _explained(study: Study, learnt: Weights, predicted: np.ndarray) -> tuple[Pi
     classifier = Classifier(learnt.backbone, learnt.backbone.trunk, study.manifest.num_scans)
     images = study.test[places]
     maps = grad_cam(classifier, learnt.variables, images, classes=scans[places])
-    layer = LAYERS[learnt.backbone.name].default
+    layer = default_layer(learnt.backbone)
     cells = learnt.backbone.tap_shapes(learnt.variables, images.shape[1], learnt.backbone.trunk)[layer][:2]
     pictures = []
     for place, image, heat, guess in zip(places, images, maps.heat, predicted[places].tolist()):

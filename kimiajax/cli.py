@@ -146,7 +146,7 @@ def _show_table(preset: str, config: "TableConfig", *signals: int) -> int:
 def _blocks(arguments: list[str]) -> None:
     from kimiajax.config import BlocksConfig
     from kimiajax.finetune.blocks import PRESETS, blocks_of
-    from kimiajax.models.backbone import BACKBONES
+    from kimiajax.models.registry import BACKBONES
 
     network = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     if not network and arguments[:1] not in (["-h"], ["--help"]):

@@ -25,7 +25,7 @@ from kimiajax.environment import describe_environment
 from kimiajax.errors import UserError
 from kimiajax.features import batch_size_for, extract_taps
 from kimiajax.files import new_folder, sha256_file, write_text
-from kimiajax.models.backbone import BACKBONES
+from kimiajax.models.registry import BACKBONES
 from kimiajax.models.ways import choose_way
 from kimiajax.models.weights import Weights, load_weights
 from kimiajax.parsing import text_of

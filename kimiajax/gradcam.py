@@ -25,20 +25,6 @@ from kimiajax.shapes import Float, Int, Shaped, UInt8
 KERAS_VIS = "keras-vis"
 
 
-class Layers(NamedTuple):
-    """The layers of a network that have a name of their own here, as paths of modules: "mixed10/branch4_conv2/conv"."""
-
-    default: str
-    keras_vis: str
-
-
-# keras-vis 0.4.1 took the last layer before the head that is a convolution or a pool over windows. In Inception-v3 that
-# is Keras' conv2d_94, one of mixed10's branches before its batch normalisation: 192 of 2,048 channels, of both signs.
-LAYERS = {
-    "inception_v3": Layers("mixed10", "mixed10/branch4_conv2/conv"),
-    "vgg16": Layers("block5", "block5"),
-    "cnn": Layers("block4", "block4/conv"),
-}
 # Matplotlib's "inferno" at nine equal steps, straight lines between: RGB, ever lighter from black to pale yellow.
 COLOURS = ("000004", "210c4a", "57106e", "8a226a", "bc3754", "e45a31", "f98e09", "f9cb35", "fcffa4")
 RAMP = np.array([list(bytes.fromhex(colour)) for colour in COLOURS])
@@ -201,11 +187,17 @@ def _spatial(backbone: Backbone) -> tuple[str, ...]:
     return tuple(block for block in blocks if len(shapes[block]) == 3)
 
 
+def default_layer(backbone: Backbone) -> str:
+    """The last block before the head whose output has a height and a width."""
+    return _spatial(backbone)[-1]
+
+
 def path_of(backbone: Backbone, layer: str | None) -> tuple[str, ...]:
     """The module that a layer is the output of."""
-    named = LAYERS[backbone.name]
-    if layer is None or layer == KERAS_VIS:
-        return tuple((named.default if layer is None else named.keras_vis).split("/"))
+    if layer is None:
+        return (default_layer(backbone),)
+    if layer == KERAS_VIS:
+        return tuple((backbone.keras_vis or default_layer(backbone)).split("/"))
     if layer not in _spatial(backbone):
         choices = ", ".join((*_spatial(backbone), KERAS_VIS))
         raise UserError(f"no layer {layer!r} of {backbone.name} has a height and a width; choose from {choices}")

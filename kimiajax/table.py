@@ -33,8 +33,8 @@ from kimiajax.interruption import Interruption
 from kimiajax.learnt import digest_of_learnt, save_learnt
 from kimiajax.locks import only_writer
 from kimiajax.metrics import kimia_scores
-from kimiajax.models.backbone import BACKBONES
 from kimiajax.models.conv import Way
+from kimiajax.models.registry import BACKBONES
 from kimiajax.models.ways import Choice, choose_way
 from kimiajax.models.weights import Weights, default_cache, load_weights
 from kimiajax.notes import mixed_lineages, notes_of

@@ -28,7 +28,8 @@ import numpy as np
 import pytest
 
 from kimiajax.data.synthetic import write_synthetic_scans
-from kimiajax.models.backbone import BACKBONES, Backbone
+from kimiajax.models.backbone import Backbone
+from kimiajax.models.registry import BACKBONES
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,8 @@ from kimiajax.finetune.engines import ENGINES, JitEngine, PmapEngine
 from kimiajax.finetune.loop import fit, predict
 from kimiajax.finetune.steps import Training
 from kimiajax.models import norm
-from kimiajax.models.backbone import BACKBONES, Classifier
+from kimiajax.models.backbone import Classifier
+from kimiajax.models.registry import BACKBONES
 
 CNN = BACKBONES["cnn"]
 COUNT, BATCH, SIZE = 33, 20, 32  # batches of 20 and 13 on eight devices: 24 rows, of which 4 and 11 are padding

@@ -6,7 +6,7 @@ from benchmarks import cut, features, resize, suite
 from kimiajax.cli import main
 from kimiajax.finetune.blocks import TrainableBlocks
 from kimiajax.finetune.listing import list_blocks
-from kimiajax.models.backbone import BACKBONES
+from kimiajax.models.registry import BACKBONES
 
 
 def test_cutting_is_timed_beside_a_plain_read_of_the_same_file(tmp_path, capsys):

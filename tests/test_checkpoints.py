@@ -21,7 +21,8 @@ from kimiajax.finetune.heads import fit_heads
 from kimiajax.finetune.loop import NonFiniteError, fit
 from kimiajax.finetune.steps import Training
 from kimiajax.interruption import Interrupted, Interruption
-from kimiajax.models.backbone import BACKBONES, Classifier
+from kimiajax.models.backbone import Classifier
+from kimiajax.models.registry import BACKBONES
 
 __all__ = ["setting"]  # a fixture
 STEPS = 6  # 2 epochs of 3

@@ -15,8 +15,9 @@ from kimiajax.errors import UserError
 from kimiajax.finetune.blocks import TrainableBlocks
 from kimiajax.finetune.steps import Batch, Training, gradients_of
 from kimiajax.models import conv, ways
-from kimiajax.models.backbone import BACKBONES, Classifier
+from kimiajax.models.backbone import Classifier
 from kimiajax.models.conv import KEPT, Conv, avg_pool, convolving, max_pool
+from kimiajax.models.registry import BACKBONES
 from kimiajax.models.ways import Choice, choose_way
 
 SIZES = [(3, 3), (5, 5), (1, 7), (7, 1), (3, 1), (1, 1)]

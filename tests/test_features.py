@@ -6,7 +6,7 @@ import pytest
 from kimiajax.data.pixels import gray_to_unit_rgb
 from kimiajax.errors import UserError
 from kimiajax.features import Extractor, extract_features, extract_taps
-from kimiajax.models.backbone import BACKBONES
+from kimiajax.models.registry import BACKBONES
 from kimiajax.progress import Silent
 
 

@@ -18,7 +18,8 @@ from kimiajax.finetune.engines import JitEngine
 from kimiajax.finetune.loop import NonFiniteError, fit, predict
 from kimiajax.finetune.optimizer import Optimization, for_blocks
 from kimiajax.finetune.steps import Batch, Training, train_step
-from kimiajax.models.backbone import BACKBONES, Classifier
+from kimiajax.models.backbone import Classifier
+from kimiajax.models.registry import BACKBONES
 
 
 def classifier_of(name, rng, size, num_classes=3):

@@ -11,10 +11,11 @@ from conftest import randomise
 from kimiajax import gradcam
 from kimiajax.data.pixels import gray_to_unit_rgb
 from kimiajax.errors import UserError
-from kimiajax.gradcam import LAYERS, OPACITY, RAMP, at_layer, grad_cam, overlay
+from kimiajax.gradcam import OPACITY, RAMP, at_layer, default_layer, grad_cam, overlay
 from kimiajax.models import backbone as networks
-from kimiajax.models.backbone import BACKBONES, Classifier
+from kimiajax.models.backbone import Classifier
 from kimiajax.models.inception_v3 import convolutions
+from kimiajax.models.registry import BACKBONES
 
 CLASSES = 3
 STEP = 1e-4  # of the finite differences: small beside the distance to the next kink of a ReLU, large beside rounding
@@ -45,7 +46,8 @@ def double(tree):
 
 
 def path_of(name, layer):
-    return tuple((LAYERS[name].keras_vis if layer == "keras-vis" else layer).split("/"))
+    backbone = BACKBONES[name]
+    return tuple((backbone.keras_vis or default_layer(backbone) if layer == "keras-vis" else layer).split("/"))
 
 
 def at(classifier, variables, image, label, layer):
@@ -145,20 +147,16 @@ def test_only_the_network_that_runs_is_shifted(rng):
 
 
 def test_keras_vis_layer_is_the_convolution_that_keras_creates_last():
-    assert LAYERS["inception_v3"].keras_vis == "/".join((*convolutions()[-1], "conv"))
-
-
-def test_every_network_has_its_layers():
-    assert LAYERS.keys() == BACKBONES.keys()
+    assert BACKBONES["inception_v3"].keras_vis == "/".join((*convolutions()[-1], "conv"))
 
 
 @pytest.mark.parametrize(
     ("name", "layer", "shape"),
     [
         ("inception_v3", "keras-vis", (5, 5, 192)),
-        ("inception_v3", LAYERS["inception_v3"].default, (5, 5, 2048)),
+        ("inception_v3", "mixed10", (5, 5, 2048)),
         ("vgg16", "keras-vis", (7, 7, 512)),
-        ("vgg16", LAYERS["vgg16"].default, (7, 7, 512)),
+        ("vgg16", "block5", (7, 7, 512)),
     ],
 )
 def test_layers_have_the_shapes_that_are_documented(name, layer, shape):

@@ -12,7 +12,8 @@ from kimiajax.finetune.heads import fit_heads
 from kimiajax.finetune.loop import NonFiniteError, check_labels, fit
 from kimiajax.finetune.optimizer import Optimization
 from kimiajax.finetune.steps import Plan, Training
-from kimiajax.models.backbone import BACKBONES, Classifier
+from kimiajax.models.backbone import Classifier
+from kimiajax.models.registry import BACKBONES
 
 SEEDS, COUNT, SIZE, CLASSES = (3, 4, 9), 21, 16, 3
 HEAD = Classifier(BACKBONES["vgg16"], (), CLASSES)  # which drops half of its hidden units

@@ -7,8 +7,8 @@ import pytest
 from kimiajax.cli import main
 from kimiajax.finetune.blocks import PRESETS, TrainableBlocks
 from kimiajax.finetune.listing import list_blocks
-from kimiajax.models.backbone import BACKBONES
 from kimiajax.models.flops import flops_of
+from kimiajax.models.registry import BACKBONES
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,11 @@ from weights_convert.parity.job import Job
 
 JOB = Job(
     network="vgg16",
+    application="VGG16",
+    layers={"block1": "block1_pool"},
+    features="fc2",
+    bottleneck="block5",
+    pooled=None,
     weights="w.h5",
     classes=None,
     scans="s.h5",

@@ -18,8 +18,8 @@ from kimiajax.config import ParityConfig
 from kimiajax.data.scans import Scans
 from kimiajax.finetune.optimizer import Optimization
 from kimiajax.models import conv, inception_v3
-from kimiajax.models.backbone import BACKBONES
 from kimiajax.models.inception_v3 import Conv
+from kimiajax.models.registry import BACKBONES
 from kimiajax.models.weights import Weights
 from kimiajax.progress import Silent
 from weights_convert.parity import ours

@@ -14,7 +14,8 @@ from kimiajax.finetune.engines import JitEngine, PmapEngine
 from kimiajax.finetune.loop import fit, predict
 from kimiajax.finetune.prefix import PrefixedStep
 from kimiajax.finetune.steps import Batch, Training
-from kimiajax.models.backbone import BACKBONES, Classifier
+from kimiajax.models.backbone import Classifier
+from kimiajax.models.registry import BACKBONES
 
 NAMES = ("block3", "block4", "head")
 

@@ -13,7 +13,8 @@ from benchmarks.show import table_of
 from benchmarks.suite import main as bench
 from kimiajax.cli import main
 from kimiajax.data.synthetic import write_synthetic_scans
-from kimiajax.models.backbone import BACKBONES, Classifier
+from kimiajax.models.backbone import Classifier
+from kimiajax.models.registry import BACKBONES
 from kimiajax.models.weights import fine_tuned, load_weights
 from weights_convert.export import export
 

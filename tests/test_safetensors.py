@@ -8,11 +8,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from kimiajax.errors import UserError
-from kimiajax.models.backbone import BACKBONES
+from kimiajax.models.registry import BACKBONES
 from kimiajax.models.weights import load_converted, load_weights
 from weights_convert.__main__ import main as weights_convert
 from weights_convert.convert import convert, fold_scale
-from weights_convert.torch import TIMM_VGG16, TORCHVISION_VGG16
+from weights_convert.networks import files_of
+from weights_convert.networks.vgg16 import TIMM, TORCHVISION
 
 
 def vgg16_arrays(rng, classes=3, side=1, timm=False):
@@ -61,7 +62,7 @@ def test_a_convolution_is_the_transposed_one(arrays, tmp_path):
 
 
 def test_both_spellings_name_every_array_once():
-    for table in (TORCHVISION_VGG16, TIMM_VGG16):
+    for table in (TORCHVISION, TIMM):
         assert len({to for to, _ in table.values()}) == len(table) == 32
 
 
@@ -78,8 +79,7 @@ def test_the_command_says_what_it_wrote_and_load_weights_takes_file_and_folder(a
 
 
 def inception_arrays(rng):
-    from weights_convert.torch import INCEPTION_V3_TABLE
-
+    (table,) = files_of("inception_v3", "torch").tables
     backbone = BACKBONES["inception_v3"].variant(scale=True, count_padding=True)
     shapes = backbone.shapes(75, num_classes=4)
 
@@ -91,7 +91,7 @@ def inception_arrays(rng):
 
     return {
         name: np.abs(0.1 * rng.standard_normal(layout.stored(shape(to)))).astype(np.float32)
-        for name, (to, layout) in INCEPTION_V3_TABLE.items()
+        for name, (to, layout) in table.items()
     }
 
 

@@ -17,7 +17,7 @@ from kimiajax.checkpoints import load_tree
 from kimiajax.cli import main
 from kimiajax.config import FLOORS, RETRIEVAL, TABLE
 from kimiajax.data.synthetic import write_synthetic_scans
-from kimiajax.models.backbone import BACKBONES
+from kimiajax.models.registry import BACKBONES
 from kimiajax.models.weights import Weights, load_converted, load_weights
 from weights_convert.__main__ import main as weights_convert
 

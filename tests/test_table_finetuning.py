@@ -16,7 +16,7 @@ from kimiajax.cli import main
 from kimiajax.config import QUICK, TableConfig
 from kimiajax.data.augment import AUGMENTATIONS
 from kimiajax.finetune.engines import ENGINES
-from kimiajax.models.backbone import BACKBONES
+from kimiajax.models.registry import BACKBONES
 from kimiajax.models.weights import load_converted, load_weights
 from kimiajax.precision import Precision
 

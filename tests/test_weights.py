@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+from dataclasses import replace
 
 import h5py
 import jax
@@ -11,8 +12,8 @@ import pytest
 from conftest import randomise
 
 from kimiajax.errors import UserError
-from kimiajax.models import weights as weights_module
-from kimiajax.models.backbone import BACKBONES, Classifier
+from kimiajax.models.backbone import Classifier, PublishedFile
+from kimiajax.models.registry import BACKBONES
 from kimiajax.models.weights import Weights, fine_tuned, load_converted, load_weights
 from weights_convert.__main__ import main as weights_convert
 from weights_convert.convert import convert
@@ -391,8 +392,8 @@ def test_random_weights_are_the_seeds_and_say_so():
 
 
 def test_without_a_network_the_message_says_which_file_goes_where(tmp_path, monkeypatch):
-    unreachable = weights_module.PublishedFile("https://localhost:9/vgg16_notop.h5", 58_889_256, "md5:0123")
-    monkeypatch.setitem(weights_module.PUBLISHED, ("vgg16", False), unreachable)
+    unreachable = PublishedFile("https://localhost:9/vgg16_notop.h5", 58_889_256, "md5:0123", top=False)
+    monkeypatch.setitem(BACKBONES, "vgg16", replace(BACKBONES["vgg16"], published=(unreachable,)))
     with pytest.raises(UserError) as caught:
         load_weights(BACKBONES["vgg16"], "imagenet", blocks=("block1",), image_size=32, cache=tmp_path)
     message = str(caught.value)
@@ -406,10 +407,10 @@ def test_a_published_file_put_in_its_place_is_converted_once(saved, tmp_path, mo
     import pooch
 
     _, path = saved("vgg16", False)
-    published = weights_module.PublishedFile(
-        "https://localhost:9/vgg16_notop.h5", path.stat().st_size, f"sha256:{pooch.file_hash(str(path))}"
+    published = PublishedFile(
+        "https://localhost:9/vgg16_notop.h5", path.stat().st_size, f"sha256:{pooch.file_hash(str(path))}", top=False
     )
-    monkeypatch.setitem(weights_module.PUBLISHED, ("vgg16", False), published)
+    monkeypatch.setitem(BACKBONES, "vgg16", replace(BACKBONES["vgg16"], published=(published,)))
     (tmp_path / "downloads").mkdir()
     downloaded = tmp_path / "downloads" / "vgg16_notop.h5"
     downloaded.write_bytes(path.read_bytes())
@@ -421,8 +422,8 @@ def test_a_published_file_put_in_its_place_is_converted_once(saved, tmp_path, mo
 
 
 def test_a_file_with_another_checksum_does_not_serve_as_imagenet(tmp_path, monkeypatch):
-    unreachable = weights_module.PublishedFile("https://localhost:9/w.h5", 3, "sha256:" + "0" * 64)
-    monkeypatch.setitem(weights_module.PUBLISHED, ("vgg16", False), unreachable)
+    unreachable = PublishedFile("https://localhost:9/w.h5", 3, "sha256:" + "0" * 64, top=False)
+    monkeypatch.setitem(BACKBONES, "vgg16", replace(BACKBONES["vgg16"], published=(unreachable,)))
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / "w.h5").write_bytes(b"abc")
     with pytest.raises(UserError, match="put that file"):

@@ -31,7 +31,7 @@ from kimiajax.finetune.loop import fit, predict
 from kimiajax.finetune.optimizer import Optimization
 from kimiajax.finetune.steps import Plan, Training
 from kimiajax.interruption import Interrupted, Interruption
-from kimiajax.models.backbone import BACKBONES
+from kimiajax.models.registry import BACKBONES
 
 
 def trained(feed="resident", epochs=2, rate=0.01, batch_size=BATCH, **options):

@@ -12,6 +12,7 @@ from pathlib import Path
 from kimiajax.ending import ended
 from weights_convert.convert import FRAMEWORKS, convert
 from weights_convert.export import export, must_be_new
+from weights_convert.networks import all_files
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for framework, module in FRAMEWORKS.items():
         command = commands.add_parser(framework, parents=[shared], help=module.__doc__.split("\n", 1)[0])
-        command.add_argument("network", choices=module.TABLES)
+        command.add_argument("network", choices=[name for name, _ in all_files(framework)])
         command.add_argument("file", type=Path)
         command.add_argument("out", type=Path, help="folder to write; must not exist")
         command.add_argument("--no-top", action="store_true", help="leave the ImageNet classes out")

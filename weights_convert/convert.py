@@ -12,12 +12,14 @@ from kimiajax import __version__
 from kimiajax.checkpoints import digest
 from kimiajax.errors import UserError
 from kimiajax.files import sha256_file
-from kimiajax.models.backbone import BACKBONES, Backbone, Classifier, Variables
-from kimiajax.models.weights import LINEAGE_FORMAT, TOP_BLOCKS, Weights, origin_of, published_lineage, top_of
+from kimiajax.models.backbone import Backbone, Classifier, Variables
+from kimiajax.models.registry import BACKBONES
+from kimiajax.models.weights import LINEAGE_FORMAT, Weights, origin_of, published_lineage, top_of
 from kimiajax.parsing import parse_json
 from weights_convert import keras, torch
 from weights_convert.arrays import Stored, framework_of
-from weights_convert.tables import Destination, Table
+from weights_convert.networks import all_files, files_of
+from weights_convert.tables import IMAGENET, Destination, Files, Table
 
 FRAMEWORKS = {"keras": keras, "torch": torch}
 LONGEST_LIST = 2_000  # characters of what is wrong with a file
@@ -36,7 +38,7 @@ def convert(
     """Reads a weight file of a network.
 
     Args:
-        network: "vgg16" or "inception_v3".
+        network: a key of `BACKBONES` that has a mapping.
         path: a file that Keras saved (`.h5`, of 2017 or of today, `.weights.h5`, `.keras`), or torchvision's or timm's
             arrays as `.safetensors`; with or without top.
         framework: "keras" or "torch" where the file must be of that one; by default either.
@@ -50,9 +52,6 @@ def convert(
         UserError: an option that does not apply, no such file, not such a file, another network's, or arrays missing,
             extra, misshapen, of another type or not finite; they are counted, and listed as far as a line goes.
     """
-    known = {name for module in FRAMEWORKS.values() for name in module.TABLES}
-    if network not in known:
-        raise UserError(f"no mapping table for {network!r}; choose from {', '.join(sorted(known))}")
     found = framework_of(path)
     if framework not in (None, found):
         raise UserError(
@@ -60,23 +59,24 @@ def convert(
             f"{framework}"
         )
     module = FRAMEWORKS[found]
-    convention = module.CONVENTIONS[network]
+    files = files_of(network, found)
+    convention = files.convention
     if fold and not convention.options.get("scale"):
         raise UserError(f"{path}: {found}'s {network} has no batch normalisation with a scale; leave the folding out")
-    if normalised and (network, found) != ("inception_v3", "torch"):
+    if normalised and (found != "torch" or convention.expected_input == IMAGENET):
         raise UserError(f"{path}: what {found}'s {network} was trained on is known; leave the normalisation out")
     with module.open_arrays(path) as (arrays, layout, attributes):
         left_out = [name for name in arrays if module.is_unused(name)]
         arrays = {name: stored for name, stored in arrays.items() if name not in left_out}
         if not arrays:
             raise UserError(f"{path}: holds no weights; give a file of {network}")
-        table = _choose_table(network, arrays, found, path)
+        table = _choose_table(network, files, arrays, found, path)
         backbone = BACKBONES[network].variant(**convention.options)
         variables = _place(backbone, arrays, table, path)
     exported = _exported_lineage(network, attributes, variables, path)
     if not top and "predictions" in variables["params"]:
-        left_out += [name for name in table if table[name][0][1] in TOP_BLOCKS and name in arrays]
-        variables["params"] = {k: v for k, v in variables["params"].items() if k not in TOP_BLOCKS}
+        left_out += [name for name in table if table[name][0][1] in backbone.top and name in arrays]
+        variables["params"] = {k: v for k, v in variables["params"].items() if k not in backbone.top}
     options = dict(backbone.options)
     if fold:
         del options["scale"]
@@ -89,10 +89,10 @@ def convert(
         "layout": layout,
         "source": path.name,
         "source_sha256": sha256_file(path),
-        "published": published_lineage(path),
+        "published": published_lineage(backbone, path),
         **top_of(variables),
         "label_offset": int(top_of(variables)["classes"] == BACKGROUND_CLASSES),
-        "expected_input": torch.NORMALISED if normalised else convention.expected_input,
+        "expected_input": IMAGENET if normalised else convention.expected_input,
         "batch_norm_epsilon": convention.batch_norm_epsilon,
         "batch_norm_scale": ("kept" if options.get("scale") else "folded") if "scale" in convention.options else None,
         "left_out": _summary(left_out),
@@ -130,19 +130,20 @@ def _exported_lineage(
     return {"parent": parent, **inherited}
 
 
-def _choose_table(network: str, arrays: dict[str, Stored], framework: str, path: Path) -> Table:
+def _choose_table(network: str, files: Files, arrays: dict[str, Stored], framework: str, path: Path) -> Table:
     """The table of the network that shares most names with the file: two spellings may exist.
 
     Raises:
         UserError: the file's arrays are named as another network's, or as no known one's.
     """
-    module = FRAMEWORKS[framework]
-    shared = {name: max(len(_own(table) & arrays.keys()) for table in tables) for name, tables in module.TABLES.items()}
+    shared = {
+        name: max(len(_own(table) & arrays.keys()) for table in each.tables) for name, each in all_files(framework)
+    }
     if not shared[network] or shared[network] < max(shared.values()):
         likely = max(shared, key=shared.__getitem__)
         seen = f"{likely} weights" if shared[likely] else "weights of no network known here"
         raise UserError(f"{path}: holds {seen} ({', '.join(list(arrays)[:3])}, ...); {network} ones are needed")
-    return max(module.TABLES[network], key=lambda table: len(table.keys() & arrays.keys()))
+    return max(files.tables, key=lambda table: len(table.keys() & arrays.keys()))
 
 
 def _own(table: Table) -> set[str]:
@@ -152,7 +153,7 @@ def _own(table: Table) -> set[str]:
 
 def _place(backbone: Backbone, arrays: dict[str, Stored], table: Table, path: Path) -> Variables:
     """Every array in its place, or one error that lists what is wrong."""
-    groups = {name: _group(to) for name, (to, _) in table.items()}
+    groups = {name: _group(backbone, to) for name, (to, _) in table.items()}
     present = {"blocks"} | {groups[name] for name in arrays if name in groups}
     table = {name: entry for name, entry in table.items() if groups[name] in present}
     expected = _expected_shapes(backbone, arrays, table, present)
@@ -197,10 +198,10 @@ def _listed(faults: list[str]) -> str:
     return text if len(text) <= LONGEST_LIST else f"{text[:LONGEST_LIST].rpartition('; ')[0]}; ..."
 
 
-def _group(destination: Destination) -> str:
+def _group(backbone: Backbone, destination: Destination) -> str:
     """Which arrays a file holds all or none of: the blocks', the top's, the head's."""
     block = destination[1]
-    return "top" if block in TOP_BLOCKS else "head" if block == "head" else "blocks"
+    return "top" if block in backbone.top else "head" if block == "head" else "blocks"
 
 
 def _check_type(arrays: dict[str, Stored], path: Path) -> None:
@@ -222,9 +223,10 @@ def _expected_shapes(
         kernel, outputs = stored.get((*to, "kernel")), count(*to, "bias")
         return math.prod(kernel.shape) // outputs if kernel and outputs else None
 
-    flat = inputs("params", "fc1", "dense") or (backbone.hidden and inputs("params", "head", "hidden"))
-    if backbone.name == "vgg16" and flat:  # its dense layers hold for one image size
-        size = max(size, 32 * round(math.sqrt(flat / 512)))
+    first = [to[:-1] for to in stored if to[1] in backbone.top[:1] and to[-1] == "kernel"]
+    flat = (first and inputs(*first[0])) or (backbone.hidden and inputs("params", "head", "hidden"))
+    if flat:  # dense layers on what is flattened hold for one image size
+        size = backbone.size_for(flat)
     blocks = backbone.blocks if "top" in present else backbone.trunk
     shapes = backbone.shapes(size, blocks, num_classes=count("params", "predictions", "bias") or 1000)
     if "head" in present:

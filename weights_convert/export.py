@@ -8,18 +8,17 @@ import numpy as np
 
 from kimiajax.errors import UserError
 from kimiajax.files import new_file
-from kimiajax.models import inception_v3
 from kimiajax.models.backbone import Variables
-from kimiajax.models.inception_v3 import Conv, Fork
 from kimiajax.models.weights import load_converted
 from weights_convert import keras
+from weights_convert.networks import all_files
 
 
 def export(checkpoint: Path, path: Path) -> str:
     """Writes a checkpoint's arrays in Keras' layout, layer by layer in the order of Keras' `model.layers`.
 
-    `model.load_weights(path)` takes it for `keras.applications.VGG16` or `InceptionV3`, with top as the checkpoint has
-    it; a fine-tuned network's two dense layers follow as `head_hidden` and `head_logits`.
+    `model.load_weights(path)` takes it for the network of `keras.applications`, with top as the checkpoint has it; a
+    fine-tuned network's two dense layers follow as `head_hidden` and `head_logits`.
 
     Args:
         checkpoint: a converted checkpoint, or a fine-tuned network's.
@@ -38,17 +37,19 @@ def export(checkpoint: Path, path: Path) -> str:
         raise UserError(f"{checkpoint}: holds an SVM and no network; give the checkpoint of a row that trains one")
     weights = load_converted(checkpoint)
     network, options = weights.lineage["network"], weights.lineage["options"]
-    if network not in keras.TABLES:
-        raise UserError(f"{checkpoint}: {network} is no network of Keras'; VGG16 and Inception-v3 can be exported")
+    files = dict(all_files("keras")).get(network)
+    if files is None or files.model is None:
+        raise UserError(f"{checkpoint}: {network} is no network of Keras'; only those can be exported")
     if options:
         said = ", ".join(f"{name}={value}" for name, value in options.items())
         raise UserError(f"{checkpoint}: {network} with {said} is torchvision's network, which Keras does not have")
-    (table,) = keras.TABLES[network]
+    (table,) = files.tables
     arrays = {name: array for name, (to, _) in table.items() if (array := _find(weights.variables, to)) is not None}
-    layers: dict[str, dict[str, np.ndarray]] = {}
-    for name in sorted(arrays, key=_position(network)):
+    layers: dict[str, dict[str, np.ndarray]] = {_keras_name(layer): {} for layer in files.model.order}
+    for name, array in arrays.items():
         layer, leaf = name.split("/")
-        layers.setdefault(_keras_name(layer), {})[leaf] = arrays[name]
+        layers.setdefault(_keras_name(layer), {})[leaf] = array
+    layers = {layer: leaves for layer, leaves in layers.items() if leaves}
     with new_file(path) as aside, h5py.File(aside, "w") as file:
         file.attrs["layer_names"] = [layer.encode() for layer in layers]
         file.attrs["backend"], file.attrs["keras_version"] = b"jax", b"3.0.0"
@@ -81,39 +82,3 @@ def _keras_name(layer: str) -> str:
     """conv2d#0 is `conv2d` in a new process of Keras, conv2d#1 `conv2d_1`."""
     kind, _, rank = layer.partition("#")
     return kind if rank in ("", "0") else f"{kind}_{rank}"
-
-
-def _position(network: str) -> object:
-    """The key that sorts names as Keras sorts layers: by distance from the output, then by creation.
-
-    Python's sort keeps the table's order, which is that of creation, and VGG16's is a single line.
-    """
-    if network == "vgg16":
-        return lambda name: 0
-    distances = _distances()
-
-    def distance(name: str) -> int:
-        kind, _, rank = name.split("/")[0].partition("#")
-        return -(distances[int(rank)] - (kind == "batch_normalization")) if rank else 1
-
-    return distance
-
-
-def _distances() -> list[int]:
-    """Layers from each of Inception-v3's convolutions to the last block's output, by rank.
-
-    Keras counts convolution, batch normalisation, ReLU, pool and concatenation as a layer each.
-    """
-    distances, after = [], 0
-    for branches in reversed(inception_v3.MIXED.values()):
-        after += len(branches) > 1  # the block's concatenation
-        ranked, depths = [], []
-        for branch in branches:
-            steps = [3 if isinstance(layer, Conv) else 4 if isinstance(layer, Fork) else 1 for layer in branch]
-            for place, layer in enumerate(branch):
-                left = after + sum(steps[place:])
-                ranked += [left] if isinstance(layer, Conv) else [left, left] if isinstance(layer, Fork) else []
-            depths.append(after + sum(steps))
-        distances = ranked + distances
-        after = max(depths)
-    return distances

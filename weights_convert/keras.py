@@ -1,7 +1,9 @@
-"""Keras' VGG16 and Inception-v3: the mapping tables, and the names of the arrays in the files that Keras wrote.
+"""Files that Keras saved: their arrays under the names that mapping tables have.
 
-Four layouts: the weight files published in 2017 (`block1_conv1/block1_conv1_W_1:0`, `conv2d_1/conv2d_1/kernel:0`),
-what `model.save("x.h5")` of Keras 3 writes (the same under `/model_weights`, without `:0`), `.weights.h5` and `.keras`.
+Layers that Keras only numbers, as it creates them and from network to network in one process, have the rank of their
+number there: `conv2d`, `conv2d_1` or `conv2d_94` may be conv2d#0. Four layouts: the weight files published in 2017
+(`block1_conv1/block1_conv1_W_1:0`, `conv2d_1/conv2d_1/kernel:0`), what `model.save("x.h5")` of Keras 3 writes (the same
+under `/model_weights`, without `:0`), `.weights.h5` and `.keras`.
 """
 
 import contextlib
@@ -18,10 +20,9 @@ import numpy as np
 
 from kimiajax.errors import UserError
 from kimiajax.files import damage_named
-from kimiajax.models import inception_v3, vgg16
 from kimiajax.parsing import is_name, quoted
 from weights_convert.arrays import Stored, open_keras
-from weights_convert.tables import AS_IS, Convention, Destination, Table
+from weights_convert.tables import AS_IS, Destination, Table
 
 WEIGHT = re.compile(r"(?:.*_)?(W|b|kernel|bias|beta|gamma|moving_mean|moving_variance)(?:_\d+)?(?::0)?")
 NAMES_OF_2017 = {"W": "kernel", "b": "bias"}
@@ -29,60 +30,24 @@ HEAP = b"GCOL\1"  # of texts, in an HDF5 file
 LINEAGE = "kimiajax_lineage"  # the attribute in which an exported file says where its arrays came from
 
 
-def _dense(layer: str, *path: str) -> Table:
+def dense(layer: str, *path: str) -> Table:
+    """Where the kernel and the bias of a dense layer or a convolution go."""
     return {f"{layer}/{leaf}": (("params", *path, leaf), AS_IS) for leaf in ("kernel", "bias")}
 
 
-def _batch_norm(layer: str, block: str, unit: str) -> Table:
+def batch_norm(layer: str, *path: str, scale: bool = False) -> Table:
+    """Where the arrays of a batch normalisation go; `gamma` where it has a scale."""
     destinations: dict[str, Destination] = {
-        "beta": ("params", block, unit, "bn", "bias"),
-        "moving_mean": ("batch_stats", block, unit, "bn", "mean"),
-        "moving_variance": ("batch_stats", block, unit, "bn", "var"),
+        **({"gamma": ("params", *path, "scale")} if scale else {}),
+        "beta": ("params", *path, "bias"),
+        "moving_mean": ("batch_stats", *path, "mean"),
+        "moving_variance": ("batch_stats", *path, "var"),
     }
     return {f"{layer}/{leaf}": (to, AS_IS) for leaf, to in destinations.items()}
 
 
 # The head is this project's own; so are its names, in files that `export` writes.
-HEAD_TABLE = _dense("head_hidden", "head", "hidden") | _dense("head_logits", "head", "logits")
-
-VGG16_TABLE: Table = {
-    **{
-        name: entry
-        for block, (_, count) in vgg16.CONVOLUTIONS.items()
-        for n in range(1, count + 1)
-        for name, entry in _dense(f"{block}_conv{n}", block, f"conv{n}").items()
-    },
-    **_dense("fc1", "fc1", "dense"),
-    **_dense("fc2", "fc2", "dense"),
-    **_dense("predictions", "predictions"),
-    **HEAD_TABLE,
-}
-
-# Keras numbers Inception-v3's layers as it creates them and goes on counting from network to network in one process:
-# `conv2d`, `conv2d_1` or `conv2d_94` may be the first. What counts is the number's rank; below, layers have their rank.
-INCEPTION_V3_TABLE: Table = {
-    **{
-        name: entry
-        for rank, (block, unit) in enumerate(inception_v3.convolutions())
-        for name, entry in {
-            f"conv2d#{rank}/kernel": (("params", block, unit, "conv", "kernel"), AS_IS),
-            **_batch_norm(f"batch_normalization#{rank}", block, unit),
-        }.items()
-    },
-    **_dense("predictions", "predictions"),
-    **HEAD_TABLE,
-}
-
-TABLES = {"vgg16": (VGG16_TABLE,), "inception_v3": (INCEPTION_V3_TABLE,)}
-
-CONVENTIONS = {  # what `keras.applications` feeds each network with
-    "vgg16": Convention(
-        {}, {"channels": "BGR", "range": [0, 255], "mean": [103.939, 116.779, 123.68], "std": None}, None
-    ),
-    "inception_v3": Convention(
-        {}, {"channels": "RGB", "range": [-1, 1], "mean": None, "std": None}, inception_v3.EPSILON
-    ),
-}
+HEAD_TABLE = dense("head_hidden", "head", "hidden") | dense("head_logits", "head", "logits")
 
 
 def is_unused(name: str) -> bool:
@@ -214,7 +179,7 @@ def _by_saved_name(layers: h5py.Group, path: Path) -> dict[str, Stored]:
         if leaves is None or len(numbered) != len(item):
             raise UserError(
                 f"{path}: {layer} is no convolution, dense layer or batch normalisation; give the file of "
-                "VGG16 or Inception-v3 alone"
+                "one network alone"
             )
         for leaf, dataset in zip(leaves, numbered):
             if f"{layer}/{leaf}" in arrays:

@@ -1,6 +1,5 @@
-"""What a mapping table says of an array: where it goes, and how it lies in the file."""
+"""What a mapping says of a network's files in another framework: of each array where it goes and how it lies there."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,25 +23,15 @@ class Layout:
     read: Callable[[np.ndarray], np.ndarray]
 
 
-VGG16_FEATURES = 512  # of its last convolution: what its first dense layer flattens
-
-
-def _side(inputs: int) -> int:
-    return math.isqrt(inputs // VGG16_FEATURES)
-
-
-def _from_chw(array: np.ndarray) -> np.ndarray:
-    """A dense kernel (out, in) whose inputs were flattened as C, H, W to one (in, out) with H, W, C."""
-    outputs, side = len(array), _side(array[0].size)
-    return array.reshape(outputs, -1, side, side).transpose(2, 3, 1, 0).reshape(-1, outputs)
-
-
 AS_IS = Layout(lambda shape: shape, lambda array: array)
 CONV_OIHW = Layout(lambda s: (s[3], s[2], s[0], s[1]), lambda array: array.transpose(2, 3, 1, 0))
 DENSE_OUT_IN = Layout(lambda s: (s[1], s[0]), lambda array: array.T)
 DENSE_OUT_IN_1_1 = Layout(lambda s: (s[1], s[0], 1, 1), lambda array: array[:, :, 0, 0].T)
-DENSE_OUT_CHW = Layout(lambda s: (s[1], s[0]), _from_chw)
-DENSE_OUT_C_H_W = Layout(lambda s: (s[1], VGG16_FEATURES, _side(s[0]), _side(s[0])), _from_chw)
+
+# What `keras.applications` and torchvision feed their networks with: see `Convention.expected_input`.
+CAFFE = {"channels": "BGR", "range": [0, 255], "mean": [103.939, 116.779, 123.68], "std": None}
+MINUS_ONE_TO_ONE = {"channels": "RGB", "range": [-1, 1], "mean": None, "std": None}
+IMAGENET = {"channels": "RGB", "range": [0, 1], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 Table = dict[str, tuple[Destination, Layout]]  # name in the file -> where it goes, how it lies there
 
@@ -61,3 +50,34 @@ class Convention:
     options: dict[str, Any]
     expected_input: dict[str, Any]
     batch_norm_epsilon: float | None
+
+
+@dataclass(frozen=True)
+class KerasModel:
+    """Where `keras.applications` has a network, for a comparison with it and for files that it loads.
+
+    Attributes:
+        application: the function there that builds it.
+        layers: block -> the layer whose output is the block's; "max_pooling2d#1" is the second that Keras numbered.
+            "pooled" is the mean of the block before it and needs none.
+        order: the layers that have arrays, as `model.layers` has them; where none is given, as in the table.
+    """
+
+    application: str
+    layers: dict[str, str]
+    order: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a network's files of a framework hold.
+
+    Attributes:
+        tables: where their arrays go, a table for each way in which they are named.
+        convention: what the framework's network differs in.
+        model: the network itself, of Keras.
+    """
+
+    tables: tuple[Table, ...]
+    convention: Convention
+    model: KerasModel | None = None

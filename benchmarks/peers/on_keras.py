@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from benchmarks.contender import Work, serve
-from weights_convert.parity.keras_networks import block_layers, build, name_of, train_after
+from weights_convert.parity.keras_networks import block_layers, block_outputs, build, head_input, name_of, train_after
 
 
 def load(model: keras.Model, folder: str) -> None:
@@ -33,32 +33,25 @@ def about() -> dict[str, Any]:
 
 
 def features(job: dict[str, Any]) -> Work:
-    network, images = job["network"], np.load(Path(job["folder"]) / "images.npy")
-    model = build(network, job["size"], 1000 if network == "vgg16" else None)
-    layers = block_layers(model)
-    output = layers["fc2"].output if network == "vgg16" else bottleneck(network, layers)
-    model = keras.Model(model.input, output)
+    images = np.load(Path(job["folder"]) / "images.npy")
+    model = build(job["application"], job["size"], 1000 if job["top"] else None)
+    outputs = block_outputs(model, job["layers"], job["pooled"])
+    model = keras.Model(model.input, outputs[job["features"]])
     load(model, job["folder"])
     x = keras.ops.convert_to_tensor(images)
     return Work(lambda: model.predict_on_batch(x), lambda y: {"features": y}, about=about())
 
 
-def bottleneck(network: str, layers: dict[str, keras.Layer]) -> Any:
-    if network == "vgg16":
-        return keras.layers.Flatten()(layers["block5"].output)
-    return keras.layers.GlobalAveragePooling2D()(layers["mixed10"].output)
-
-
 def finetune_step(job: dict[str, Any]) -> Work:
-    network, folder = job["network"], Path(job["folder"])
-    model = build(network, job["size"], None)
-    layers = block_layers(model)
+    folder = Path(job["folder"])
+    model = build(job["application"], job["size"], None)
+    layers, outputs = block_layers(model, job["layers"]), block_outputs(model, job["layers"], job["pooled"])
     hidden = keras.layers.Dense(job["hidden"], activation="relu", name="head_hidden")
     logits = keras.layers.Dense(job["classes"], name="head_logits")
-    classifier = keras.Model(model.input, logits(hidden(bottleneck(network, layers))))
+    classifier = keras.Model(model.input, logits(hidden(head_input(outputs, job["bottleneck"]))))
     load(classifier, job["folder"])
     if job["boundary"]:
-        train_after(classifier, job["boundary"])
+        train_after(classifier, layers[job["boundary"]])
     images, labels = np.load(folder / "images.npy"), np.load(folder / "labels.npy")
     if job["cached"]:
         before = keras.Model(model.input, layers[job["boundary"]].output)

@@ -13,7 +13,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kimiajax.errors import UserError
-from kimiajax.models import cnn, inception_v3, vgg16
 from kimiajax.models.conv import KEPT, Conv, Sides, Way, convolving, folded, tile_of
 from kimiajax.models.head import Head
 from kimiajax.models.norm import INFERENCE, Normalisation
@@ -22,7 +21,29 @@ from kimiajax.shapes import Float, Shaped
 Array = jax.Array | np.ndarray
 Variables = dict[str, Any]
 Taps = dict[str, jax.Array]
+KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"  # where Keras publishes its weights
 AT_ONCE = 2**21  # bytes between two blocks for which images go through them together, in the fast way; a cache's worth
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file of ImageNet weights that Keras publishes.
+
+    Attributes:
+        url: where.
+        size: in bytes.
+        checksum: as pooch takes it, "sha256:..." or "md5:...".
+        top: whether it holds the blocks after the bottleneck as well.
+    """
+
+    url: str
+    size: int
+    checksum: str
+    top: bool
+
+    @property
+    def name(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -30,7 +51,8 @@ class Backbone:
     """A network as a sequence of named blocks.
 
     Attributes:
-        name: its key in `BACKBONES`.
+        name: its key in `BACKBONES` (of `kimiajax.models.registry`).
+        title: its name in tables.
         module: the Linen module; called as `module(x, blocks, how, mask) -> (output, taps)`.
         blocks: all block names, first to last.
         features: the block whose output is the paper's feature vector.
@@ -39,13 +61,19 @@ class Backbone:
         hidden: width of the head's hidden layer; None for a head of one layer.
         dropout: of the head, in [0, 1).
         smallest: the least image size, in pixels.
+        mapping: the module that says where the arrays of other frameworks' files go, which `weights_convert` imports;
+            none for a network that is in no other framework.
+        published: its files of ImageNet weights.
         cuts: choices of what trains that only this network has, as (name, names that `TrainableBlocks` takes).
+        keras_vis: the path of the module that keras-vis 0.4.1 looked at, for Grad-CAM: Keras' last layer before the
+            head that convolves or pools windows; by default the last block with a height and a width.
         options: fields of the module that differ from their defaults, as (name, value); see `variant`.
         conv: how it convolves. "fast" is for one CPU device and float32: other sums, the same but for rounding; it has
             a gradient, but no forward-mode derivative.
     """
 
     name: str
+    title: str
     module: type[nn.Module]
     blocks: tuple[str, ...]
     features: str
@@ -54,7 +82,10 @@ class Backbone:
     hidden: int | None
     dropout: float
     smallest: int
+    mapping: str | None = None
+    published: tuple[PublishedFile, ...] = ()
     cuts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    keras_vis: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
     conv: Way = "plain"
 
@@ -76,6 +107,13 @@ class Backbone:
         unknown = [name for name in names if name not in self.blocks]
         if unknown:
             raise UserError(f"unknown block {unknown[0]!r} of {self.name}; choose from {', '.join(self.blocks)}")
+
+    def size_for(self, values: int) -> int:
+        """The image size at which a bottleneck with a height and a width has so many values, once it is flattened."""
+        if self.bottleneck == "pooled":
+            return self.smallest
+        shape = self.tap_shapes(self.shapes(self.smallest, self.trunk), self.smallest, self.trunk)[self.bottleneck]
+        return max(self.smallest, self.smallest // shape[0] * round((values / shape[-1]) ** 0.5))
 
     def check_size(self, size: int) -> None:
         """Raises UserError for images that are too small for this network."""
@@ -103,6 +141,11 @@ class Backbone:
     def trunk(self) -> tuple[str, ...]:
         """The blocks before a head, up to the bottleneck."""
         return self.up_to(self.bottleneck)
+
+    @property
+    def top(self) -> tuple[str, ...]:
+        """The blocks with parameters after the bottleneck, which only files with ImageNet's classes hold."""
+        return tuple(block for block in self.blocks if block not in self.trunk and block != "pooled")
 
     @property
     def statistics(self) -> set[tuple[str, ...]]:
@@ -369,44 +412,3 @@ class Classifier:
         params = head if dtype is None else cast_kernels(head, dtype)
         logits = self.head.apply({"params": params}, x, dropout_keys)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), statistics
-
-
-BACKBONES = {
-    backbone.name: backbone
-    for backbone in (
-        Backbone(
-            "vgg16",
-            vgg16.VGG16,
-            vgg16.BLOCKS,
-            features="fc2",
-            bottleneck="block5",
-            fine_tuned=("block5",),
-            hidden=256,
-            dropout=0.5,
-            smallest=32,
-        ),
-        Backbone(
-            "inception_v3",
-            inception_v3.InceptionV3,
-            inception_v3.BLOCKS,
-            features="pooled",
-            bottleneck="pooled",
-            fine_tuned=("mixed9", "mixed10"),
-            hidden=1024,
-            dropout=0.0,
-            smallest=75,
-            cuts=(("inception_172", inception_v3.FROM_LAYER_172),),
-        ),
-        Backbone(
-            "cnn",
-            cnn.CNN,
-            cnn.BLOCKS,
-            features="pooled",
-            bottleneck="pooled",
-            fine_tuned=cnn.BLOCKS[:-1],
-            hidden=None,
-            dropout=0.2,
-            smallest=32,
-        ),
-    )
-}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from kimiajax.models.backbone import Backbone
 from kimiajax.models.conv import Conv
 from kimiajax.models.norm import INFERENCE, BatchNorm, Normalisation
 from kimiajax.shapes import Float, Shaped
@@ -61,3 +62,18 @@ class CNN(nn.Module):
                 x = ConvBlock(*CONVOLUTIONS[name], self.momentum, name=name)(x, how, mask)
             taps[name] = x
         return x, taps
+
+
+BACKBONE = Backbone(
+    "cnn",
+    "CNN (ours)",
+    CNN,
+    BLOCKS,
+    features="pooled",
+    bottleneck="pooled",
+    fine_tuned=BLOCKS[:-1],
+    hidden=None,
+    dropout=0.2,
+    smallest=32,
+    keras_vis="block4/conv",
+)

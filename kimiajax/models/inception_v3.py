@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kimiajax.models import conv
+from kimiajax.models.backbone import KERAS, Backbone, PublishedFile
 from kimiajax.models.norm import INFERENCE, BatchNorm, Normalisation
 from kimiajax.shapes import Float, Shaped
 
@@ -215,3 +216,34 @@ class InceptionV3(nn.Module):
                 x = nn.Dense(self.num_classes, name=name)(x)
             taps[name] = x
         return x, taps
+
+
+BACKBONE = Backbone(
+    "inception_v3",
+    "Inception-v3",
+    InceptionV3,
+    BLOCKS,
+    features="pooled",
+    bottleneck="pooled",
+    fine_tuned=("mixed9", "mixed10"),
+    hidden=1024,
+    dropout=0.0,
+    smallest=75,
+    mapping="weights_convert.networks.inception_v3",
+    published=(
+        PublishedFile(
+            f"{KERAS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels.h5",
+            96_112_376,
+            "sha256:00c9ea4e4762f716ac4d300d6d9c2935639cc5e4d139b5790d765dcbeea539d0",
+            top=True,
+        ),
+        PublishedFile(
+            f"{KERAS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5",
+            87_910_968,
+            "sha256:9617109a16463f250180008f9818336b767bdf5164315e8cd5761a8c34caa62a",
+            top=False,
+        ),
+    ),
+    cuts=(("inception_172", FROM_LAYER_172),),
+    keras_vis="mixed10/branch4_conv2/conv",  # Keras' conv2d_94, 192 of 2,048 channels, of both signs
+)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from kimiajax.models.backbone import KERAS, Backbone, PublishedFile
 from kimiajax.models.conv import Conv, max_pool
 from kimiajax.models.norm import INFERENCE, Normalisation
 from kimiajax.shapes import Float, Shaped
@@ -66,3 +67,32 @@ class VGG16(nn.Module):
         for name in blocks:
             x = taps[name] = layers[name](x)
         return x, taps
+
+
+BACKBONE = Backbone(
+    "vgg16",
+    "VGG16",
+    VGG16,
+    BLOCKS,
+    features="fc2",
+    bottleneck="block5",
+    fine_tuned=("block5",),
+    hidden=256,
+    dropout=0.5,
+    smallest=32,
+    mapping="weights_convert.networks.vgg16",
+    published=(  # no SHA-256 of the first is known to us
+        PublishedFile(
+            f"{KERAS}/vgg16/vgg16_weights_tf_dim_ordering_tf_kernels.h5",
+            553_467_096,
+            "md5:64373286793e3c8b2b4e3219cbf3544b",
+            top=True,
+        ),
+        PublishedFile(
+            f"{KERAS}/vgg16/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
+            58_889_256,
+            "sha256:bfe5187d0a272bed55ba430631598124cff8e880b98d38c9e56c8d66032abdc1",
+            top=False,
+        ),
+    ),
+)

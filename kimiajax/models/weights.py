@@ -12,55 +12,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from kimiajax import __version__
 from kimiajax.checkpoints import digest, load_tree, refuse_unreadable, save_tree
 from kimiajax.errors import UserError
 from kimiajax.files import new_folder
 from kimiajax.lineage import ancestry, root_of
-from kimiajax.models.backbone import BACKBONES, Backbone, Variables
+from kimiajax.models.backbone import Backbone, PublishedFile, Variables
 from kimiajax.models.conv import Way
+from kimiajax.models.registry import BACKBONES
 from kimiajax.seals import SEAL, is_sealed, sealed
 
-KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications"
-
-
-@dataclass(frozen=True)
-class PublishedFile:
-    """A weight file that Keras publishes. `checksum` as pooch takes it."""
-
-    url: str
-    size: int
-    checksum: str
-
-    @property
-    def name(self) -> str:
-        return self.url.rsplit("/", 1)[-1]
-
-
-PUBLISHED = {  # (network, with top); no SHA-256 of the first is known to us
-    ("vgg16", True): PublishedFile(
-        f"{KERAS_URL}/vgg16/vgg16_weights_tf_dim_ordering_tf_kernels.h5",
-        553_467_096,
-        "md5:64373286793e3c8b2b4e3219cbf3544b",
-    ),
-    ("vgg16", False): PublishedFile(
-        f"{KERAS_URL}/vgg16/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        58_889_256,
-        "sha256:bfe5187d0a272bed55ba430631598124cff8e880b98d38c9e56c8d66032abdc1",
-    ),
-    ("inception_v3", True): PublishedFile(
-        f"{KERAS_URL}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels.h5",
-        96_112_376,
-        "sha256:00c9ea4e4762f716ac4d300d6d9c2935639cc5e4d139b5790d765dcbeea539d0",
-    ),
-    ("inception_v3", False): PublishedFile(
-        f"{KERAS_URL}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        87_910_968,
-        "sha256:9617109a16463f250180008f9818336b767bdf5164315e8cd5761a8c34caa62a",
-    ),
-}
-TOP_BLOCKS = {"fc1", "fc2", "predictions"}
 LINEAGE_FORMAT = 1
 
 
@@ -124,7 +87,7 @@ def load_weights(
     if source == "random":
         weights = _random(backbone, blocks, image_size, seed)
     elif source == "imagenet":
-        weights = _imagenet(backbone, bool(TOP_BLOCKS & set(blocks)), cache or default_cache(), progress)
+        weights = _imagenet(backbone, bool(set(backbone.top) & set(blocks)), cache or default_cache(), progress)
     elif Path(source).is_dir():
         weights = load_converted(Path(source))
     else:
@@ -251,9 +214,9 @@ def _random(backbone: Backbone, blocks: Sequence[str], image_size: int, seed: in
 
 
 def _imagenet(backbone: Backbone, top: bool, cache: Path, progress: Callable[[str], Any] | None) -> Weights:
-    if (backbone.name, top) not in PUBLISHED:
+    file = next((file for file in backbone.published if file.top == top), None)
+    if file is None:
         raise UserError(f"no ImageNet weights are published for {backbone.name}; give a file, or `random`")
-    file = PUBLISHED[backbone.name, top]
     folder = cache / "weights" / f"{file.name.removesuffix('.h5')}-{LINEAGE_FORMAT}"
     if folder.is_dir():
         return load_converted(folder)
@@ -301,9 +264,10 @@ def _only(
     needed = [block for block in blocks if block != "pooled"]
     absent = [block for block in needed if block not in variables["params"]]
     if absent:
-        hint = "weights without top; give the file with top" if TOP_BLOCKS & set(absent) else "convert the file again"
+        topless = set(backbone.top) & set(absent)
+        hint = "weights without top; give the file with top" if topless else "convert the file again"
         raise UserError(f"{source}: holds no {', '.join(absent)} of {backbone.name} ({hint})")
-    if "fc1" in needed:
+    if set(backbone.top[:1]) & set(needed):
         check_dense_size(variables, backbone, image_size, source)
     tree = {
         kind: {block: arrays for block, arrays in part.items() if block in needed} for kind, part in variables.items()
@@ -328,20 +292,21 @@ def _only(
 
 
 def check_dense_size(variables: Variables, backbone: Backbone, image_size: int, source: str | Path) -> None:
-    """Raises UserError where VGG16's dense blocks are for images of another size."""
-    inputs, _ = variables["params"]["fc1"]["dense"]["kernel"].shape
-    asked, _ = backbone.shapes(image_size, backbone.up_to("fc1"))["params"]["fc1"]["dense"]["kernel"].shape
-    if inputs != asked:
-        side = round((inputs / 512) ** 0.5) * 32
-        raise UserError(
-            f"{source}: fc1 takes {inputs:,} values, as {side} x {side} pixels give; {image_size} x {image_size} give "
-            f"{asked:,}; use --image-size {side}"
-        )
+    """Raises UserError where the first block after the bottleneck, of VGG16 say, is for images of another size."""
+    first = backbone.top[0]
+    for path, leaf in flatten_dict(backbone.shapes(image_size, backbone.up_to(first))["params"][first]).items():
+        held = flatten_dict(variables["params"][first]).get(path)
+        if path[-1] == "kernel" and held is not None and len(held) != leaf.shape[0]:
+            side = backbone.size_for(len(held))
+            raise UserError(
+                f"{source}: {first} takes {len(held):,} values, as {side} x {side} pixels give; "
+                f"{image_size} x {image_size} give {leaf.shape[0]:,}; use --image-size {side}"
+            )
 
 
-def published_lineage(path: Path) -> str | None:
+def published_lineage(backbone: Backbone, path: Path) -> str | None:
     """The published file's name if this file has its size and checksum, and None for any other file."""
-    for file in PUBLISHED.values():
+    for file in backbone.published:
         if path.stat().st_size == file.size:
             import pooch
 

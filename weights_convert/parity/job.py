@@ -20,7 +20,11 @@ from typing import Any
 @dataclass(frozen=True)
 class Job:
     """Attributes:
-    network: "vgg16" or "inception_v3".
+    network: its name.
+    application: the function of `keras.applications` that builds it; None of torch's.
+    layers: block -> the layer of Keras' network whose output is the block's.
+    features, bottleneck: the block that is the paper's feature vector, and the last one before the head.
+    pooled: the block whose mean over space is the block "pooled"; None where there is none.
     weights: path of the weight file.
     classes: ImageNet classes in it; None without top.
     scans: path of the scan file that images are taken from.
@@ -39,6 +43,11 @@ class Job:
     """
 
     network: str
+    application: str | None
+    layers: dict[str, str]
+    features: str
+    bottleneck: str
+    pooled: str | None
     weights: str
     classes: int | None
     scans: str

@@ -1,13 +1,16 @@
-"""Keras' own VGG16 and Inception-v3, with their parts by this project's names. Choose Keras' backend before."""
+"""Keras' own networks, with their parts by this project's names. Choose Keras' backend before."""
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 
-BUILDERS = {"vgg16": keras.applications.VGG16, "inception_v3": keras.applications.InceptionV3}
 
-
-def build(network: str, size: int, classes: int | None) -> keras.Model:
-    """The network for images of this size, random; with logits of so many classes, or without top."""
-    return BUILDERS[network](
+def build(application: str, size: int, classes: int | None) -> keras.Model:
+    """A network of `keras.applications`, random, for images of this size; with logits of so many classes, or no top."""
+    return getattr(keras.applications, application)(
         weights=None,
         include_top=classes is not None,
         input_shape=(size, size, 3),
@@ -15,15 +18,41 @@ def build(network: str, size: int, classes: int | None) -> keras.Model:
     )
 
 
-def block_layers(model: keras.Model) -> dict[str, keras.Layer]:
-    """The layer whose output is a block's, by the block's name here."""
+def preprocess_of(application: str) -> Callable[[Any], Any]:
+    """What takes 8-bit values to the input that the network's published weights were trained on."""
+    return sys.modules[getattr(keras.applications, application).__module__].preprocess_input
+
+
+def block_layers(model: keras.Model, names: Mapping[str, str]) -> dict[str, keras.Layer]:
+    """The layer whose output is a block's, by the block's name here, of the blocks that the model has.
+
+    Args:
+        names: block -> the layer's name, or its kind and rank, "max_pooling2d#1", where Keras only numbers it.
+    """
     layers = {layer.name: layer for layer in model.layers}
-    if "block1_pool" in layers:
-        names = {f"block{n}": f"block{n}_pool" for n in range(1, 6)} | {n: n for n in ("fc1", "fc2", "predictions")}
-        return {block: layers[name] for block, name in names.items() if name in layers}
-    pools = [layer for layer in model.layers if isinstance(layer, keras.layers.MaxPooling2D)]
-    blocks = {"stem": pools[1], **{f"mixed{n}": layers[f"mixed{n}"] for n in range(11)}}
-    return blocks | ({"predictions": layers["predictions"]} if "predictions" in layers else {})
+    found = {}
+    for block, name in names.items():
+        kind, _, rank = name.partition("#")
+        numbered = [layers[each] for each in layers if re.fullmatch(rf"{kind}(_\d+)?", each)]
+        if rank:
+            found[block] = numbered[int(rank)]
+        elif name in layers:
+            found[block] = layers[name]
+    return found
+
+
+def block_outputs(model: keras.Model, names: Mapping[str, str], pooled: str | None) -> dict[str, Any]:
+    """The symbolic outputs of the model's blocks; "pooled" is the mean over space of the block that is named so."""
+    outputs = {block: layer.output for block, layer in block_layers(model, names).items()}
+    if pooled is not None:
+        outputs["pooled"] = keras.layers.GlobalAveragePooling2D()(outputs[pooled])
+    return outputs
+
+
+def head_input(outputs: Mapping[str, Any], bottleneck: str) -> Any:
+    """What a head gets, of the outputs of `block_outputs`: the bottleneck, flattened."""
+    value = outputs[bottleneck]
+    return value if len(value.shape) == 2 else keras.layers.Flatten()(value)
 
 
 def name_of(variable: keras.Variable) -> str:
@@ -33,9 +62,9 @@ def name_of(variable: keras.Variable) -> str:
     return f"{kind}#{number}/{leaf}" if kind in ("conv2d", "batch_normalization") else variable.path
 
 
-def train_after(model: keras.Model, boundary: str) -> None:
-    """Makes trainable what lies after a block, in Keras' order of depth, which has all of a block before the next."""
-    last, train = block_layers(model)[boundary], False
+def train_after(model: keras.Model, boundary: keras.Layer) -> None:
+    """Makes trainable what lies after a layer, in Keras' order of depth, which has all of a block before the next."""
+    train = False
     for layer in model.layers:
         layer.trainable = train
-        train = train or layer is last
+        train = train or layer is boundary

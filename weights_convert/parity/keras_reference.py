@@ -21,19 +21,22 @@ import numpy as np
 from keras.src.backend.common import dtypes
 
 from weights_convert.parity.job import Job
-from weights_convert.parity.keras_networks import block_layers, build, name_of, train_after
+from weights_convert.parity.keras_networks import (
+    block_layers,
+    block_outputs,
+    build,
+    head_input,
+    name_of,
+    preprocess_of,
+    train_after,
+)
 from weights_convert.parity.reference import Outputs, main, read_images, score
-
-PREPROCESS = {
-    "vgg16": keras.applications.vgg16.preprocess_input,
-    "inception_v3": keras.applications.inception_v3.preprocess_input,
-}
 
 
 def make(job: Job) -> None:
     """A weight file as Keras saves it, every array random: constants would hide arrays that are exchanged."""
     rng = np.random.default_rng(job.seed)
-    model = build(job.network, job.size, job.classes)
+    model = build(job.application, job.size, job.classes)
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name == "kernel":  # He's scale: activations keep their size
@@ -70,31 +73,25 @@ def run(job: Job, dtype: str, folder: Path) -> Outputs:
     outputs = read_images(job)
     count = job.judged if dtype == "float64" else len(job.patches)
     pixels = outputs["resized"].transpose(0, 2, 3, 1).astype(dtype)
-    images = pixels / 255 if job.input == "unit" else PREPROCESS[job.network](pixels.copy())
+    images = pixels / 255 if job.input == "unit" else preprocess_of(job.application)(pixels.copy())
     outputs["input"] = np.asarray(images, dtype)
     images = outputs["input"][:count]
 
-    model = build(job.network, job.size, job.classes)
+    model = build(job.application, job.size, job.classes)
     load(model, job.weights)
-    layers = block_layers(model)
-    taps = {block: layer.output for block, layer in layers.items()}
-    if job.network == "inception_v3":
-        taps["pooled"] = bottleneck = keras.layers.GlobalAveragePooling2D()(taps["mixed10"])
-    else:
-        bottleneck = keras.layers.Flatten()(taps["block5"])
+    taps = block_outputs(model, job.layers, job.pooled)
     for block, value in keras.Model(model.input, taps)(images, training=False).items():
         outputs[f"block/{block}"] = np.asarray(value)
-    feature = {"vgg16": "fc2", "inception_v3": "pooled"}[job.network]
-    if feature in taps:
-        outputs["features"] = outputs[f"block/{feature}"]
+    if job.features in taps:
+        outputs["features"] = outputs[f"block/{job.features}"]
 
     hidden = keras.layers.Dense(job.hidden, activation="relu", name="head_hidden")
     logits = keras.layers.Dense(job.num_scans, name="head_logits")
-    classifier = keras.Model(model.input, logits(hidden(bottleneck)))
+    classifier = keras.Model(model.input, logits(hidden(head_input(taps, job.bottleneck))))
     with np.load(folder / "head.npz") as head:
         hidden.set_weights([head["hidden/kernel"], head["hidden/bias"]])
         logits.set_weights([head["logits/kernel"], head["logits/bias"]])
-    train_after(classifier, job.boundary)
+    train_after(classifier, block_layers(model, job.layers)[job.boundary])
     assert {variable.dtype for variable in classifier.weights} == {dtype}
     outputs |= train_steps(job, classifier, images)
     return outputs

@@ -21,18 +21,22 @@ from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.environment import describe_environment
 from kimiajax.errors import UserError
 from kimiajax.files import sha256_file
-from kimiajax.models.backbone import BACKBONES, Variables
+from kimiajax.models.backbone import Variables
+from kimiajax.models.registry import BACKBONES
 from kimiajax.models.ways import choose_way
 from kimiajax.models.weights import Weights, check_dense_size
 from kimiajax.progress import Silent
 from weights_convert.convert import FRAMEWORKS, convert
+from weights_convert.networks import all_files, files_of
 from weights_convert.parity import ours
 from weights_convert.parity.certificate import FAILED, NOT_RUN, VERIFIED, Certificate, Sides, compare, translate
 from weights_convert.parity.job import Job
 from weights_convert.parity.reference import Outputs
+from weights_convert.tables import Files
 
 SUFFIX = {"keras": "h5", "torch": "safetensors"}
 REMEDY = {"keras": "pip install 'kimiajax[parity]'", "torch": "make setup-torch, or install torch's CPU build"}
+TORCH = ("vgg16", "inception_v3")
 SCANS, IMAGES_PER_SCAN = 4, 2
 LEARNING_RATE = 1e-4  # the study's
 
@@ -41,7 +45,7 @@ def run_parity(network: str, config: ParityConfig, progress: Silent | None = Non
     """Computes the same things with this project and with a reference framework, and compares them.
 
     Args:
-        network: "vgg16" or "inception_v3".
+        network: a key of `BACKBONES` whose mapping has the reference's network.
         config: all settings.
         progress: tells what goes on.
 
@@ -50,9 +54,9 @@ def run_parity(network: str, config: ParityConfig, progress: Silent | None = Non
     """
     progress = progress or Silent()
     config.validate()
-    tables = FRAMEWORKS[config.reference].TABLES
-    if network not in tables:
-        raise UserError(f"parity {network or 'NETWORK'}: no such network; choose from {', '.join(tables)}")
+    comparable = [name for name, files in all_files(config.reference) if _is_comparable(name, files, config.reference)]
+    if network not in comparable:
+        raise UserError(f"parity {network or 'NETWORK'}: no such network; choose from {', '.join(comparable)}")
     BACKBONES[network].check_size(config.image_size)
     choose_way(config.conv, BACKBONES[network], config.image_size, 1)  # which refuses what cannot be had here
     for file in (config.scans, None if config.weights == "random" else Path(config.weights)):
@@ -75,6 +79,11 @@ def run_parity(network: str, config: ParityConfig, progress: Silent | None = Non
         return dataclasses.replace(done, settings=settings)
 
 
+def _is_comparable(network: str, files: Files, reference: str) -> bool:
+    """Whether the reference's own network is at hand; torch's are written out in `torch_networks`."""
+    return files.model is not None if reference == "keras" else network in TORCH
+
+
 def prepare(network: str, config: ParityConfig, folder: Path, progress: Silent) -> tuple[Job, Weights]:
     """The job, with scans and weights made where none are given, and the weights through this project's converter."""
     scans = config.scans
@@ -86,6 +95,7 @@ def prepare(network: str, config: ParityConfig, folder: Path, progress: Silent) 
         )
     patches, labels = _choose_images(scans)
     backbone = BACKBONES[network]
+    model = files_of(network, config.reference).model
     random = config.weights == "random"
     job = Job(
         network=network,
@@ -98,6 +108,11 @@ def prepare(network: str, config: ParityConfig, folder: Path, progress: Silent) 
         resize=config.resize,
         input=config.input,
         judged=2,
+        application=model and model.application,
+        layers=dict(model.layers) if model else {},
+        features=backbone.features,
+        bottleneck=backbone.bottleneck,
+        pooled=backbone.before("pooled") if "pooled" in backbone.blocks else None,
         boundary=backbone.before(backbone.fine_tuned[0]),
         steps=config.steps,
         learning_rate=LEARNING_RATE,
@@ -218,7 +233,8 @@ def certify(
     """Runs this project's side of a job and compares it with a reference's outputs."""
     (progress or Silent()).say("kimiajax: the same")
     module = FRAMEWORKS[reference]
-    table = {name: entry for part in (*module.TABLES[job.network], module.HEAD_TABLE) for name, entry in part.items()}
+    tables = files_of(job.network, reference).tables
+    table = {name: entry for part in (*tables, module.HEAD_TABLE) for name, entry in part.items()}
     single, judge = translate(single, table), translate(judge, table)
     images = judge["input"][: job.judged]
     outputs, failure = _attempt(lambda: ours.run_single(job, weights, head))

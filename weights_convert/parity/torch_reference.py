@@ -42,7 +42,7 @@ def make(job: Job) -> None:
 class Classifier(nn.Module):
     def __init__(self, job: Job, network: nn.Module, inputs: int):
         super().__init__()
-        self.network, self.bottleneck = network, "pooled" if job.network == "inception_v3" else "block5"
+        self.network, self.bottleneck = network, job.bottleneck
         self.head_hidden, self.head_logits = nn.Linear(inputs, job.hidden), nn.Linear(job.hidden, job.num_scans)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -92,9 +92,8 @@ def run(job: Job, dtype: str, folder: Path) -> Outputs:
         taps = network.blocks(images)
     for block, value in taps.items():
         outputs[f"block/{block}"] = (value.permute(0, 2, 3, 1) if value.ndim == 4 else value).numpy()
-    feature = {"vgg16": "fc2", "inception_v3": "pooled"}[job.network]
-    if feature in taps:
-        outputs["features"] = outputs[f"block/{feature}"]
+    if job.features in taps:
+        outputs["features"] = outputs[f"block/{job.features}"]
 
     with np.load(folder / "head.npz") as head:
         classifier = Classifier(job, network, len(head["hidden/kernel"])).eval()

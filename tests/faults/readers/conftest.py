@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from faults.readers.weights import KERAS_NAMES, LEAVES, TORCH_NAMES, Small
-from kimiajax.models.backbone import BACKBONES
+from faults.readers.weights import Small
 from kimiajax.models.cnn import CNN
-from weights_convert import keras, torch
-from weights_convert.tables import AS_IS, CONV_OIHW, Convention
+from kimiajax.models.registry import BACKBONES
 
 MEMORY_DISK = Path("/dev/shm")  # where thousands of files are written in no time
 
@@ -22,11 +20,13 @@ def folder(tmp_path):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Lets `convert` know a network of one block, by the names and layouts of both frameworks."""
+    """Lets `convert` know a network of one block."""
     blocks = ("block1", "predictions")
-    made = Small("small", CNN, blocks, *blocks[:1] * 2, blocks[:1], hidden=None, dropout=0.0, smallest=8)
+    made = Small(
+        *("small", "Small", CNN, blocks, *blocks[:1] * 2, blocks[:1]),
+        hidden=None,
+        dropout=0.0,
+        smallest=8,
+        mapping="faults.readers.weights",
+    )
     monkeypatch.setitem(BACKBONES, "small", made)
-    for module, names in ((keras, KERAS_NAMES), (torch, TORCH_NAMES)):
-        kinds = [AS_IS if module is keras or len(shape) != 4 else CONV_OIHW for shape in LEAVES.values()]
-        monkeypatch.setitem(module.TABLES, "small", (dict(zip(names, zip(LEAVES, kinds))),))
-        monkeypatch.setitem(module.CONVENTIONS, "small", Convention({}, {"channels": "RGB"}, None))

@@ -25,6 +25,7 @@ from faults.readers.fuzzing import (
 from kimiajax.models.backbone import Backbone
 from weights_convert import keras
 from weights_convert.convert import convert
+from weights_convert.tables import AS_IS, CONV_OIHW, Convention, Files, Layout
 
 LEAVES = {  # of a network so small that ten thousand files of it are read in no time: where they go, and their shapes
     ("params", "block1", "conv", "kernel"): (3, 3, 1, 2),
@@ -47,8 +48,20 @@ KERAS_ITEMS = (
 TORCH_VALUES = (*VALUES, "F16", "BF16", "F64", "I64", "BOOL", "F8_E4M3", "F4", "U8", "C64", "f32", [0, 8], [8, 0])
 
 
+def files(names: tuple[str, ...], kernel: Layout) -> Files:
+    """What a framework's files hold of it, its convolutions in this layout."""
+    layouts = [kernel if len(shape) == 4 else AS_IS for shape in LEAVES.values()]
+    return Files((dict(zip(names, zip(LEAVES, layouts))),), Convention({}, {"channels": "RGB"}, None))
+
+
+FILES = {"keras": files(KERAS_NAMES, AS_IS), "torch": files(TORCH_NAMES, CONV_OIHW)}
+
+
 class Small(Backbone):
     """That network, as far as a conversion asks for it."""
+
+    def size_for(self, values):
+        return self.smallest
 
     def shapes(self, size, blocks, *, num_classes):
         tree = {to: (*shape[:-1], num_classes) if "predictions" in to else shape for to, shape in LEAVES.items()}

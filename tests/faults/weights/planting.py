@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 
 from faults.harness import Ended, ask, nothing_changes, refused
-from kimiajax.models.backbone import BACKBONES
-from weights_convert import keras as keras_tables
+from kimiajax.models.registry import BACKBONES
 from weights_convert.__main__ import main as converter
+from weights_convert.networks import files_of
 
 MIB = 2**20
 
@@ -58,7 +58,7 @@ def keras_arrays(network, draw=array):
     """All arrays of a network without top, by the names that Keras' files have."""
     backbone, rng = BACKBONES[network], np.random.default_rng(0)
     shapes, arrays = backbone.shapes(backbone.smallest, backbone.trunk), {}
-    for name, ((kind, block, *rest), _) in keras_tables.TABLES[network][0].items():
+    for name, ((kind, block, *rest), _) in files_of(network, "keras").tables[0].items():
         node = shapes[kind].get(block)
         for key in rest if node else ():
             node = node[key]

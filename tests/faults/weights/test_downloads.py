@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,14 @@ import weights_convert
 from faults.harness import files_of, nothing_changes, refused
 from faults.weights.planting import MIB, block1, flip, largest
 from kimiajax.files import sha256_file
-from kimiajax.models import weights as weights_module
-from kimiajax.models.weights import PUBLISHED, PublishedFile
+from kimiajax.models.backbone import PublishedFile
+from kimiajax.models.registry import BACKBONES
+
+PUBLISHED = [file for backbone in BACKBONES.values() for file in backbone.published]
 
 
 @pytest.mark.fault("downloads")
-@pytest.mark.parametrize("file", PUBLISHED.values(), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.name)
 def test_what_is_fetched_comes_by_https_and_has_a_digest(file):
     assert file.url.startswith("https://")
     algorithm, digest = file.checksum.split(":")
@@ -77,8 +80,8 @@ def site(monkeypatch, vgg16):
     """Gives VGG16's file from this machine, which nothing leaves; returns what sets how it answers."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     url = f"http://127.0.0.1:{server.server_port}/vgg16_notop.h5"
-    file = PublishedFile(url, vgg16.stat().st_size, f"sha256:{sha256_file(vgg16)}")
-    monkeypatch.setitem(weights_module.PUBLISHED, ("vgg16", False), file)
+    file = PublishedFile(url, vgg16.stat().st_size, f"sha256:{sha256_file(vgg16)}", top=False)
+    monkeypatch.setitem(BACKBONES, "vgg16", replace(BACKBONES["vgg16"], published=(file,)))
     monkeypatch.setenv("NO_PROXY", "*")
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

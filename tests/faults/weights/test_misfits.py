@@ -27,15 +27,14 @@ from faults.weights.planting import (
 )
 from kimiajax.models import weights as weights_module
 from kimiajax.models.weights import load_weights
-from weights_convert import keras as keras_tables
-from weights_convert import torch as torch_tables
+from weights_convert.networks import vgg16
 
 
 @pytest.fixture(scope="module")
 def torch_arrays(arrays):
     """The same as torchvision names and lays it out."""
-    to_keras = {to: name for name, (to, _) in keras_tables.VGG16_TABLE.items()}
-    named = {name: to_keras[to] for name, (to, _) in torch_tables.TORCHVISION_VGG16.items()}
+    to_keras = {to: name for name, (to, _) in vgg16.KERAS.items()}
+    named = {name: to_keras[to] for name, (to, _) in vgg16.TORCHVISION.items()}
     return {
         name: np.ascontiguousarray(values.transpose(3, 2, 0, 1) if values.ndim == 4 else values)
         for name, given in named.items()

@@ -9,7 +9,7 @@ import pytest
 
 from faults.harness import ask, nothing_changes, refused
 from faults.weights.planting import array, features, parity, refused_whole
-from weights_convert import keras as keras_tables
+from weights_convert.networks import vgg16
 from weights_convert.parity import run as parity_run
 from weights_convert.tables import DENSE_OUT_IN
 
@@ -78,7 +78,7 @@ def misread(*names, layout=None):
     """A mistake of the converter's: an array read in another layout, or two in each other's place."""
 
     def mistake(monkeypatch):
-        table = keras_tables.VGG16_TABLE
+        table = vgg16.KERAS
         entries = [table[name] for name in reversed(names)]
         for name, (to, own) in zip(names, entries):
             monkeypatch.setitem(table, name, (to, layout or own))

@@ -17,9 +17,9 @@ from safetensors.numpy import save_file
 
 from faults.harness import Ended, refused
 from faults.weights.planting import MIB, ONE, ones, place, refused_whole, safetensors
-from weights_convert import torch as torch_tables
 from weights_convert.arrays import KERAS_MEMBER, LARGEST_HEADER
 from weights_convert.convert import convert
+from weights_convert.networks import inception_v3
 
 
 def crowded(path):
@@ -128,7 +128,7 @@ def test_what_is_out_of_all_proportion_is_refused_in_little_memory(measured, nam
 @pytest.mark.fault("pickles")
 def test_the_largest_header_that_a_network_has_is_far_from_the_bound(tmp_path):
     """timm's Inception-v3 with its auxiliary classifier and counters has some 600 arrays."""
-    names = [*torch_tables.INCEPTION_V3_TABLE, *(f"AuxLogits.{n}.num_batches_tracked" for n in range(120))]
+    names = [*inception_v3.TORCH, *(f"AuxLogits.{n}.num_batches_tracked" for n in range(120))]
     save_file(dict.fromkeys(names, ones(1)), tmp_path / "x.safetensors")
     (size,) = struct.unpack("<Q", (tmp_path / "x.safetensors").read_bytes()[:8])
     assert 8 * size < LARGEST_HEADER
