@@ -160,6 +160,36 @@ def test_dead_weights_prove_nothing_however_well_the_sides_agree(rng, name, chan
     assert message in stages_of(given)[name.partition("/params")[0]].fault
 
 
+BIAS, SHIFT = "gradients/params/block5/conv/bias", "gradients/params/block5/bn/bias"
+
+
+def with_a_bias_before_batch_normalisation(rng):
+    """Its gradient is rounding, other on each side."""
+    given = sides(rng)
+    shift = rng.random(2)
+    for side, error in ((given.ours, 1e-8), (given.ours_double, 1e-17), (given.reference, 1e-8), (given.judge, 1e-17)):
+        side[BIAS], side[SHIFT] = error * rng.standard_normal(2), shift
+    return given
+
+
+def test_a_gradient_that_is_rounding_on_both_sides_passes_where_it_must_be_0(rng):
+    assert stages_of(with_a_bias_before_batch_normalisation(rng))["gradients"].passed
+
+
+@pytest.mark.parametrize(("side", "value"), [("ours", 1e-3), ("ours_double", 1e-9), ("ours", np.nan)])
+def test_one_that_is_a_gradient_on_this_side_fails(rng, side, value):
+    given = with_a_bias_before_batch_normalisation(rng)
+    getattr(given, side)[BIAS] = np.array([value, 0])
+    assert "0 but for rounding in the reference, and here" in stages_of(given)["gradients"].arrays[BIAS].fault
+
+
+def test_rounding_anywhere_else_proves_nothing(rng):
+    given = with_a_bias_before_batch_normalisation(rng)
+    for side in (given.ours, given.ours_double, given.reference, given.judge):
+        del side[SHIFT]
+    assert not stages_of(given)["gradients"].passed
+
+
 def test_the_bound_has_a_ceiling_however_far_off_the_reference_is(rng):
     """Three times the error of a reference that gives 0 would let anything pass."""
     given = sides(rng)

@@ -48,6 +48,9 @@ FLOORS = {
     "eta": 1e-6,
 }
 DOUBLE = 1e-9  # the same for double precision, at every stage after the input
+# A convolution's bias changes nothing before batch normalisation by the mini-batch: its gradient is 0 but for rounding.
+# So much of all arrays of a stage together it may be, in double and in single precision.
+ZERO, ZERO_IN_SINGLE = 1e-12, 1e-5
 LEAVES = ("gradients", "step")  # stages of many arrays, each with its double precision; together with their single
 NO_DOUBLE = ("decoded", "resized", "input", "eta")  # stages that double precision has no part in
 CLASSES = ("logits", "block/predictions", "predictions")  # stages whose largest entry is an answer
@@ -200,8 +203,13 @@ def compare(job: Job, blocks: Sequence[str], sides: Sides, failure: tuple[str, s
         if failure and name == failure[0]:
             return [*stages, Stage(name, None, {name: Comparison(fault=failure[1])})]
         if name.startswith(LEAVES):
-            compared = {array: _compare_one(array, sides) for array in sorted(_below(name, ours) | _below(name, judge))}
-            compared[name] = _compare_together(name, sides)
+            zeros, whole = _zeros(name, judge)
+            arrays = sorted(_below(name, ours) | _below(name, judge))
+            compared = {
+                array: _compare_zero(array, sides, whole) if array in zeros else _compare_one(array, sides)
+                for array in arrays
+            }
+            compared[name] = _compare_together(name, sides, zeros)
         else:
             compared = {name: _compare(name, sides, job.judged)}
         shape = np.shape(judge[name]) if name in judge else None
@@ -253,9 +261,29 @@ def _compare_one(name: str, sides: Sides) -> Comparison:
     )
 
 
-def _compare_together(stage: str, sides: Sides) -> Comparison:
+def _zeros(stage: str, judge: Outputs) -> tuple[set[str], float]:
+    """The biases before batch normalisation that the judge has as 0 but for rounding, and the norm of all arrays."""
+    norms = {name: float(np.linalg.norm(judge[name].ravel())) for name in _below(stage, judge)}
+    whole = float(np.linalg.norm(list(norms.values())))
+    biases = [name for name in norms if name.endswith("/conv/bias") and name.replace("/conv/", "/bn/") in norms]
+    return {name for name in biases if norms[name] <= ZERO * whole}, whole
+
+
+def _compare_zero(name: str, sides: Sides, whole: float) -> Comparison:
+    """An array that is 0 but for rounding: it must be so on this side, too."""
+    fault = _unfit(name, sides, sides.judge[name].shape, double=True, zero=True)
+    if fault:
+        return Comparison(fault=fault)
+    for side, most in ((sides.ours_double, ZERO), (sides.ours, ZERO_IN_SINGLE)):
+        share = float(np.linalg.norm(side[name].ravel())) / whole
+        if not share <= most:
+            fault = f"{name} is 0 but for rounding in the reference, and here {share:.1e} of the whole"
+    return Comparison(max_abs=_finite(np.abs(sides.ours[name]).max(initial=0)), fault=fault)
+
+
+def _compare_together(stage: str, sides: Sides, zeros: set[str]) -> Comparison:
     """All arrays of a stage, each in units of its own size, as one vector: in single precision."""
-    names = sorted(_below(stage, sides.ours) & _below(stage, sides.judge))
+    names = sorted((_below(stage, sides.ours) & _below(stage, sides.judge)) - zeros)
     if not names:
         return Comparison(fault=f"{stage} has no array on both sides")
     if any(_unfit(name, sides, sides.judge[name].shape, double=True) for name in names):
@@ -270,8 +298,9 @@ def _compare_together(stage: str, sides: Sides) -> Comparison:
     return replace(compared, max_abs=_finite(largest))
 
 
-def _unfit(name: str, sides: Sides, shape: tuple[int, ...], *, double: bool) -> str | None:
-    """Why an array cannot be compared, or proves nothing, if so; `shape` is what the judge's must have."""
+def _unfit(name: str, sides: Sides, shape: tuple[int, ...], *, double: bool, zero: bool = False) -> str | None:
+    """Why an array cannot be compared, or proves nothing, if so; `shape` is what the judge's must have, and `zero`
+    says that it may be 0."""
     if name not in sides.ours or name not in sides.judge or name not in sides.reference:
         return f"{name} is {'here and not in the reference' if name in sides.ours else 'in the reference only'}"
     if double and name not in sides.ours_double:
@@ -283,7 +312,7 @@ def _unfit(name: str, sides: Sides, shape: tuple[int, ...], *, double: bool) -> 
         return f"{name} in float64 has not the shape {shape}"
     if not (np.isfinite(reference).all() and np.isfinite(judge).all()):
         return "the reference itself is not finite"
-    if name != "eta" and not judge.any():
+    if name != "eta" and not zero and not judge.any():
         return "the reference is 0 everywhere, which proves nothing"
     if name.startswith(("block/", "logits", "features", "predictions", "input")) and (judge == judge[:1]).all():
         return "the reference is the same for all images, which proves nothing"
