@@ -97,7 +97,7 @@ def prepare(job: dict[str, Any]) -> Work:
         shutil.rmtree(folder / "programs", ignore_errors=True)
     jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
     command = ["table", "quick", "--scans", str(folder / "scans.h5"), "--out", str(out), "--cache", str(cache)]
-    command += ["--vgg16-weights", str(folder / "vgg16.h5"), "--inception-v3-weights", str(folder / "inception_v3.h5")]
+    command += ["--weights", *(f"{network}={folder / network}.h5" for network in networks.NETWORKS)]
     command += ["--patches-per-scan", str(job["patches_per_scan"]), "--epochs", str(job["epochs"])]
     command += ["--head-epochs", str(job["head_epochs"]), "--conv", job.get("conv", "auto")]
     command += ["--rows", *job.get("rows", TABLE)]

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from kimiajax.approaches import ROWS, Row
+from kimiajax.approaches import Row, all_rows
 from kimiajax.data.images import IMAGES
 from kimiajax.data.inputs import Inputs, read_inputs
 from kimiajax.data.manifest import Split
@@ -237,7 +237,7 @@ def _finished(path: Path) -> _Finished:
             f"{folder / results['runs'][0] / name}"
         )
     entries = {row["name"]: row for row in results["rows"]}
-    kinds = {row.name: row for row in ROWS}
+    kinds = {row.name: row for row in all_rows()}
     if name not in entries or name not in kinds:
         raise UserError(f"{folder}: has no finished row {name!r}; it has {', '.join(entries) or 'none yet'}")
     entry, row = entries[name], kinds[name]

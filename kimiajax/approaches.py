@@ -234,7 +234,7 @@ def fine_tune(row: Row, study: Study, features: Features, head: Result) -> Outco
     """A head that was trained on bottleneck features and the chosen blocks below it, together."""
     config, weights = study.config, study.weights[row.network]
     backbone = weights.backbone
-    blocks, moves = config.blocks(backbone), anything_moves(backbone, config)
+    blocks, moves = config.blocks_of(backbone), anything_moves(backbone, config)
     stored = stored_tap(backbone, config)
     optimization, epochs = config.fine_tuning(), config.epochs if moves else 0
     about = _about(backbone, blocks, config.augmentation, stored, optimization) if moves else None
@@ -268,7 +268,7 @@ def fine_tune(row: Row, study: Study, features: Features, head: Result) -> Outco
 
 def anything_moves(backbone: Backbone, config: TableConfig) -> bool:
     """Whether fine-tuning moves anything, weights or statistics."""
-    blocks = config.blocks(backbone)
+    blocks = config.blocks_of(backbone)
     return bool(blocks.names) or _adapts(backbone, blocks)
 
 
@@ -309,7 +309,7 @@ def stored_tap(backbone: Backbone, config: TableConfig) -> str | None:
     It does where they are augmented, where frozen batch normalisation looks at the mini-batch, where the network's
     first block trains, and where `--no-cache-frozen` says so.
     """
-    blocks = config.blocks(backbone)
+    blocks = config.blocks_of(backbone)
     if not anything_moves(backbone, config):
         return backbone.bottleneck
     looks = blocks.frozen_bn != "inference" and backbone.statistics
@@ -429,26 +429,42 @@ def _fine_tuning_taps(backbone: Backbone, config: TableConfig) -> set[str]:
 
 SHOWN = (4, 8)  # the scans of the paper's Fig. 3
 NEAREST, QUERIES_SHOWN, NEIGHBOURS_SHOWN = 10, 4, 5
-NETWORKS = {"vgg16": "VGG16", "inception_v3": "Inception-v3"}
 
-ROWS = (
-    Row("cnn", "CNN (ours)", "scratch", "cnn", train_from_scratch),
-    Row("fe_vgg16", "FE-VGG16", "features", "vgg16", classify_features, _svm_taps),
-    Row("tl_vgg16", "TL-VGG16", "fine-tuned", "vgg16", fine_tune, _fine_tuning_taps, train_heads),
-    Row("fe_inception_v3", "FE-Inception-v3", "features", "inception_v3", classify_features, _svm_taps),
-    Row("tl_inception_v3", "TL-Inception-v3", "fine-tuned", "inception_v3", fine_tune, _fine_tuning_taps, train_heads),
-    *(Row(name, FLOOR_FEATURES[name].title, "floor", None, classify_trivially, family="floor") for name in FLOORS),
-    *(
-        Row(
-            f"nn_{network}_{kind}",
-            f"NN-{title}",
-            kind,
-            network,
-            functools.partial(find_nearest, kind=kind),
-            _svm_taps,
-            family="retrieval",
-        )
-        for network, title in NETWORKS.items()
-        for kind in KINDS
-    ),
-)
+
+def all_rows() -> tuple[Row, ...]:
+    """The rows that there are: Table 1's first, then those of other networks, floors, and retrieval."""
+    titles = {name: _title(name) for name in BACKBONES if name != "cnn"}
+    fine_tuning = (fine_tune, _fine_tuning_taps, train_heads)
+    return (
+        Row("cnn", BACKBONES["cnn"].title, "scratch", "cnn", train_from_scratch),
+        *(
+            row
+            for name, title in titles.items()
+            for row in (
+                Row(f"fe_{name}", f"FE-{title}", "features", name, classify_features, _svm_taps),
+                Row(f"tl_{name}", f"TL-{title}", "fine-tuned", name, *fine_tuning),
+            )
+        ),
+        *(Row(name, FLOOR_FEATURES[name].title, "floor", None, classify_trivially, family="floor") for name in FLOORS),
+        *(
+            Row(
+                f"nn_{name}_{kind}",
+                f"NN-{title}",
+                kind,
+                name,
+                functools.partial(find_nearest, kind=kind),
+                _svm_taps,
+                family="retrieval",
+            )
+            for name, title in titles.items()
+            for kind in KINDS
+        ),
+    )
+
+
+def _title(network: str) -> str:
+    """A network's title; its name where its package cannot be loaded, which whoever asks for the row is told."""
+    try:
+        return BACKBONES[network].title
+    except UserError:
+        return network

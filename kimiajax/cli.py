@@ -107,9 +107,9 @@ def _table(arguments: list[str], debug: bool) -> int:
 
 def _shared_table(preset: str, config: "TableConfig") -> int:
     """The table, as one of several processes."""
-    from kimiajax.approaches import ROWS
+    from kimiajax.approaches import all_rows
 
-    config.validate(tuple(row.name for row in ROWS))  # before the others are waited for
+    config.validate(tuple(row.name for row in all_rows()))  # before the others are waited for
     processes.start(config.coordinator, config.processes, config.process, config.peer_timeout)
     try:
         return _show_table(preset, config, signal.SIGINT)  # JAX's runtime tells of SIGTERM

@@ -1,5 +1,7 @@
 """The settings of each command, a field being a flag, and the presets of `kimiajax table`."""
 
+import re
+from collections.abc import Container
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -136,12 +138,10 @@ class TableConfig(PatchConfig):
     resize: Literal["nearest", "bilinear", "box", "reduce_bilinear"] = "box"
     """Filter from patch to input, as Pillow defines it; reduce_bilinear, in two of its steps, is the fastest."""
 
-    vgg16_weights: str = "imagenet"
-    """`imagenet`, `random`, or the path of a converted checkpoint, a file that Keras saved, or a .safetensors file."""
-    inception_v3_weights: str = "imagenet"
-    """The same for Inception-v3."""
+    weights: tuple[str, ...] = ("imagenet",)
+    """`imagenet`, `random`, or a path (converted, saved by Keras, .safetensors): of all networks, or NETWORK=... ."""
     mixed_lineages: bool = False
-    """Allow the two networks weights that different frameworks trained."""
+    """Allow networks weights that different frameworks trained."""
 
     svm_c: float = 1.0
     """Penalty of the linear SVM."""
@@ -167,10 +167,8 @@ class TableConfig(PatchConfig):
     """Of fine-tuning: the share of a label that is spread over all scans."""
     augmentation: Literal["none", "keras2017", "keras"] = "keras2017"
     """Of fine-tuning: shear, zoom and mirroring as Keras did it in 2017, or as it does it now."""
-    vgg16_blocks: tuple[str, ...] = ("paper",)
-    """What is fine-tuned: names of blocks, or a preset; `kimiajax blocks vgg16` shows them."""
-    inception_v3_blocks: tuple[str, ...] = ("paper",)
-    """The same for Inception-v3."""
+    blocks: tuple[str, ...] = ("paper",)
+    """What is fine-tuned: a preset, or blocks joined by commas; `kimiajax blocks NETWORK` shows them. As --weights."""
     frozen_bn: Literal["inference", "batch", "keras2017"] | None = None
     """Frozen batch normalisation uses its stored statistics (the default), the mini-batch's, or moves them as well."""
     bn_statistics: Literal["synchronised", "local"] = "synchronised"
@@ -218,6 +216,9 @@ class TableConfig(PatchConfig):
             raise UserError(f"--rows {unknown[0]}: no such row; choose from {', '.join(known_rows)}")
         if not self.rows:
             raise UserError(f"--rows: name at least one of {', '.join(known_rows)}")
+        for name in ("weights", "blocks"):
+            if not getattr(self, name) or "" in [_setting(text)[1] for text in getattr(self, name)]:
+                raise UserError(f"{flag(name)}: says nothing; leave it out, or give what is to be used")
         self.check_patches()
         _check_least(self, image_size=1, head_epochs=0, epochs=0, batch_size=1, seeds=1)
         if self.seed + self.seeds > 2**32:
@@ -248,11 +249,19 @@ class TableConfig(PatchConfig):
         """Where the results go."""
         return self.out or Path("runs") / preset
 
-    def weights(self, network: str) -> str:
-        """The weights asked for of a network."""
-        return getattr(self, f"{network}_weights")
+    def check_networks(self, known: Container[str]) -> None:
+        """Raises UserError for settings of a network that there is not, or that are none's."""
+        for name in ("weights", "blocks"):
+            for text in getattr(self, name):
+                network, _ = _setting(text)
+                if network is not None and network not in known:
+                    raise UserError(f"{flag(name)} {text}: no such network; `kimiajax blocks` lists them")
 
-    def blocks(self, backbone: "Backbone") -> "TrainableBlocks":
+    def weights_of(self, network: str) -> str:
+        """The weights asked for of a network."""
+        return _setting_of(network, self.weights, "imagenet")
+
+    def blocks_of(self, backbone: "Backbone") -> "TrainableBlocks":
         """What of a network is fine-tuned.
 
         Raises:
@@ -260,7 +269,13 @@ class TableConfig(PatchConfig):
         """
         from kimiajax.finetune.blocks import blocks_of
 
-        return blocks_of(backbone, getattr(self, f"{backbone.name}_blocks"), self.frozen_bn)
+        names = _setting_of(backbone.name, self.blocks, "paper")
+        return blocks_of(backbone, tuple(names.split(",")), self.frozen_bn)
+
+    def networks_named(self) -> list[str]:
+        """The networks that settings are given for by name."""
+        named = [_setting(text)[0] for text in (*self.weights, *self.blocks)]
+        return list(dict.fromkeys(network for network in named if network is not None))
 
     def fine_tuning(self) -> "Optimization":
         """The optimizer of fine-tuning, its schedule and its loss."""
@@ -498,6 +513,18 @@ def _json_fields(config: ScansConfig | ParityConfig) -> dict[str, object]:
     return {name: text_of(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
+def _setting(text: str) -> tuple[str | None, str]:
+    """NETWORK=VALUE, or VALUE alone, which is for every network."""
+    match = re.fullmatch(r"([a-z][a-z0-9_]*)=(.*)", text)
+    return (match[1], match[2]) if match else (None, text)
+
+
+def _setting_of(network: str, given: tuple[str, ...], default: str) -> str:
+    """A network's own setting, else the one for all; of two the later."""
+    values = dict(map(_setting, given))
+    return values.get(network, values.get(None, default))
+
+
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -513,8 +540,7 @@ DEMO = replace(
     patches_per_scan=16,
     image_size=96,
     epochs=12,
-    vgg16_weights="random",
-    inception_v3_weights="random",
+    weights=("random",),
 )
 
 PRESETS = {

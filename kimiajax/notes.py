@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from kimiajax import paper
-from kimiajax.approaches import ROWS, Study, anything_moves
+from kimiajax.approaches import Study, all_rows, anything_moves
 from kimiajax.finetune.blocks import blocks_of
 from kimiajax.lineage import root_of
 from kimiajax.models.weights import Weights, origin_of
@@ -66,7 +66,7 @@ def _training_notes(study: Study) -> list[str]:
         notes.append(f"{' and '.join(fast)}: fast convolutions, which round otherwise than plain ones (--conv).")
     tuned = {
         row.approach: study.weights[row.network].backbone
-        for row in ROWS
+        for row in all_rows()
         if row.name in config.rows and row.scheme == "fine-tuned"
     }
     tuned = {approach: backbone for approach, backbone in tuned.items() if anything_moves(backbone, config)}
@@ -86,7 +86,7 @@ def _training_notes(study: Study) -> list[str]:
     if config.bn_statistics == "local" and len(study.engine.devices) > 1:
         notes.append(f"Mini-batch statistics are local to each of {len(study.engine.devices)} devices.")
     for approach, backbone in tuned.items():
-        blocks = config.blocks(backbone)
+        blocks = config.blocks_of(backbone)
         if blocks.names != blocks_of(backbone, ("paper",)).names:
             notes.append(f"{approach} trains {', '.join(blocks.names) or 'no weight'}; the paper, its last blocks.")
         if blocks.frozen_normalises(backbone):

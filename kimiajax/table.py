@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from kimiajax import paper, processes
-from kimiajax.approaches import ROWS, Features, Outcome, Row, Study
+from kimiajax.approaches import Features, Outcome, Row, Study, all_rows
 from kimiajax.config import TableConfig
 from kimiajax.data.audit import record_of
 from kimiajax.data.manifest import Manifest, read_manifest
@@ -101,10 +101,11 @@ def run_table(
         Interrupted: as asked; the same call goes on from there.
     """
     progress, interruption = progress or Silent(), interruption or Interruption()
-    config.validate(tuple(row.name for row in ROWS))
-    for network in ("vgg16", "inception_v3"):
-        config.blocks(BACKBONES[network])  # names that there are, whether this run reads them or not
-    rows = [row for row in ROWS if row.name in config.rows]
+    config.validate(tuple(row.name for row in all_rows()))
+    config.check_networks(BACKBONES)
+    for network in config.networks_named():
+        config.blocks_of(BACKBONES[network])  # names that there are, whether this run reads them or not
+    rows = [row for row in all_rows() if row.name in config.rows]
     cache = config.cache or default_cache()
     progress = progress if processes.is_first() else Silent()
     with _own_folder(config.folder(preset), progress) as out:
@@ -172,7 +173,7 @@ def _begin(config: TableConfig, rows: list[Row], runs: list[Run], out: Path, pro
 
     earlier = processes.of_first(taken_up)
     if not any(earlier):
-        clear_run(out, [row.name for row in ROWS])
+        clear_run(out, [row.name for row in all_rows()])
     for run, results in zip(runs, earlier):
         run.study.manifest.write(run.out / "manifest.csv")
         if processes.is_first():
@@ -227,7 +228,7 @@ def _record(row: Row, run: Run, outcome: Outcome, seconds: float) -> None:
         entry["learnt_sha256"] = digest_of_learnt(outcome.learnt)
         if processes.is_first():
             save_learnt(learnt, outcome.learnt)
-    order = [each.name for each in ROWS]
+    order = [each.name for each in all_rows()]
     run.results["rows"] = sorted([*run.results["rows"], entry], key=lambda each: order.index(each["name"]))
     run.note(*outcome.notes)
 
@@ -381,14 +382,14 @@ def _load_weights(
     """The weights of each network, up to the last block that is read; of another seed's, all but random ones serve."""
     loaded = {}
     for network, blocks in taps.items():
-        if network in earlier and config.weights(network) != "random":
+        if network in earlier and config.weights_of(network) != "random":
             loaded[network] = earlier[network]
             continue
         backbone = BACKBONES[network]
-        progress.say(f"{network}: {config.weights(network)} weights")
+        progress.say(f"{network}: {config.weights_of(network)} weights")
         loaded[network] = load_weights(
             network,
-            config.weights(network),
+            config.weights_of(network),
             blocks=backbone.up_to(backbone.last_of(blocks)),
             image_size=config.image_size,
             seed=config.seed,
@@ -450,7 +451,7 @@ def _describe_data(source: Source, manifest: Manifest, audit: dict[str, Any] | N
 
 def _describe_row(row: Row, outcome: Outcome, study: Study, seconds: float) -> dict[str, Any]:
     """A row of `results.json`. Scores are in double precision, so that they are those of a plain count."""
-    source = study.config.weights(row.network) if row.network in study.weights else "none"
+    source = study.config.weights_of(row.network) if row.network in study.weights else "none"
     return {
         "name": row.name,
         "approach": row.approach,

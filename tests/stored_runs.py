@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 
 from kimiajax import paper
-from kimiajax.approaches import ROWS
+from kimiajax.approaches import all_rows
 from kimiajax.config import DEMO
 from kimiajax.data.manifest import Manifest, Patch
 from kimiajax.files import sha256_file
@@ -15,7 +15,7 @@ from kimiajax.report.pictures import Picture, write_pictures
 from kimiajax.report.results import SCANS, SCHEMA_VERSION, write_predictions, write_results
 from kimiajax.report.seeds import summarise
 
-BY_NAME = {row.name: row for row in ROWS}
+BY_NAME = {row.name: row for row in all_rows()}
 
 
 def manifest_of(tested, trained=3, pixels="a"):

@@ -51,7 +51,7 @@ def cache(tmp_path_factory):
 def run(scans, cache, tmp_path_factory):
     """The folder of a finished run."""
     out = tmp_path_factory.mktemp("run") / "quick"
-    command = ["table", "quick", "--scans", str(scans), *SMALL, *GENTLE, "--vgg16-weights", "random", "--rows", *ROWS]
+    command = ["table", "quick", "--scans", str(scans), *SMALL, *GENTLE, "--weights", "random", "--rows", *ROWS]
     assert main([*command, "--out", str(out), "--cache", str(cache)]) == 0
     return out
 

@@ -105,7 +105,7 @@ TABLE = ["--image-size", "75", "--patches-per-scan", "4", "--head-epochs", "2", 
 
 
 def command_of(scans, tmp_path, out, *flags):
-    given = ["--scans", str(scans), *TABLE, "--vgg16-weights", "random", "--cache", str(tmp_path / "cache")]
+    given = ["--scans", str(scans), *TABLE, "--weights", "random", "--cache", str(tmp_path / "cache")]
     return ["table", "quick", *given, "--rows", "cnn", "fe_vgg16", "--out", str(tmp_path / out), *flags]
 
 

@@ -11,8 +11,8 @@ from kimiajax.data.synthetic import write_synthetic_scans
 from kimiajax.report.results import write_results
 
 SMALL = ["--image-size", "75", "--patches-per-scan", "4", "--head-epochs", "3", "--batch-size", "4"]
-RANDOM = ["--vgg16-weights", "random", "--inception-v3-weights", "random"]
-QUICKEST = [*SMALL, "--epochs", "2", "--rows", "cnn", "fe_vgg16", "--vgg16-weights", "random"]
+RANDOM = ["--weights", "random"]
+QUICKEST = [*SMALL, "--epochs", "2", "--rows", "cnn", "fe_vgg16", "--weights", "random"]
 
 
 def result_of(out):

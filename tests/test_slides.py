@@ -215,7 +215,7 @@ sys.exit(main(["data", "explain", "--scans", {str(folder)!r}]))
 def test_the_table_runs_on_a_folder_of_slides(folder, tmp_path):
     command = ["table", "quick", "--scans", str(folder), "--patch-size", str(SIZE), "--test-patches-per-scan", "3"]
     command += ["--patches-per-scan", "4", "--image-size", "32", "--rows", "cnn", "fe_vgg16", "--epochs", "1"]
-    assert main([*command, "--vgg16-weights", "random", "--out", str(tmp_path)]) == 0
+    assert main([*command, "--weights", "random", "--out", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["data"]["kind"], results["data"]["scans"]) == ("folder of whole slides", 3)
     assert results["data"]["names"] == ["slide0", "slide1", "slide2"]

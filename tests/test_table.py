@@ -23,7 +23,7 @@ from weights_convert.__main__ import main as weights_convert
 
 SMALL = ["--image-size", "75", "--patches-per-scan", "4", "--epochs", "1", "--head-epochs", "2", "--batch-size", "8"]
 SMALL += ["--conv", "plain"]  # a measurement on a busy machine could choose otherwise for the next run
-RANDOM = ["--vgg16-weights", "random", "--inception-v3-weights", "random"]
+RANDOM = ["--weights", "random"]
 ROWS = [*TABLE, *FLOORS, *RETRIEVAL]
 
 
@@ -132,7 +132,7 @@ def test_a_fine_tuned_network_serves_as_weights(run, scans, tmp_path):
     """Its features, here of one row; the lineage of the new run tells of both."""
     out, _ = run
     command = ["table", "quick", "--scans", str(scans), *SMALL, "--rows", "fe_inception_v3", "--out", str(tmp_path)]
-    assert main([*command, "--inception-v3-weights", str(out / "checkpoints" / "tl_inception_v3")]) == 0
+    assert main([*command, "--weights", "random", f"inception_v3={out / 'checkpoints' / 'tl_inception_v3'}"]) == 0
     results, _ = rows_of(tmp_path)
     assert any("weights that an earlier run fine-tuned" in note for note in results["notes"])
     lineage = results["weights"]["inception_v3"]
@@ -166,8 +166,8 @@ def saved_as(framework, network, folder):
 def test_weights_of_two_frameworks_are_not_mixed_unless_that_is_asked_for_and_said(scans, tmp_path, capsys):
     command = ["table", "quick", "--scans", str(scans), *SMALL, "--rows", "tl_vgg16", "tl_inception_v3"]
     command += ["--out", str(tmp_path / "out"), "--head-epochs", "0", "--epochs", "0"]
-    command += ["--vgg16-weights", saved_as("torch", "vgg16", tmp_path / "a")]
-    command += ["--inception-v3-weights", saved_as("keras", "inception_v3", tmp_path / "b")]
+    vgg16, inception = saved_as("torch", "vgg16", tmp_path / "a"), saved_as("keras", "inception_v3", tmp_path / "b")
+    command += ["--weights", f"vgg16={vgg16}", f"inception_v3={inception}"]
     assert main(command) == 2
     error = capsys.readouterr().err
     assert "vgg16's weights come from torch and inception_v3's weights come from keras" in error
@@ -241,7 +241,7 @@ def test_a_run_begun_afresh_in_the_same_folder_leaves_nothing_of_the_first(scans
     command = ["table", "quick", "--scans", str(scans), *SMALL, "--out", str(tmp_path / "run"), "--epochs", "0"]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("kept")
-    assert main([*command, "--rows", "cnn", "fe_vgg16", "--vgg16-weights", "random"]) == 0
+    assert main([*command, "--rows", "cnn", "fe_vgg16", "--weights", "random"]) == 0
     assert main(["report", str(tmp_path / "run")]) == 0
     assert main([*command, "--rows", "cnn", "--fresh"]) == 0
     assert [path.name for path in (tmp_path / "run" / "predictions").iterdir()] == ["cnn.csv"]
@@ -255,11 +255,12 @@ def test_settings_that_are_refused_leave_an_earlier_run_whole(scans, tmp_path, c
     assert main(command) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert main([*command, "--image-size", "20"]) == 2
-    tuned = [*command, "--rows", "tl_vgg16", "--vgg16-weights", "random", "--vgg16-blocks"]
+    tuned = [*command, "--rows", "tl_vgg16", "--weights", "random", "--blocks"]
     for blocks, message in (
         (["mixed9"], "unknown block 'mixed9' of vgg16"),
-        (["block5/nope", "head"], "unknown part 'nope' of block5; choose from conv1"),
-        ([], "no block of vgg16 is named"),
+        (["block5/nope,head"], "unknown part 'nope' of block5; choose from conv1"),
+        ([], "--blocks: says nothing"),
+        (["vgg19=head"], "--blocks vgg19=head: no such network"),
     ):
         assert main([*tuned, *blocks]) == 2
         assert message in capsys.readouterr().err
@@ -289,31 +290,31 @@ def bad(tmp_path, name, content):
         (lambda scans, tmp: ["--scans", str(without_test_data(scans, tmp))], "holds no /test_data/patches"),
         (lambda scans, tmp: [], "quick needs scans: --scans PATH"),
         (lambda scans, tmp: ["--scans", scans, "--rows", "nonsense"], "--rows nonsense: no such row; choose from cnn,"),
-        (lambda scans, tmp: ["--scans", scans, "--vgg16-weights", bad(tmp, "w.h5", b"<html>")], "a web page"),
+        (lambda scans, tmp: ["--scans", scans, "--weights", bad(tmp, "w.h5", b"<html>")], "a web page"),
         (
-            lambda scans, tmp: ["--scans", scans, "--vgg16-weights", bad(tmp, "w.h5", b"version https://git-lfs")],
+            lambda scans, tmp: ["--scans", scans, "--weights", bad(tmp, "w.h5", b"version https://git-lfs")],
             "Git-LFS pointer",
         ),
-        (lambda scans, tmp: ["--scans", scans, "--vgg16-weights", "nowhere.h5"], "nowhere.h5: no such file"),
+        (lambda scans, tmp: ["--scans", scans, "--weights", "nowhere.h5"], "nowhere.h5: no such file"),
         (lambda scans, tmp: ["--scans", scans, "--patch-size", "40"], "use --patch-size 80"),
         (lambda scans, tmp: ["--scans", scans, "--epochs", "-1"], "--epochs -1: must be 0 or more"),
         (lambda scans, tmp: ["--scans", scans, "--patches-per-scan", "0"], "--patches-per-scan 0"),
         (lambda scans, tmp: ["--scans", scans, "--image-size", "20"], "20 is too small"),
         (lambda scans, tmp: ["--scans", scans, "--learning-rate", "nan"], "--learning-rate nan"),
         (lambda scans, tmp: ["--scans", scans, "--seed", str(2**32)], "must be under 2**32"),
-        (lambda scans, tmp: ["--scans", scans, "--inception-v3-blocks", "mixed12"], "unknown block 'mixed12'"),
+        (lambda scans, tmp: ["--scans", scans, "--blocks", "inception_v3=mixed12"], "unknown block 'mixed12'"),
         (lambda scans, tmp: ["--scans", scans, "--seeds", "0"], "--seeds 0: must be 1 or more"),
         (lambda scans, tmp: ["--scans", scans, "--label-smoothing", "1"], "--label-smoothing 1.0: must be in [0, 1)"),
         (lambda scans, tmp: ["--scans", scans, "--warmup-epochs", "-1"], "--warmup-epochs -1.0: must be 0 or more"),
         (lambda scans, tmp: ["--scans", scans, "--warmup-epochs", "11"], "must not be more than --epochs 10"),
-        (lambda scans, tmp: ["--scans", scans, "--vgg16-weights", scans], "holds weights of no network known here"),
-        (lambda scans, tmp: ["--scans", scans, "--vgg16-weights", str(tmp)], "not a converted checkpoint"),
+        (lambda scans, tmp: ["--scans", scans, "--weights", scans], "holds weights of no network known here"),
+        (lambda scans, tmp: ["--scans", scans, "--weights", str(tmp)], "not a converted checkpoint"),
         (lambda scans, tmp: ["--scans", scans, "--cache", bad(tmp, "file", b"")], "File exists"),
     ],
 )
 def test_bad_input_is_one_line_and_a_status(scans, tmp_path, capsys, arguments, message):
     given = [str(argument) for argument in arguments(scans, tmp_path)]
-    weights = [] if "--vgg16-weights" in given else ["--vgg16-weights", "random"]
+    weights = [] if "--weights" in given else ["--weights", "random"]
     out = tmp_path / "out"
     rows = [] if "--rows" in given else ["--rows", "cnn", "fe_vgg16"]
     assert main(["table", "quick", *given, *weights, *rows, "--out", str(out)]) == 2

@@ -24,7 +24,7 @@ CUT = ["--epochs", "1", "--head-epochs", "1", "--patches-per-scan", "2", "--imag
 
 
 def test_the_paper_preset_runs_cut_short_and_augments(scans, tmp_path):
-    command = ["table", "paper", "--scans", str(scans), *CUT, "--rows", "tl_vgg16", "--vgg16-weights", "random"]
+    command = ["table", "paper", "--scans", str(scans), *CUT, "--rows", "tl_vgg16", "--weights", "random"]
     assert main([*command, "--out", str(tmp_path / "paper")]) == 0
     results, rows = rows_of(tmp_path / "paper")
     assert list(rows) == ["tl_vgg16"]
@@ -67,7 +67,7 @@ def test_tensorboard_without_its_package_is_refused_with_the_remedy(scans, tmp_p
 
 
 def test_a_row_whose_loss_is_not_finite_stops_and_has_no_accuracy_while_the_others_go_on(scans, tmp_path, capsys):
-    rows = ["--rows", "cnn", "fe_inception_v3", "--inception-v3-weights", "random"]
+    rows = ["--rows", "cnn", "fe_inception_v3", "--weights", "random"]
     command = ["table", "quick", "--scans", str(scans), *SMALL, *rows, "--cnn-learning-rate", "1e38"]
     assert main([*command, "--out", str(tmp_path)]) == 3
     results, rows = rows_of(tmp_path)
@@ -115,7 +115,7 @@ def test_two_devices_under_pmap_predict_what_one_does(scans, tmp_path):
 def test_what_trains_is_chosen_in_one_line(scans, tmp_path):
     """Here no weight, while all statistics adapt: the frozen blocks must see every mini-batch."""
     command = ["table", "quick", "--scans", str(scans), *SMALL, *RANDOM, "--rows", "tl_inception_v3"]
-    assert main([*command, "--inception-v3-blocks", "adabn_only", "--out", str(tmp_path)]) == 0
+    assert main([*command, "--blocks", "adabn_only", "--out", str(tmp_path)]) == 0
     backbone = BACKBONES["inception_v3"]
     start = load_weights(backbone, "random", image_size=75, blocks=backbone.trunk).variables
     after = load_converted(tmp_path / "checkpoints" / "tl_inception_v3").variables
@@ -134,12 +134,12 @@ def test_what_trains_is_chosen_in_one_line(scans, tmp_path):
     [
         ("vgg16", {}, "block4"),
         ("inception_v3", {}, "mixed8"),
-        ("inception_v3", {"inception_v3_blocks": ("mixed10", "head")}, "mixed9"),
-        ("inception_v3", {"inception_v3_blocks": ("inception_172",)}, "mixed5"),
-        ("inception_v3", {"inception_v3_blocks": ("head_only",)}, "pooled"),
-        ("vgg16", {"vgg16_blocks": ("nothing",)}, "block5"),
-        ("vgg16", {"vgg16_blocks": ("all",)}, None),
-        ("inception_v3", {"inception_v3_blocks": ("adabn_only",)}, None),
+        ("inception_v3", {"blocks": ("inception_v3=mixed10,head",)}, "mixed9"),
+        ("inception_v3", {"blocks": ("inception_v3=inception_172",)}, "mixed5"),
+        ("inception_v3", {"blocks": ("head_only",)}, "pooled"),
+        ("vgg16", {"blocks": ("nothing",)}, "block5"),
+        ("vgg16", {"blocks": ("vgg16=all",)}, None),
+        ("inception_v3", {"blocks": ("adabn_only",)}, None),
         ("inception_v3", {"frozen_bn": "batch"}, None),
         ("vgg16", {"frozen_bn": "batch"}, "block4"),
         ("vgg16", {"augmentation": "keras2017"}, None),

@@ -43,7 +43,7 @@ def export(checkpoint: Path, path: Path) -> str:
     if options:
         said = ", ".join(f"{name}={value}" for name, value in options.items())
         raise UserError(f"{checkpoint}: {network} with {said} is torchvision's network, which Keras does not have")
-    (table,) = files.tables
+    table = files.tables[0]
     arrays = {name: array for name, (to, _) in table.items() if (array := _find(weights.variables, to)) is not None}
     layers: dict[str, dict[str, np.ndarray]] = {_keras_name(layer): {} for layer in files.model.order}
     for name, array in arrays.items():

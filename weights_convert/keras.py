@@ -46,6 +46,16 @@ def batch_norm(layer: str, *path: str, scale: bool = False) -> Table:
     return {f"{layer}/{leaf}": (to, AS_IS) for leaf, to in destinations.items()}
 
 
+def renamed(table: Table, layers: dict[str, str]) -> Table:
+    """A table for files in which some layers have other names."""
+
+    def rename(name: str) -> str:
+        layer, leaf = name.split("/")
+        return f"{layers.get(layer, layer)}/{leaf}"
+
+    return {rename(name): entry for name, entry in table.items()}
+
+
 # The head is this project's own; so are its names, in files that `export` writes.
 HEAD_TABLE = dense("head_hidden", "head", "hidden") | dense("head_logits", "head", "logits")
 

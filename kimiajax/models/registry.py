@@ -72,4 +72,6 @@ def _load(entry: EntryPoint) -> Backbone:
     return backbone
 
 
-BACKBONES = Registry(vgg16.BACKBONE, inception_v3.BACKBONE, cnn.BACKBONE)
+BACKBONES = Registry(
+    *(module.BACKBONE for module in (vgg16, inception_v3, cnn)),
+)

@@ -18,7 +18,8 @@ from kimiajax.report.pictures import clear_pictures
 from kimiajax.seals import sealed
 from kimiajax.shapes import Int
 
-SCHEMA_VERSION = 6  # 4: how each network convolved; 5: floors, retrieval, pictures; 6: a seal
+# 4: how each network convolved; 5: floors, retrieval, pictures; 6: a seal; 7: settings of any network
+SCHEMA_VERSION = 7
 
 SCANS = "scans"  # the folder of the pictures of one patch a scan
 

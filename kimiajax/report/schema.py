@@ -85,7 +85,11 @@ DATA_OF_ONE_SEED = {
 RESULTS = {
     "preset": str,
     "complete": bool,
-    "config": {"seed": int, "image_size": int},
+    "config": {
+        **{"seed": int, "image_size": int},
+        **{f"{network}_weights?": str for network in ("vgg16", "inception_v3")},  # of versions before 7
+        **{f"{network}_blocks?": [str] for network in ("vgg16", "inception_v3")},
+    },
     "environment": {"kimiajax": str, "revision": (str, NULL), "devices": (list, str), "packages": dict},
     "data": {**DATA, "audit?": (AUDIT, NULL)},
     "weights": {EACH: LINEAGE},

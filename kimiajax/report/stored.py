@@ -22,8 +22,9 @@ from kimiajax.seals import is_sealed
 from kimiajax.shapes import Bool, Int
 from kimiajax.shown import first_few
 
-READS = (4, 5, SCHEMA_VERSION)  # of results.json; 4 had no floors, no retrieval and no pictures
+READS = (4, 5, 6, SCHEMA_VERSION)  # of results.json; 4 had no floors, no retrieval and no pictures
 SEALED = 6  # the first that is
+OF_TWO = 6  # the last whose settings were each of VGG16's or Inception-v3's
 ROUNDING = 1e-6
 NO_RESULTS = "no results of this program, or damaged"
 LATER = {"family": "table", "retrieval": None, "pictures": []}  # what rows have since
@@ -144,7 +145,20 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: was changed after it was written; compute the table again")
     if wrong := first_few(faults(found)):
         raise UserError(f"{path}: {NO_RESULTS} ({wrong}); run it anew")
-    return found
+    return {**found, "config": _of_any_network(found["config"])} if version <= OF_TWO else found
+
+
+def _of_any_network(config: dict[str, Any]) -> dict[str, Any]:
+    """Older settings as they are given now: `vgg16_weights` as one of `weights`."""
+    settings = {name: value for name, value in config.items() if not name.endswith(("_weights", "_blocks"))}
+    for kind in ("weights", "blocks"):
+        own = {name.removesuffix(f"_{kind}"): config[name] for name in config if name.endswith(f"_{kind}")}
+        texts = {name: ",".join(value) if isinstance(value, list) else value for name, value in own.items()}
+        if len(set(texts.values())) == 1:
+            settings[kind] = [*set(texts.values())]
+        elif texts:
+            settings[kind] = [f"{name}={text}" for name, text in texts.items()]
+    return settings
 
 
 def _read_manifest(folder: Path, results: dict[str, Any]) -> Manifest:

@@ -43,7 +43,7 @@ POINTS = {
 
 
 def command_of(scans, out, cache, *flags, rows=("cnn",)):
-    weights = ["--vgg16-weights", "random", "--inception-v3-weights", "random"]
+    weights = ["--weights", "random"]
     given = ["--scans", scans, "--out", out, "--cache", cache, "--rows", *rows]
     return ["table", "quick", *TRAINING, *weights, *given, *flags]
 
@@ -367,7 +367,7 @@ def blind(tmp_path):
 
 @pytest.mark.fault("constants")
 def test_features_that_are_the_same_for_every_patch_give_no_accuracy(scans, cache, blind, tmp_path):
-    command = command_of(scans, tmp_path / "run", cache, "--vgg16-weights", blind, rows=["fe_vgg16"])
+    command = command_of(scans, tmp_path / "run", cache, "--weights", f"vgg16={blind}", rows=["fe_vgg16"])
     refused(ask(*command), "the features are the same for every patch", "check the weights")
     assert not (tmp_path / "run" / "predictions").exists()
 

@@ -165,7 +165,7 @@ def test_a_file_without_top_does_not_serve_where_the_top_is_read(scans, tmp_path
 def test_networks_that_two_frameworks_trained_are_no_table_unless_that_is_asked_for(scans, tmp_path, torch_arrays):
     save_file(torch_arrays, tmp_path / "torch.safetensors")
     keras_file(tmp_path / "keras.h5", keras_arrays("inception_v3", lambda name, shape, rng: ones(*shape)))
-    given = ("--vgg16-weights", tmp_path / "torch.safetensors", "--inception-v3-weights", tmp_path / "keras.h5")
+    given = ("--weights", f"vgg16={tmp_path / 'torch.safetensors'}", f"inception_v3={tmp_path / 'keras.h5'}")
     rows = ("--rows", "tl_vgg16", "tl_inception_v3", "--image-size", 75, "--conv", "plain")
     ended = ask("table", "quick", "--scans", scans, *rows, *given, "--out", tmp_path / "out")
     refused(ended, "vgg16's weights come from torch", "inception_v3's weights come from keras", "--mixed-lineages")
@@ -191,7 +191,7 @@ def test_every_command_refuses_them_and_leaves_what_was_there(scans, tmp_path, c
         out.mkdir()
         (out / "parity.json").write_text('{"verdict": "VERIFIED"}')
     asked = {
-        "table": lambda: ask(*table, "--rows", "tl_vgg16", "--vgg16-weights", file, "--fresh"),
+        "table": lambda: ask(*table, "--rows", "tl_vgg16", "--weights", f"vgg16={file}", "--fresh"),
         "weights_convert": lambda: convert("keras", "vgg16", file, tmp_path / "checkpoint"),
         "parity": lambda: parity(scans, file, out),
     }
