@@ -29,6 +29,7 @@ _HOME = {
     "apply_row": "kimiajax.apply",
     "batches": "kimiajax.data.feed",
     "blocks_of": "kimiajax.finetune.blocks",
+    "check_backbone": "kimiajax.models.battery",
     "compare_runs": "kimiajax.compare",
     "cut_patches": "kimiajax.data.patches",
     "engine_of": "kimiajax.finetune.engines",
