@@ -1,0 +1,112 @@
+"""The networks beside the paper's: their sizes, and Keras' own files of them, there and back."""
+
+import h5py
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from kimiajax.finetune.blocks import blocks_of
+from kimiajax.models.registry import BACKBONES
+from kimiajax.models.weights import load_weights
+from weights_convert.__main__ import main as weights_convert
+from weights_convert.convert import convert
+from weights_convert.networks import files_of
+
+SIZE, CLASSES = 64, 5
+NETWORKS = {  # arrays' entries with top and without, as Keras documents them, and the last block's output at 224 x 224
+    "resnet50": (25_636_712, 23_587_712, (7, 7, 2048)),
+}
+TUNED = {"resnet50": ("conv5_",)}  # Keras' layers of the blocks that are fine-tuned
+# Two kernels of one shape, and what a published file calls other than Keras does today.
+ALIKE = {
+    "resnet50": ("conv5_block2/conv1/conv/kernel", "conv5_block3/conv1/conv/kernel"),
+}
+OTHER_NAMES = {
+    "resnet50": {"predictions": "probs"},
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def saved(request, tmp_path_factory):
+    """A network, Keras' model of it with every array random, and the file that Keras saved."""
+    import keras
+
+    rng = np.random.default_rng(5)
+    application = files_of(request.param, "keras").model.application
+    model = getattr(keras.applications, application)(
+        weights=None, input_shape=(SIZE, SIZE, 3), classes=CLASSES, classifier_activation=None
+    )
+
+    def draw(name, shape):
+        if name == "kernel":
+            return rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:-1]))
+        positive = name in ("gamma", "moving_variance")
+        return rng.uniform(0.5, 2, shape) if positive else 0.1 * rng.standard_normal(shape)
+
+    model.set_weights([draw(weight.path.rsplit("/", 1)[-1], tuple(weight.shape)) for weight in model.weights])
+    path = tmp_path_factory.mktemp("keras") / "model.h5"
+    model.save(path)
+    return request.param, model, path
+
+
+def test_its_logits_are_those_of_keras_and_not_those_of_kernels_that_are_exchanged(saved, rng):
+    network, model, path = saved
+    backbone = BACKBONES[network]
+    variables = load_weights(network, path, blocks=backbone.blocks, image_size=SIZE).variables
+    images = rng.random((2, SIZE, SIZE, 3), np.float32)
+    run = jax.jit(lambda variables, x: backbone.apply(variables, x, backbone.blocks)[0])
+    expected = np.asarray(model(images))
+
+    def error(params):
+        return np.linalg.norm(run({**variables, "params": params}, images) - expected) / np.linalg.norm(expected)
+
+    assert error(variables["params"]) < 1e-4
+    flat, (one, other) = flatten_dict(variables["params"], sep="/"), ALIKE[network]
+    assert error(unflatten_dict({**flat, one: flat[other], other: flat[one]}, sep="/")) > 1e-3
+
+
+def test_the_names_of_the_published_file_give_the_same_arrays(saved, tmp_path):
+    network, _, path = saved
+    with h5py.File(path) as source, h5py.File(tmp_path / "published.h5", "w") as target:
+        for layer, group in source["model_weights"].items():
+            name = OTHER_NAMES[network].get(layer, layer)
+            for leaf, array in group.get(layer, {}).items():
+                target[f"{name}/{name}/{leaf}:0"] = array[...]
+    one, other = (convert(network, each).lineage for each in (path, tmp_path / "published.h5"))
+    assert one["digest"] == other["digest"]
+    assert one["layout"] != other["layout"]
+
+
+def test_keras_loads_what_is_exported_bit_for_bit(saved, tmp_path):
+    import keras
+
+    network, model, path = saved
+    assert weights_convert(["keras", network, str(path), str(tmp_path / "checkpoint")]) == 0
+    assert weights_convert(["export", str(tmp_path / "checkpoint"), str(tmp_path / "back.h5")]) == 0
+    fresh = keras.models.clone_model(model)
+    fresh.load_weights(tmp_path / "back.h5")
+    for one, other in zip(fresh.weights, model.weights):
+        np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
+
+
+def count(arrays):
+    return sum(int(np.prod(array.shape)) for array in arrays)
+
+
+def test_what_is_fine_tuned_is_as_much_as_in_keras(saved):
+    network, model, _ = saved
+    backbone = BACKBONES[network]
+    params = backbone.shapes(SIZE, backbone.trunk)["params"]
+    trained = [params[block] for block in blocks_of(backbone, ("paper",)).within(backbone.trunk)]
+    there = [weight for weight in model.trainable_weights if weight.path.startswith(TUNED[network])]
+    assert count(jax.tree.leaves(trained)) == count(there) > 0
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_it_has_as_many_parameters_as_keras_counts(network):
+    backbone, (whole, trunk, last) = BACKBONES[network], NETWORKS[network]
+    assert count(jax.tree.leaves(backbone.shapes(224))) == whole
+    assert count(jax.tree.leaves(backbone.shapes(224, backbone.trunk))) == trunk
+    shapes = backbone.tap_shapes(backbone.shapes(224), 224, backbone.blocks)
+    assert shapes[backbone.fine_tuned[-1]] == last
