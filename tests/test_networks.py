@@ -16,14 +16,17 @@ from weights_convert.networks import files_of
 SIZE, CLASSES = 64, 5
 NETWORKS = {  # arrays' entries with top and without, as Keras documents them, and the last block's output at 224 x 224
     "resnet50": (25_636_712, 23_587_712, (7, 7, 2048)),
+    "densenet121": (8_062_504, 7_037_504, (7, 7, 1024)),
 }
-TUNED = {"resnet50": ("conv5_",)}  # Keras' layers of the blocks that are fine-tuned
+TUNED = {"resnet50": ("conv5_",), "densenet121": ("conv5_", "bn/")}  # Keras' layers of the blocks that are fine-tuned
 # Two kernels of one shape, and what a published file calls other than Keras does today.
 ALIKE = {
     "resnet50": ("conv5_block2/conv1/conv/kernel", "conv5_block3/conv1/conv/kernel"),
+    "densenet121": ("conv5/layer3_conv2/conv/kernel", "conv5/layer4_conv2/conv/kernel"),
 }
 OTHER_NAMES = {
     "resnet50": {"predictions": "probs"},
+    "densenet121": {"conv1_conv": "conv1/conv", "conv1_bn": "conv1/bn", "predictions": "fc1000"},
 }
 
 

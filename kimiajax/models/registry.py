@@ -10,7 +10,7 @@ from collections.abc import Iterator, MutableMapping
 from importlib.metadata import EntryPoint, entry_points
 
 from kimiajax.errors import UserError
-from kimiajax.models import cnn, inception_v3, resnet50, vgg16
+from kimiajax.models import cnn, densenet121, inception_v3, resnet50, vgg16
 from kimiajax.models.backbone import Backbone
 
 GROUP = "kimiajax.backbones"
@@ -73,5 +73,5 @@ def _load(entry: EntryPoint) -> Backbone:
 
 
 BACKBONES = Registry(
-    *(module.BACKBONE for module in (vgg16, inception_v3, cnn, resnet50)),
+    *(module.BACKBONE for module in (vgg16, inception_v3, cnn, resnet50, densenet121)),
 )
