@@ -30,11 +30,14 @@ def test_the_python_examples_run(tmp_path, monkeypatch, capsys):
         tmp_path / "runs/demo/scans.h5", num_scans=3, patch_size=80, grid=(4, 4), test_patches=(2, 3), seed=5
     )
     names: dict = {}
-    first, second = (block for block in EXAMPLES if "kj." in block)
+    first, second, third = (block for block in EXAMPLES if "kj." in block)
     exec(compile(first, "README.md", "exec"), names)
     assert 0 <= float(capsys.readouterr().out) <= 1
     exec(compile(second, "README.md", "exec"), names)
     assert np.isfinite(names["history"][-1].loss)
+    capsys.readouterr()
+    exec(compile(third, "README.md", "exec"), names)
+    assert "'padding', 'frozen statistics', 'bfloat16'" in capsys.readouterr().out
 
 
 def test_the_example_of_tfds_reads_what_the_command_prepares(tmp_path, monkeypatch, capsys):
