@@ -128,12 +128,14 @@ def _check_gradients(backbone: Backbone, variables: Variables, images: jax.Array
 
 
 def _check_padding(backbone: Backbone, variables: Variables, images: jax.Array) -> None:
-    """Padded images change neither the others' outputs nor the statistics of a mini-batch."""
-    training = Normalisation(backbone.trunk)
-    trunk, mask = backbone.trunk, jnp.array([True] * IMAGES + [False])
-    padded = jnp.concatenate([images, jnp.full_like(images[:1], 7)])
-    alone, _, moved = _run(backbone, variables, images, trunk, training)
-    beside, _, moved_beside = _run(backbone, variables, padded, trunk, training, mask=mask)
+    """Padded images change neither the others' outputs nor the statistics of a mini-batch; in double precision, since
+    normalising by few values makes much of rounding."""
+    training, trunk = Normalisation(backbone.trunk), backbone.trunk
+    with jax.enable_x64(True):
+        variables, images = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (variables, images))
+        padded, mask = jnp.concatenate([images, jnp.full_like(images[:1], 7)]), jnp.array([True] * IMAGES + [False])
+        alone, _, moved = _run(backbone, variables, images, trunk, training)
+        beside, _, moved_beside = _run(backbone, variables, padded, trunk, training, mask=mask)
     _same(backbone, beside[:IMAGES], alone, "a padded image changes the others' outputs: hand the mask to `BatchNorm`")
     for path, leaf in flatten_dict(moved).items():
         name = "/".join(path)
