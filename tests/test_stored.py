@@ -61,8 +61,8 @@ def test_the_version_before_is_read_as_one_without_floors_and_pictures(stored):
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (3, "of schema version 3, and 4 to 6 are read here; compute the table again"),
-        (7, "of schema version 7, and 4 to 6 are read here; use a newer kimiajax"),
+        (3, "of schema version 3, and 4 to 7 are read here; compute the table again"),
+        (8, "of schema version 8, and 4 to 7 are read here; use a newer kimiajax"),
         (None, "of schema version None"),
     ],
 )
