@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from kimiajax.approaches import Row, all_rows
+from kimiajax.config import setting_of
 from kimiajax.data.images import IMAGES
 from kimiajax.data.inputs import Inputs, read_inputs
 from kimiajax.data.manifest import Split
@@ -322,7 +323,7 @@ def _weights_of(finished: _Finished, weights: str | Path | None, cache: Path | N
     """The weights that a row's features were computed with, by their digest."""
     config, network = finished.results["config"], finished.row.network
     backbone, needed = BACKBONES[network], finished.results["weights"][network]
-    source = config[f"{network}_weights"] if weights is None else weights
+    source = setting_of(network, config["weights"], "imagenet") if weights is None else weights
     file = f" (SHA-256 {needed['source_sha256']})" if needed.get("source_sha256") else ""
     told = (
         f"{finished.path} needs the {network} weights that it was learnt with, from {needed['source']}{file}, whose "

@@ -1,7 +1,7 @@
 """The settings of each command, a field being a flag, and the presets of `kimiajax table`."""
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -259,7 +259,7 @@ class TableConfig(PatchConfig):
 
     def weights_of(self, network: str) -> str:
         """The weights asked for of a network."""
-        return _setting_of(network, self.weights, "imagenet")
+        return setting_of(network, self.weights, "imagenet")
 
     def blocks_of(self, backbone: "Backbone") -> "TrainableBlocks":
         """What of a network is fine-tuned.
@@ -269,7 +269,7 @@ class TableConfig(PatchConfig):
         """
         from kimiajax.finetune.blocks import blocks_of
 
-        names = _setting_of(backbone.name, self.blocks, "paper")
+        names = setting_of(backbone.name, self.blocks, "paper")
         return blocks_of(backbone, tuple(names.split(",")), self.frozen_bn)
 
     def networks_named(self) -> list[str]:
@@ -519,7 +519,7 @@ def _setting(text: str) -> tuple[str | None, str]:
     return (match[1], match[2]) if match else (None, text)
 
 
-def _setting_of(network: str, given: tuple[str, ...], default: str) -> str:
+def setting_of(network: str, given: Sequence[str], default: str) -> str:
     """A network's own setting, else the one for all; of two the later."""
     values = dict(map(_setting, given))
     return values.get(network, values.get(None, default))

@@ -103,9 +103,9 @@ def run_table(
     progress, interruption = progress or Silent(), interruption or Interruption()
     config.validate(tuple(row.name for row in all_rows()))
     config.check_networks(BACKBONES)
-    for network in config.networks_named():
-        config.blocks_of(BACKBONES[network])  # names that there are, whether this run reads them or not
     rows = [row for row in all_rows() if row.name in config.rows]
+    for network in (*config.networks_named(), *(row.network for row in rows if row.together)):
+        config.blocks_of(BACKBONES[network])  # names that there are, whether this run reads them or not
     cache = config.cache or default_cache()
     progress = progress if processes.is_first() else Silent()
     with _own_folder(config.folder(preset), progress) as out:

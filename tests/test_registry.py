@@ -45,10 +45,9 @@ def package(tmp_path):
     """A folder on the path with an installed package that brings a network, and one that breaks."""
     (tmp_path / "two_blocks.py").write_text(NETWORK)
     (tmp_path / "broken.py").write_text("1 / 0")
-    (tmp_path / "two_blocks-1.0.dist-info").mkdir()
-    (tmp_path / "two_blocks-1.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: two-blocks\nVersion: 1.0"
-    )
+    about = tmp_path / "two_blocks-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: two-blocks\nVersion: 1.0")
     points = "[kimiajax.backbones]\ntwo = two_blocks:TWO\nbroken = broken:NETWORK\n"
     (about / "entry_points.txt").write_text(points)
     return tmp_path

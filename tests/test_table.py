@@ -86,7 +86,7 @@ def test_predictions_name_the_files_test_patches(run, scans):
 def test_the_results_say_what_they_rest_on(run, scans):
     out, _ = run
     results, rows = rows_of(out)
-    assert results["schema_version"] == 6
+    assert results["schema_version"] == 7
     assert results["preset"] == "quick"
     assert results["config"]["epochs"] == 1
     assert results["environment"]["packages"]["jax"] == jax.__version__
