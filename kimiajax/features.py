@@ -25,6 +25,8 @@ from kimiajax.precision import Precision, compute_dtype, products_in
 from kimiajax.progress import Silent
 from kimiajax.shapes import Float, Shaped, UInt8
 
+ROWS = "images"  # the file that says of which images a folder's arrays are, by their digests
+COPIED = 1024  # rows at a time
 VERSION = 3  # rises with every change to what a network computes: features of another version are not found
 
 
@@ -92,7 +94,9 @@ def extract_taps(
         _compute(backbone, variables, images, arrays, batch_size, precision, progress, description)
         return Taps(arrays, cached=False)
 
-    folder = cache / "features" / _key(backbone, variables, images, blocks, precision)
+    pictures = _digests(images)
+    program = _key(backbone, variables, images.shape[1:], blocks, precision)
+    folder = cache / "features" / f"{program}-{len(images)}-{hashlib.sha256(pictures).hexdigest()[:16]}"
     found = load_arrays(folder, shapes, np.float32)
     if processes.agree(found is not None):
         progress.say(f"{description}: found in {folder}")
@@ -100,14 +104,59 @@ def extract_taps(
         return Taps(found, cached=True)
     with new_folder(folder) as aside:
         arrays = {tap: new_array(aside / f"{tap}.npy", shapes[tap], np.float32) for tap in taps}
-        _compute(backbone, variables, images, arrays, batch_size, precision, progress, description)
+        lacking = np.arange(len(images))
+        if processes.count() == 1:  # of several each has a cache of its own, perhaps
+            lacking = _copy_known(folder, program, pictures, arrays)
+        if known := len(images) - len(lacking):
+            progress.say(f"{description}: {known:,} of {len(images):,} found in {cache / 'features'}")
+        _compute(backbone, variables, images, arrays, batch_size, precision, progress, description, lacking)
         for array in arrays.values():
             array.flush()
+        np.save(aside / f"{ROWS}.npy", pictures)
         vouch_for(aside)
         # Opened before they take their place, where another process may put its own.
         kept = {tap: np.load(aside / f"{tap}.npy", mmap_mode="r") for tap in taps}
     trim(cache / "features", keep=folder)
-    return Taps(kept, cached=False)
+    return Taps(kept, cached=known > 0)
+
+
+def _copy_known(folder: Path, program: str, pictures: np.ndarray, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Fills in what the same program computed of any of these images before; the places of the others.
+
+    A patch's outputs do not depend on the patches beside it, so they are the same to the bit.
+    """
+    lacking = np.arange(len(pictures))
+    others = (kept for kept in folder.parent.glob(f"{program}-*") if kept != folder)
+    for kept in sorted(others, key=_count_of, reverse=True):
+        count = _count_of(kept)
+        rows = load_arrays(kept, {ROWS: (count, pictures.shape[1])}, np.uint8)
+        place_of = {row.tobytes(): place for place, row in enumerate(rows[ROWS])} if rows else {}
+        found = np.array([place_of.get(pictures[place].tobytes(), -1) for place in lacking], np.int64)
+        if not (found >= 0).any():
+            continue
+        shapes = {tap: (count, *array.shape[1:]) for tap, array in arrays.items()}
+        outputs = load_arrays(kept, shapes, np.float32)
+        if outputs is None:
+            continue
+        places, found = lacking[found >= 0], found[found >= 0]
+        for start in range(0, len(places), COPIED):
+            part = slice(start, start + COPIED)
+            for tap, array in arrays.items():
+                array[places[part]] = outputs[tap][found[part]]
+        mark_used(kept)
+        lacking = np.setdiff1d(lacking, places)
+    return lacking
+
+
+def _count_of(kept: Path) -> int:
+    """Of how many images a folder of the cache holds the outputs."""
+    return int(kept.name.split("-")[-2])
+
+
+def _digests(images: np.ndarray) -> np.ndarray:
+    """SHA-256 of each image, [n 32] bytes."""
+    each = [hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in images]
+    return np.frombuffer(b"".join(each), np.uint8).reshape(-1, 32)
 
 
 class Extractor:
@@ -231,35 +280,46 @@ def _compute(
     precision: Precision,
     progress: Silent,
     description: str,
+    places: np.ndarray | None = None,
 ) -> None:
-    extractor = Extractor(backbone, variables, images.shape[1], tuple(arrays), precision=precision)
+    """Computes the rows of `arrays` at some places; by default all."""
+    places = np.arange(len(images)) if places is None else places
+    if not len(places):
+        return
+    taps = tuple(arrays)
+    extractor = Extractor(backbone, variables, images.shape[1], taps, precision=precision)
     batch_size = min(batch_size, -(-len(images) // extractor.threads) * extractor.threads)
     # Of several processes each takes every so manieth batch; what they give is then known to all.
     together = batch_size * processes.count()
-    starts = range(0, len(images), together)
-    for start in progress.track(starts, description, len(images), "patches", step=together):
+    starts = range(0, len(places), together)
+    for start in progress.track(starts, description, len(places), "patches", step=together):
         own = start + batch_size * processes.number()
-        batch = images[own : own + batch_size]
+        batch = images[places[own : own + batch_size]]
         padding = ((0, batch_size - len(batch)), (0, 0), (0, 0))  # the last batches, so that one program serves
         parts = extractor(np.pad(batch, padding))
         for number, given in enumerate(processes.gathered(parts)):
             first = start + batch_size * number
             for part in given:
+                size = len(part[taps[0]])
+                rows = places[first : first + size]
                 for tap, array in arrays.items():
-                    rows = array[first:][: len(part[tap])]
-                    rows[:] = np.asarray(part[tap])[: len(rows)]
-                first += len(part[tap])
+                    array[rows] = np.asarray(part[tap])[: len(rows)]
+                first += size
 
 
 def _key(
-    backbone: Backbone, variables: Variables, images: np.ndarray, blocks: Sequence[str], precision: Precision
+    backbone: Backbone,
+    variables: Variables,
+    shape: tuple[int, ...],
+    blocks: Sequence[str],
+    precision: Precision,
 ) -> str:
-    """Names the computation by content: pixels, parameters, blocks, device, precision, versions."""
+    """Names what is computed of any image: its shape, parameters, blocks, device, precision, versions."""
     used = {kind: {b: part[b] for b in blocks if b in part} for kind, part in variables.items()}
     content = {
         "backbone": [backbone.name, list(backbone.options), backbone.conv],
         "blocks": list(blocks),
-        "images": [list(images.shape), hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()],
+        "shape": list(shape),
         "variables": digest(used),
         "code": [VERSION, __version__, flax.__version__, jax.__version__],
         "platform": jax.default_backend(),

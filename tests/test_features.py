@@ -109,6 +109,45 @@ def test_other_pixels_other_weights_and_other_taps_are_computed_anew(cnn, networ
     assert listener.passes == 3
 
 
+def test_an_image_that_another_set_had_is_not_computed_again(cnn, network, images, tmp_path):
+    class Counter(Silent):
+        counts, said = [], []
+
+        def track(self, items, description, total, *args, **kwargs):
+            self.counts.append(total)
+            return items
+
+        def say(self, text):
+            self.said.append(text)
+
+    options = {"taps": ("block4", "pooled"), "batch_size": 2, "cache": tmp_path, "progress": Counter()}
+    extract_taps(cnn, network, images[:2], **options)
+    extract_taps(cnn, network, images[4:], **options)
+    order = [6, 3, 0, 1, 5]
+    taken = extract_taps(cnn, network, images[order], **options)
+    assert Counter.counts == [2, 3, 1]
+    assert taken.cached
+    assert "4 of 5 found" in Counter.said[-1]
+    for tap in ("block4", "pooled"):
+        np.testing.assert_array_equal(
+            taken.arrays[tap], extract_taps(cnn, network, images, (tap,), batch_size=2).arrays[tap][order]
+        )
+    extract_taps(cnn, network, images[[5, 0, 1]], **options)  # whole from others, and kept under its own name
+    assert Counter.counts == [2, 3, 1]
+    assert extract_taps(cnn, network, images[[5, 0, 1]], **options).cached
+
+
+def test_rows_of_a_damaged_array_are_computed_and_not_copied(cnn, network, images, tmp_path):
+    extract_features(cnn, network, images[:3], cache=tmp_path)
+    (file,) = tmp_path.glob("features/*/pooled.npy")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match="is computed again"):
+        features = extract_features(cnn, network, images, cache=tmp_path)
+    np.testing.assert_allclose(features, extract_features(cnn, network, images), rtol=1e-6)
+
+
 def test_an_interrupted_pass_leaves_nothing_that_would_be_found(cnn, network, images, tmp_path):
     class Interrupt(Silent):
         def track(self, items, *args, **kwargs):
