@@ -6,7 +6,7 @@ Beside them two other families: floors, of trivial features, and retrieval of th
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +20,8 @@ from kimiajax.errors import UserError
 from kimiajax.finetune.blocks import TrainableBlocks, blocks_of
 from kimiajax.finetune.checkpoints import Checkpoints
 from kimiajax.finetune.engines import Engine
-from kimiajax.finetune.heads import Result, fit_heads
+from kimiajax.finetune.heads import Result
+from kimiajax.finetune.kept import fit_heads_once
 from kimiajax.finetune.loop import Epoch, NonFiniteError, Record, fit, predict
 from kimiajax.finetune.optimizer import Optimization
 from kimiajax.finetune.steps import Training
@@ -29,7 +30,7 @@ from kimiajax.floors import features_of, fit_standardised
 from kimiajax.gradcam import default_layer, grad_cam, overlay
 from kimiajax.models.backbone import Backbone, Classifier, Variables
 from kimiajax.models.registry import BACKBONES
-from kimiajax.models.weights import Weights, fine_tuned, load_weights
+from kimiajax.models.weights import Weights, default_cache, fine_tuned, load_weights
 from kimiajax.progress import Silent
 from kimiajax.report.pictures import Picture
 from kimiajax.svm import fit_linear_svm
@@ -149,7 +150,7 @@ class Row:
         name: as in `--rows`, and the key of the paper's figures.
         approach: how the table prints it.
         scheme: where its weights come from and what is done with them.
-        network: a key of `BACKBONES`, where it has one.
+        network: a key of `BACKBONES`; empty where it has none.
         run: the approach itself, for one seed: of its study, its features and what `together` gave for it.
         taps: the blocks whose outputs it reads, if it reads any.
         together: what is done for all seeds at once before that, if anything is.
@@ -159,10 +160,10 @@ class Row:
     name: str
     approach: str
     scheme: str
-    network: str | None
-    run: Callable[["Row", Study, Features | None, Any], Outcome]
+    network: str
+    run: Callable[..., Outcome]  # of row, study, features and that
     taps: Callable[[Backbone, TableConfig], set[str]] | None = None
-    together: Callable[["Row", Sequence[Study], Sequence[Features]], list[Any]] | None = None
+    together: Callable[..., list[Any]] | None = None  # of row, studies and features
     family: Literal["table", "floor", "retrieval"] = "table"
 
 
@@ -230,7 +231,14 @@ def find_nearest(row: Row, study: Study, features: Features, together: None, *, 
     return Outcome(found.predicted, None, {}, retrieval=about, pictures=_neighbours(study, found))
 
 
-def fine_tune(row: Row, study: Study, features: Features, head: Result) -> Outcome:
+class Head(NamedTuple):
+    """A head trained on bottleneck features, or why it stopped; and whether the cache had it."""
+
+    result: Result
+    cached: bool
+
+
+def fine_tune(row: Row, study: Study, features: Features, start: Head) -> Outcome:
     """A head that was trained on bottleneck features and the chosen blocks below it, together."""
     config, weights = study.config, study.weights[row.network]
     backbone = weights.backbone
@@ -239,6 +247,9 @@ def fine_tune(row: Row, study: Study, features: Features, head: Result) -> Outco
     optimization, epochs = config.fine_tuning(), config.epochs if moves else 0
     about = _about(backbone, blocks, config.augmentation, stored, optimization) if moves else None
     notes = () if moves else (f"{row.approach}: no more trains than a head on bottleneck features.",)
+    if start.cached:
+        notes = (*notes, f"{row.approach}: its head was found in the cache; the seconds leave its training out.")
+    head = start.result
     if isinstance(head, NonFiniteError):
         variables = _with_head({}, head.variables["params"]["head"])
         learnt = _learnt(row, study, weights, variables, ("head",) if head.history else (), str(head))
@@ -261,7 +272,7 @@ def fine_tune(row: Row, study: Study, features: Features, head: Result) -> Outco
     if history and _adapts(backbone, blocks):
         trained = (*trained, "batch statistics")
     learnt = _learnt(row, study, weights, variables, trained, failure)
-    pictures = () if failure else _explained(study, learnt, predicted)
+    pictures = () if predicted is None else _explained(study, learnt, predicted)
     histories = {"head": head_history, "fine_tuning": history}
     return Outcome(predicted, learnt, histories, notes, failure, about, pictures=pictures)
 
@@ -277,7 +288,7 @@ def _adapts(backbone: Backbone, blocks: TrainableBlocks) -> bool:
     return blocks.frozen_bn == "keras2017" and bool(backbone.statistics)
 
 
-def train_heads(row: Row, studies: Sequence[Study], features: Sequence[Features]) -> list[Result]:
+def train_heads(row: Row, studies: Sequence[Study], features: Sequence[Features]) -> list[Head]:
     """The new head of each seed on its bottleneck features, by `fit_heads`."""
     first = studies[0]
     config, backbone = first.config, first.weights[row.network].backbone
@@ -287,11 +298,13 @@ def train_heads(row: Row, studies: Sequence[Study], features: Sequence[Features]
     training = _training(first, on_bottleneck, blocks, optimization, config.head_epochs)
     seeds = [study.config.seed for study in studies]
     shape = inputs[0].shape[1:]
-    heads = fit_heads(
+    heads, cached = fit_heads_once(
         training,
+        optimization,
         [_with_head({}, on_bottleneck.init_head(jax.random.key(seed), shape)) for seed in seeds],
         inputs,
         [study.labels for study in studies],
+        cache=config.cache or default_cache(),
         epochs=config.head_epochs,
         batch_size=config.batch_size,
         seeds=seeds,
@@ -300,7 +313,8 @@ def train_heads(row: Row, studies: Sequence[Study], features: Sequence[Features]
         description=f"{row.name}: head",
         records=[study.record(row.name, "head") for study in studies],
     )
-    return processes.of_first(lambda: heads)  # each process trained them; what goes on must be the same to the bit
+    heads = processes.of_first(lambda: heads)  # each process trained them; what goes on must be the same to the bit
+    return [Head(result, cached) for result in heads]
 
 
 def stored_tap(backbone: Backbone, config: TableConfig) -> str | None:
@@ -424,7 +438,8 @@ def _svm_taps(backbone: Backbone, config: TableConfig) -> set[str]:
 
 
 def _fine_tuning_taps(backbone: Backbone, config: TableConfig) -> set[str]:
-    return {backbone.bottleneck} | {stored_tap(backbone, config)} - {None}
+    stored = stored_tap(backbone, config)
+    return {backbone.bottleneck} | ({stored} if stored else set())
 
 
 SHOWN = (4, 8)  # the scans of the paper's Fig. 3
@@ -445,7 +460,7 @@ def all_rows() -> tuple[Row, ...]:
                 Row(f"tl_{name}", f"TL-{title}", "fine-tuned", name, *fine_tuning),
             )
         ),
-        *(Row(name, FLOOR_FEATURES[name].title, "floor", None, classify_trivially, family="floor") for name in FLOORS),
+        *(Row(name, FLOOR_FEATURES[name].title, "floor", "", classify_trivially, family="floor") for name in FLOORS),
         *(
             Row(
                 f"nn_{name}_{kind}",

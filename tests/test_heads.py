@@ -9,11 +9,13 @@ from kimiajax.errors import UserError
 from kimiajax.finetune import heads
 from kimiajax.finetune.blocks import TrainableBlocks
 from kimiajax.finetune.heads import fit_heads
+from kimiajax.finetune.kept import fit_heads_once
 from kimiajax.finetune.loop import NonFiniteError, check_labels, fit
 from kimiajax.finetune.optimizer import Optimization
 from kimiajax.finetune.steps import Plan, Training
 from kimiajax.models.backbone import Classifier
 from kimiajax.models.registry import BACKBONES
+from kimiajax.progress import Silent
 
 SEEDS, COUNT, SIZE, CLASSES = (3, 4, 9), 21, 16, 3
 HEAD = Classifier(BACKBONES["vgg16"], (), CLASSES)  # which drops half of its hidden units
@@ -127,3 +129,52 @@ def test_features_of_two_shapes_and_labels_of_no_class_are_refused(rng):
         fit_heads(training, starts, inputs, [each + 1 for each in labels], seeds=SEEDS, **OPTIONS)
     with pytest.raises(UserError, match="21 labels for 20 inputs"):
         check_labels(labels[0], 20, CLASSES)
+
+
+def kept(rng, tmp_path, *, rate=1e-3, dropped=0.0, **options):
+    starts, inputs, labels = setting(np.random.default_rng(0))
+    optimization = Optimization("rmsprop", rate)
+    training = training_by(optimization.over(3, 3).optimizer)
+    inputs[0][0, 0] += dropped
+    epochs = [[] for _ in SEEDS]
+    given = {**OPTIONS, "seeds": SEEDS, "progress": Silent(), "description": "head", **options}
+    records = [each.append for each in epochs]
+    results, cached = fit_heads_once(
+        training, optimization, starts, inputs, labels, cache=tmp_path, records=records, **given
+    )
+    return results, cached, epochs
+
+
+def test_heads_are_trained_once_and_found_with_their_history(rng, tmp_path):
+    (trained, before, told), (found, after, again) = (kept(rng, tmp_path) for _ in range(2))
+    assert (before, after) == (False, True)
+    for (variables, history), (same, read) in zip(trained, found):
+        assert history == read
+        for one, other in zip(jax.tree.leaves(variables), jax.tree.leaves(same), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert told == again == [history for _, history in trained]
+
+
+@pytest.mark.parametrize("change", [{"rate": 2e-3}, {"dropped": 1e-6}, {"epochs": 2}, {"batch_size": 7}])
+def test_heads_of_another_training_are_not_found(rng, tmp_path, change):
+    kept(rng, tmp_path)
+    assert not kept(rng, tmp_path, **change)[1]
+
+
+def test_a_damaged_head_is_trained_again(rng, tmp_path):
+    kept(rng, tmp_path)
+    (path, *_) = sorted(tmp_path.glob("heads/*/0.*kernel.npy"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="is computed again"):
+        assert not kept(rng, tmp_path)[1]
+    (path,) = tmp_path.glob("heads/*/histories.json")
+    path.write_text("[")
+    assert not kept(rng, tmp_path)[1]
+
+
+def test_heads_that_stopped_are_not_kept(rng, tmp_path):
+    results, _, _ = kept(rng, tmp_path, dropped=np.inf)
+    assert isinstance(results[0], NonFiniteError)
+    assert not list(tmp_path.rglob("*.npy"))
