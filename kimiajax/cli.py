@@ -8,12 +8,14 @@ from kimiajax import __version__, commands, memory, processes
 from kimiajax.ending import ended
 from kimiajax.errors import UserError
 from kimiajax.interruption import Interruption
+from kimiajax.shown import show
 
 if TYPE_CHECKING:
     from kimiajax.config import TableConfig
 
 USAGE = """\
 usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -h` lists the presets
+       kimiajax sweep PRESET [--flags]   curves over training patches, augmentation, trained blocks and networks
        kimiajax blocks NETWORK [--blocks PRESET]   its blocks: parameters, FLOPs, and what trains
        kimiajax data audit --scans PATH     whether the data can be trusted: leaks, damage, counts
        kimiajax data explain --scans PATH   how many training patches each reading of the rules leaves
@@ -52,8 +54,8 @@ def _run(command: str, arguments: list[str], debug: bool) -> int:
             print(USAGE)
         case "--version":
             print(f"kimiajax {__version__}")
-        case "table":
-            return _table(arguments, debug)
+        case "table" | "sweep":
+            return _of_preset(command, arguments, debug)
         case "blocks":
             _blocks(arguments)
         case "data":
@@ -77,42 +79,45 @@ def _run(command: str, arguments: list[str], debug: bool) -> int:
     return 0
 
 
-def _table(arguments: list[str], debug: bool) -> int:
-    from kimiajax.config import PRESETS, TableConfig
+def _of_preset(command: str, arguments: list[str], debug: bool) -> int:
+    """`table` or `sweep`: a preset, and flags that change it."""
+    from kimiajax.config import PRESETS, SWEEPS, SweepConfig, TableConfig
 
-    presets = "\n".join(f"  {name:6} {description}" for name, (description, _) in PRESETS.items())
+    presets, kind = (PRESETS, TableConfig) if command == "table" else (SWEEPS, SweepConfig)
     if arguments[:1] in (["-h"], ["--help"]):
-        print(f"usage: kimiajax table PRESET [--flags]\n\n{presets}\n\n`kimiajax table PRESET -h` lists the flags.")
+        listed = "\n".join(f"  {name:6} {description}" for name, (description, _) in presets.items())
+        print(f"usage: kimiajax {command} PRESET [--flags]\n\n{listed}\n")
+        print(f"`kimiajax {command} PRESET -h` lists the flags.")
         return 0
     preset = arguments[0] if arguments else ""
-    if preset not in PRESETS:
-        raise UserError(f"table {preset or 'PRESET'}: no such preset; choose from {', '.join(PRESETS)}")
+    if preset not in presets:
+        raise UserError(f"{command} {preset or 'PRESET'}: no such preset; choose from {', '.join(presets)}")
 
     import tyro
 
-    description, default = PRESETS[preset]
+    description, default = presets[preset]
     config = tyro.cli(
-        TableConfig, prog=f"kimiajax table {preset}", description=description, default=default, args=arguments[1:]
+        kind, prog=f"kimiajax {command} {preset}", description=description, default=default, args=arguments[1:]
     )
 
     if config.distributed:
 
         def work() -> int:
-            status = ended(lambda: _shared_table(preset, config), debug, fresh=config.fresh)
+            status = ended(lambda: _shared(preset, config), debug, fresh=config.fresh)
             return processes.finish(status, together=status in (0, ROW_FAILED, TERMINATED))
 
         return processes.supervised(work)
-    return _show_table(preset, config, signal.SIGTERM, signal.SIGINT)
+    return _compute(preset, config, signal.SIGTERM, signal.SIGINT)
 
 
-def _shared_table(preset: str, config: "TableConfig") -> int:
-    """The table, as one of several processes."""
+def _shared(preset: str, config: "TableConfig") -> int:
+    """The table or the sweep, as one of several processes."""
     from kimiajax.approaches import all_rows
 
     config.validate(tuple(row.name for row in all_rows()))  # before the others are waited for
     processes.start(config.coordinator, config.processes, config.process, config.peer_timeout)
     try:
-        return _show_table(preset, config, signal.SIGINT)  # JAX's runtime tells of SIGTERM
+        return _compute(preset, config, signal.SIGINT)  # JAX's runtime tells of SIGTERM
     except Exception as error:
         if not processes.is_loss(error):
             raise
@@ -120,11 +125,15 @@ def _shared_table(preset: str, config: "TableConfig") -> int:
         return processes.LOST
 
 
-def _show_table(preset: str, config: "TableConfig", *signals: int) -> int:
+def _compute(preset: str, config: "TableConfig", *signals: int) -> int:
+    """Runs the table or the sweep, and prints it."""
+    from kimiajax.config import SweepConfig
     from kimiajax.models.weights import default_cache
     from kimiajax.programs import keep_programs
     from kimiajax.progress import for_terminal
+    from kimiajax.report.swept import failed, render_sweep
     from kimiajax.report.tables import render_table
+    from kimiajax.sweep import run_sweep
     from kimiajax.table import run_table
 
     progress, interruption = for_terminal(), Interruption()
@@ -135,12 +144,16 @@ def _show_table(preset: str, config: "TableConfig", *signals: int) -> int:
     if keeps and processes.is_first():
         progress.say("memory: what is freed is kept for the next use (mallopt)")
     with interruption.on_signals(*signals):
-        results = run_table(preset, config, progress, interruption)
+        if isinstance(config, SweepConfig):
+            results = run_sweep(preset, config, progress, interruption)
+            render, failure = render_sweep, failed(results)
+        else:
+            results = run_table(preset, config, progress, interruption)
+            render, failure = render_table, any(row["failure"] for row in results["rows"] if row["family"] == "table")
     if processes.is_first():
-        sys.stdout.reconfigure(errors="replace")  # the table's rules, where the terminal knows ASCII only
-        print(render_table(results))
+        show(render(results))
         print(f"\nwritten to {config.folder(preset)}")
-    return ROW_FAILED if any(row["failure"] for row in results["rows"] if row["family"] == "table") else 0
+    return ROW_FAILED if failure else 0
 
 
 def _blocks(arguments: list[str]) -> None:
@@ -157,6 +170,7 @@ def _blocks(arguments: list[str]) -> None:
     import tyro
 
     presets = [(name, what) for name, (what, _, _) in PRESETS.items()]
+    presets.append(("last2", "the last two blocks, or as many as you write, and the head"))
     presets += [(name, f"of {b.name}: Keras' layers[172:]") for b in BACKBONES.values() for name, _ in b.cuts]
     description = "\n\n".join(["A network's blocks and what trains.", *(f"{name}: {what}" for name, what in presets)])
     flags = arguments[1:] if network else arguments
@@ -171,8 +185,7 @@ def _blocks(arguments: list[str]) -> None:
     entries = list_blocks(backbone, blocks, config.image_size, config.classes)
     chosen = f"{network} at {config.image_size} x {config.image_size}, {' '.join(config.blocks)}"
     mode = f"; frozen batch normalisation: {blocks.frozen_bn}" if backbone.statistics else ""
-    sys.stdout.reconfigure(errors="replace")
-    print(render_blocks(entries, f"{chosen}{mode}."))
+    show(render_blocks(entries, f"{chosen}{mode}."))
 
 
 def _parity(arguments: list[str]) -> int:
@@ -198,8 +211,7 @@ def _parity(arguments: list[str]) -> int:
         certificate = run_parity(network, config, for_terminal())
     finally:
         signal.signal(signal.SIGTERM, before)
-    sys.stdout.reconfigure(errors="replace")
-    print(render(certificate))
+    show(render(certificate))
     print(f"written to {certificate.write(config.folder(network))}")
     if certificate.verdict == NOT_RUN:
         return PARITY_NOT_RUN if config.require else 0

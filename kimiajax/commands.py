@@ -4,14 +4,15 @@ What each needs is imported when it is called, so that `kimiajax --help` is quic
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from kimiajax.errors import UserError
+from kimiajax.shown import show
 
 if TYPE_CHECKING:
-    from kimiajax.config import AuditConfig, ExplainConfig, ExportConfig
+    from kimiajax.config import AuditConfig, ExplainConfig, ExportConfig, ReportConfig
+    from kimiajax.data.sets import Dataset
 
 AUDIT_FAILED = 3
 T = TypeVar("T")
@@ -42,9 +43,8 @@ def data(arguments: list[str]) -> int:
     run, kind, description = commands[what]
     config = _flags(kind, f"data {what}", description, arguments[1:])
     config.check_scans()
-    config.given(f"data {what} needs --scans PATH, of a scan file, a folder of images or a folder of whole slides")
-    status = run(config)
-    return status or 0
+    needs = f"data {what} needs --scans PATH, of a scan file, a folder of images or a folder of whole slides"
+    return run(config, config.needed(needs)) or 0
 
 
 def _prepare(arguments: list[str]) -> None:
@@ -76,14 +76,14 @@ def _prepare(arguments: list[str]) -> None:
         say=progress.say,
     )
     counts = " and ".join(f"{count:,} {split}" for split, count in done.counts.items())
-    _show(f"{done.full_name}: {counts} patches {'were there already' if done.reused else 'prepared'}, in {done.path}")
+    show(f"{done.full_name}: {counts} patches {'were there already' if done.reused else 'prepared'}, in {done.path}")
     if done.unverified is not None:
-        _show(f"NOT VERIFIED, and every result will say so: {done.unverified}")
+        show(f"NOT VERIFIED, and every result will say so: {done.unverified}")
     where = "" if config.data_dir is None else f" --data-dir {config.data_dir}"
-    _show(f"kimiajax table quick --dataset {done.full_name.partition(':')[0]}{where}")
+    show(f"kimiajax table quick --dataset {done.full_name.partition(':')[0]}{where}")
 
 
-def _audit(config: "AuditConfig") -> int:
+def _audit(config: "AuditConfig", given: "Path | Dataset") -> int:
     from kimiajax.data.audit import FAILED, run_audit
     from kimiajax.data.manifest import read_manifest
     from kimiajax.files import write_text
@@ -91,7 +91,6 @@ def _audit(config: "AuditConfig") -> int:
     from kimiajax.progress import for_terminal
     from kimiajax.report.data import render_audit
 
-    given = config.given()
     audit = run_audit(
         given,
         config.patch_size,
@@ -104,12 +103,12 @@ def _audit(config: "AuditConfig") -> int:
     name = given.stem if isinstance(given, Path) else given.name.replace("/", "-").replace(":", "-")
     record = (config.out or Path("runs") / "audit" / name) / "audit.json"
     write_text(record, json.dumps(audit.as_dict(), indent=2) + "\n")
-    _show(render_audit(audit))
-    _show(f"written to {record}")
+    show(render_audit(audit))
+    show(f"written to {record}")
     return AUDIT_FAILED if audit.verdict == FAILED else 0
 
 
-def _explain(config: "ExplainConfig") -> None:
+def _explain(config: "ExplainConfig", given: "Path | Dataset") -> None:
     from kimiajax.data.explain import BACKGROUND, count_patches
     from kimiajax.data.opening import open_scans
     from kimiajax.data.patches import survey
@@ -118,16 +117,16 @@ def _explain(config: "ExplainConfig") -> None:
     from kimiajax.progress import for_terminal
     from kimiajax.report.data import render_counts
 
-    with open_scans(config.given(), config.patch_size, config.mpp) as source:
+    with open_scans(given, config.patch_size, config.mpp) as source:
         if not isinstance(source, Gridded):
             raise UserError(f"{source.path}: a {source.kind} holds patches that were cut already; give the scans")
         surveys = survey(source, BACKGROUND, cache=config.cache or default_cache(), track=for_terminal().track)
         test = source.test_patches()
         held_out = None if test is None else [sum(p.scan == scan for p in test) for scan in range(len(source))]
-    _show(render_counts(count_patches(surveys), source.names, held_out, config.background))
+    show(render_counts(count_patches(surveys), source.names, held_out, config.background))
 
 
-def _export(config: "ExportConfig") -> None:
+def _export(config: "ExportConfig", given: "Path | Dataset") -> None:
     from kimiajax.data.export import export_patches
     from kimiajax.data.manifest import read_manifest
     from kimiajax.data.opening import open_scans
@@ -139,14 +138,14 @@ def _export(config: "ExportConfig") -> None:
     if config.out is None:
         raise UserError("data export needs --out DIR, the folder to write")
     track, cache = for_terminal().track, config.cache or default_cache()
-    with open_scans(config.given(), config.patch_size, config.mpp, cache=cache, track=track) as source:
+    with open_scans(given, config.patch_size, config.mpp, cache=cache, track=track) as source:
         if config.manifest is not None:
             manifest = read_manifest(config.manifest)
         else:
             manifest = cut_patches(source, config.rules(), cache=cache, track=track)
         manifest = export_patches(source, manifest, config.out, track=track)
     train, test = (len(manifest.split(split)) for split in ("train", "test"))
-    _show(f"{train:,} training and {test:,} test patches written to {config.out}")
+    show(f"{train:,} training and {test:,} test patches written to {config.out}")
 
 
 def report(arguments: list[str]) -> None:
@@ -157,23 +156,33 @@ def report(arguments: list[str]) -> None:
     config = _flags(ReportConfig, "report RUN", "What a run shows, and how surely, from its stored results.", flags)
 
     from kimiajax.analysis import analyse
-    from kimiajax.files import write_text
     from kimiajax.report.stored import read_run
+    from kimiajax.report.swept import is_sweep
     from kimiajax.report.text import FORMATS
-    from kimiajax.shown import visible
 
     _check_file(config.out)
+    if is_sweep(folder):
+        _report_sweep(folder, config)
+        return
     run = read_run(folder)
     if config.format == "html":
         from kimiajax.report.html import write_report
 
-        _show(f"written to {write_report(run, analyse(run), config.out)}")
+        show(f"written to {write_report(run, analyse(run), config.out)}")
         return
-    text = FORMATS[config.format](run, analyse(run))
-    if config.out is None:
-        _show(text)
+    _write_text(config.out, FORMATS[config.format](run, analyse(run)))
+
+
+def _report_sweep(folder: str, config: "ReportConfig") -> None:
+    from kimiajax.report.swept import read_sweep, sweep_csv, write_sweep_report
+
+    results = read_sweep(folder)
+    if config.format == "html":
+        show(f"written to {write_sweep_report(folder, results, config.out)}")
+    elif config.format == "csv":
+        _write_text(config.out, sweep_csv(results))
     else:
-        write_text(config.out, visible(text) + "\n")
+        raise UserError(f"--format {config.format}: a sweep is told as html or csv; its places are runs, told as any")
 
 
 def compare(arguments: list[str]) -> None:
@@ -188,8 +197,9 @@ def compare(arguments: list[str]) -> None:
     from kimiajax.report.stored import read_run
 
     _check_file(config.out)
-    comparison = compare_runs(*map(read_run, folders))
-    _show(render_comparison(comparison))
+    a, b = map(read_run, folders)
+    comparison = compare_runs(a, b)
+    show(render_comparison(comparison))
     _write_json(config.out, comparison.as_dict())
 
 
@@ -205,7 +215,7 @@ def score(arguments: list[str]) -> None:
 
     _check_file(config.out)
     scored = score(predictions, config.truth)
-    _show(render_score(scored))
+    show(render_score(scored))
     _write_json(config.out, scored.as_dict())
 
 
@@ -216,7 +226,7 @@ def features(arguments: list[str]) -> None:
     (network,), flags = _leading(arguments, "features", "NETWORK", 1)
     config = _flags(FeaturesConfig, "features NETWORK", "A block's outputs for all patches, as one array.", flags)
     config.validate()
-    given = config.given("features needs --scans PATH, of a scan file, a folder of whole slides, an image or a folder")
+    given = config.needed("features needs --scans PATH, of a scan file, a folder of whole slides, an image or a folder")
     if config.out is None:
         raise UserError("features needs --out DIR, the folder to write")
 
@@ -247,7 +257,7 @@ def features(arguments: list[str]) -> None:
         progress=for_terminal(),
     )
     shape = " x ".join(map(str, record["shape"]))
-    _show(f"{record['tap']} of {network}, {shape}, written to {config.out}")
+    show(f"{record['tap']} of {network}, {shape}, written to {config.out}")
 
 
 def predict(arguments: list[str]) -> None:
@@ -281,12 +291,12 @@ def predict(arguments: list[str]) -> None:
         cache=cache,
         progress=for_terminal(),
     )
-    _show(render_applied(applied))
+    show(render_applied(applied))
     if config.out is not None:
         write_predictions_csv(config.out, applied)
-        _show(f"written to {config.out}")
+        show(f"written to {config.out}")
     if config.grad_cam is not None:
-        _show(f"pictures written to {config.grad_cam}")
+        show(f"pictures written to {config.grad_cam}")
 
 
 def _leading(arguments: list[str], command: str, names: str, count: int) -> tuple[list[str], list[str]]:
@@ -305,18 +315,21 @@ def _flags(kind: type[T], command: str, description: str, arguments: list[str]) 
     return tyro.cli(kind, prog=f"kimiajax {command}", description=description, args=arguments)
 
 
-def _show(text: str) -> None:
-    """Prints what may hold names from anywhere."""
-    from kimiajax.shown import visible
-
-    sys.stdout.reconfigure(errors="replace")
-    print(visible(text))
-
-
 def _check_file(path: Path | None) -> None:
     """Raises UserError, before any work, for a file to write that is a folder."""
     if path is not None and path.is_dir():
         raise UserError(f"--out {path}: is a folder; name the file to write")
+
+
+def _write_text(path: Path | None, text: str) -> None:
+    """Writes a text to a file, or prints it."""
+    from kimiajax.files import write_text
+    from kimiajax.shown import visible
+
+    if path is None:
+        show(text)
+    else:
+        write_text(path, visible(text) + "\n")
 
 
 def _write_json(path: Path | None, content: dict[str, object]) -> None:
@@ -324,4 +337,4 @@ def _write_json(path: Path | None, content: dict[str, object]) -> None:
 
     if path is not None:
         write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-        _show(f"written to {path}")
+        show(f"written to {path}")

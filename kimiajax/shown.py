@@ -1,7 +1,9 @@
 """Numbers and texts as a reader takes them, and what keeps a reader from taking them for more."""
 
+import io
 import itertools
 import re
+import sys
 from collections.abc import Iterable, Sequence
 
 FEW = 15  # test patches of a scan, under which a bootstrap within scans may give intervals that are too short
@@ -17,6 +19,13 @@ UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 def visible(text: str) -> str:
     """A text with what would steer a terminal, or turn the reading around, as its escape: `\\x1b[31m`."""
     return UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def show(text: str) -> None:
+    """Prints what may hold names from anywhere, on a terminal that may know ASCII only."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    print(visible(text))
 
 
 def percent(share: float | None) -> str:

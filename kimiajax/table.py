@@ -354,17 +354,25 @@ def _read_patches(
 
 def _open_scans(preset: str, config: TableConfig, out: Path, cache: Path, progress: Silent) -> Source:
     """What is given, or a synthetic scan file drawn into the output folder."""
+    if config.given() is None and config.draw_synthetic:
+        return open_scans(draw_scans(out, config, progress), config.patch_size)
     needs = f"{preset} needs scans: --scans PATH, of a scan file in the layout of Kimia_Path24.h5 or a folder"
-    given = config.given(None if config.draw_synthetic else needs)
-    if given is not None:
-        return open_scans(given, config.patch_size, config.mpp, cache=cache, track=progress.track)
+    return open_scans(config.needed(needs), config.patch_size, config.mpp, cache=cache, track=progress.track)
+
+
+def draw_scans(out: Path, config: TableConfig, progress: Silent) -> Path:
+    """Draws a synthetic scan file into a folder.
+
+    Raises:
+        UserError: a file that no program drew lies there.
+    """
     path = out / "scans.h5"
     if path.exists():
         with open_scans(path) as earlier:
             if not earlier.synthetic:
                 raise UserError(f"{path}: is no synthetic scan file and would be overwritten; choose another --out")
     write_synthetic_scans(path, seed=config.seed, track=progress.track, **SYNTHETIC)
-    return open_scans(path, config.patch_size)
+    return path
 
 
 def _taps(rows: list[Row], config: TableConfig) -> dict[str, set[str]]:

@@ -14,6 +14,7 @@ from kimiajax.config.commands import (
     ScoreConfig,
 )
 from kimiajax.config.patches import SOURCES, PatchConfig, ScansConfig, flag
+from kimiajax.config.sweep import SWEEPS, SweepConfig
 from kimiajax.config.table import DEMO, FLOORS, KINDS, PAPER, PRESETS, QUICK, RETRIEVAL, TABLE, TableConfig, setting_of
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "QUICK",
     "RETRIEVAL",
     "SOURCES",
+    "SWEEPS",
     "TABLE",
     "AuditConfig",
     "BlocksConfig",
@@ -39,6 +41,7 @@ __all__ = [
     "ReportConfig",
     "ScansConfig",
     "ScoreConfig",
+    "SweepConfig",
     "TableConfig",
     "flag",
     "setting_of",

@@ -40,19 +40,24 @@ class ScansConfig:
     cache: Path | None = None
     """Folder for what serves again: surveys, patches, weights, features; by default the user's cache folder."""
 
-    def given(self, needs: str | None = None) -> "Path | Dataset | None":
+    def needed(self, needs: str) -> "Path | Dataset":
         """Where patches come from: a path, or a prepared set.
 
         Args:
-            needs: what is impossible without, for the message; None where nothing need be given.
+            needs: what is impossible without, for the message.
 
         Raises:
             UserError: both are given, or neither.
         """
+        given = self.given()
+        if given is None:
+            raise UserError(f"{needs}, or --dataset NAME of a prepared data set")
+        return given
+
+    def given(self) -> "Path | Dataset | None":
+        """The same where it need not be given."""
         if self.dataset is not None and self.scans is not None:
             raise UserError(f"--scans {self.scans} and --dataset {self.dataset}: give one of them")
-        if self.dataset is None and self.scans is None and needs is not None:
-            raise UserError(f"{needs}, or --dataset NAME of a prepared data set")
         if self.dataset is None:
             return self.scans
         from kimiajax.data.sets import Dataset

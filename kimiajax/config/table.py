@@ -63,8 +63,8 @@ class TableConfig(PatchConfig):
     """Of fine-tuning, on what trains only."""
     label_smoothing: float = 0.0
     """Of fine-tuning: the share of a label that is spread over all scans."""
-    augmentation: Literal["none", "keras2017", "keras"] = "keras2017"
-    """Of fine-tuning: shear, zoom and mirroring as Keras did it in 2017, or as it does it now."""
+    augmentation: Literal["none", "keras2017", "keras", "strong"] = "keras2017"
+    """Of fine-tuning: shear, zoom and mirroring as Keras did it in 2017, or as it does it now; strong turns as well."""
     blocks: tuple[str, ...] = ("paper",)
     """What is fine-tuned: a preset, or blocks joined by commas; `kimiajax blocks NETWORK` shows them. As --weights."""
     frozen_bn: Literal["inference", "batch", "keras2017"] | None = None

@@ -1,4 +1,5 @@
-"""Random shear, zoom and mirroring of a batch on the device, as Keras' ImageDataGenerator does it image by image.
+"""Random shear, zoom and mirroring of a batch on the device, as Keras' ImageDataGenerator does it image by image, and
+more where more is asked for.
 
 What this reproduces is `ImageDataGenerator(shear_range=0.2, zoom_range=0.2, horizontal_flip=True)`, which has come to
 mean another thing since the paper's time: see `KERAS_2017` and `KERAS_TODAY`. The transform takes each pixel of the
@@ -8,13 +9,14 @@ A draw is a matrix of whole multiples of 2**-16, and places are computed from it
 scipy's `affine_transform` given the same matrix, look at the same places to the last bit, ties included.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from kimiajax.shapes import Bool, Int, Shaped
+from kimiajax.shapes import Bool, Float, Int, Shaped
 
 BITS = 16  # after the binary point; images up to 8,000 pixels wide stay within 32-bit integers
 
@@ -30,6 +32,9 @@ class Augmentation:
         order: of interpolation; 0 takes the nearest pixel, 1 is bilinear.
         sheared: the axis that the matrix's first row moves along.
         centre: what is added to half the side for the fixed point of the transform, in half pixels: 1 or -1.
+        turn: the angle of a rotation after these is drawn from [-turn, turn], in radians.
+        contrast: differences from an image's mean are multiplied by a factor from [1 - contrast, 1 + contrast].
+        brightness: a share of white from [-brightness, brightness] is added to every pixel; 0 and 255 stay the bounds.
     """
 
     shear: float
@@ -38,6 +43,14 @@ class Augmentation:
     order: Literal[0, 1]
     sheared: Literal["rows", "columns"]
     centre: Literal[1, -1]
+    turn: float = 0.0
+    contrast: float = 0.0
+    brightness: float = 0.0
+
+    @property
+    def grades(self) -> bool:
+        """Whether gray values change, and not only places."""
+        return self.contrast > 0 or self.brightness > 0
 
 
 # Keras 2.0: shear in radians, nearest pixels, and a centre one pixel too far down and right.
@@ -46,7 +59,15 @@ KERAS_2017 = Augmentation(0.2, 0.2, True, 0, "rows", 1)
 # Keras 3: the same line means 0.2 degrees, bilinear interpolation, axes exchanged, about the true centre.
 KERAS_TODAY = Augmentation(0.2 * 3.141592653589793 / 180, 0.2, True, 1, "columns", -1)
 
-AUGMENTATIONS: dict[str, Augmentation | None] = {"none": None, "keras2017": KERAS_2017, "keras": KERAS_TODAY}
+# This project's own: tissue has no upright and no handedness, and scanners differ in exposure.
+STRONG = Augmentation(0.3, 0.3, True, 1, "rows", -1, turn=math.pi, contrast=0.25, brightness=0.1)
+
+AUGMENTATIONS: dict[str, Augmentation | None] = {
+    "none": None,
+    "keras2017": KERAS_2017,
+    "keras": KERAS_TODAY,
+    "strong": STRONG,
+}
 
 
 class Draws(NamedTuple):
@@ -65,15 +86,22 @@ def draw(augmentation: Augmentation, keys: Shaped[jax.Array, " b"]) -> Draws:
         angle = jax.random.uniform(for_shear, minval=-augmentation.shear, maxval=augmentation.shear)
         first, second = jax.random.uniform(for_zoom, (2,), minval=1 - augmentation.zoom, maxval=1 + augmentation.zoom)
         mirrored = jax.random.bernoulli(for_mirror) & augmentation.mirror
-        return matrix_of(angle, first, second, augmentation.sheared), mirrored
+        turn = None
+        if augmentation.turn:
+            turn = jax.random.uniform(jax.random.fold_in(key, 0), minval=-augmentation.turn, maxval=augmentation.turn)
+        return matrix_of(angle, first, second, augmentation.sheared, turn), mirrored
 
     return Draws(*jax.vmap(one)(keys))
 
 
-def matrix_of(angle: jax.Array, first: jax.Array, second: jax.Array, sheared: str) -> Int[jax.Array, "2 2"]:
-    """Shear times zoom, [[1, -sin a], [0, cos a]] diag(first, second), in multiples of 2**-16."""
+def matrix_of(
+    angle: jax.Array, first: jax.Array, second: jax.Array, sheared: str, turn: jax.Array | None = None
+) -> Int[jax.Array, "2 2"]:
+    """Shear times zoom, [[1, -sin a], [0, cos a]] diag(first, second), then a rotation, in multiples of 2**-16."""
     matrix = jnp.array([[first, -jnp.sin(angle) * second], [0, jnp.cos(angle) * second]])
     matrix = matrix if sheared == "rows" else matrix[::-1, ::-1]
+    if turn is not None:
+        matrix = jnp.array([[jnp.cos(turn), -jnp.sin(turn)], [jnp.sin(turn), jnp.cos(turn)]]) @ matrix
     return jnp.round(matrix * 2**BITS).astype(jnp.int32)
 
 
@@ -107,7 +135,23 @@ def augment(
     augmentation: Augmentation, images: Shaped[jax.Array, "b h w"], keys: Shaped[jax.Array, " b"]
 ) -> Shaped[jax.Array, "b h w"]:
     """A random transform of each gray image, decided by its key alone; values stay within the image's own."""
-    return warp(images, draw(augmentation, keys), order=augmentation.order, centre=augmentation.centre)
+    warped = warp(images, draw(augmentation, keys), order=augmentation.order, centre=augmentation.centre)
+    return grade(augmentation, warped, keys) if augmentation.grades else warped
+
+
+def grade(
+    augmentation: Augmentation, images: Shaped[jax.Array, "b h w"], keys: Shaped[jax.Array, " b"]
+) -> Float[jax.Array, "b h w"]:
+    """Each gray image with a contrast and a brightness that its key decides, within [0, 255]."""
+
+    def one(image: jax.Array, key: jax.Array) -> jax.Array:
+        for_contrast, for_brightness = jax.random.split(jax.random.fold_in(key, 1))
+        factor = 1 + augmentation.contrast * jax.random.uniform(for_contrast, minval=-1, maxval=1)
+        added = 255 * augmentation.brightness * jax.random.uniform(for_brightness, minval=-1, maxval=1)
+        image = image.astype(jnp.float32)
+        return jnp.clip(image.mean() + factor * (image - image.mean()) + added, 0, 255)
+
+    return jax.vmap(one)(images, keys)
 
 
 ONE = 1 << (BITS + 1)  # a pixel, in the unit of places

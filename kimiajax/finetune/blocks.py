@@ -1,5 +1,6 @@
 """Which blocks train: names to a label for every leaf, the tree split along it, and the study's choices by name."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +86,8 @@ def merge(left: Params, right: Params) -> Params:
     return unflatten_dict({**flatten_dict(left), **flatten_dict(right)})
 
 
-def _trunk(backbone: Backbone) -> tuple[str, ...]:
+def weighted_blocks(backbone: Backbone) -> tuple[str, ...]:
+    """The blocks below the head that have something to train."""
     return tuple(block for block in backbone.trunk if block != "pooled")
 
 
@@ -94,14 +96,29 @@ PRESETS: dict[str, tuple[str, Callable[[Backbone], tuple[str, ...]], Mode]] = {
     "paper": ("the paper's last blocks and the head", lambda b: (*b.fine_tuned, "head"), "inference"),
     "head_only": ("the head", lambda b: ("head",), "inference"),
     "nothing": ("nothing: what layers[:25] froze of Keras 2's VGG16", lambda b: (), "inference"),
-    "all": ("every block and the head", lambda b: (*_trunk(b), "head"), "inference"),
+    "all": ("every block and the head", lambda b: (*weighted_blocks(b), "head"), "inference"),
     "all_but_last": (
         "every block but the last, and the head: section IV-C of the paper, word for word",
-        lambda b: (*(block for block in _trunk(b) if block != b.fine_tuned[-1]), "head"),
+        lambda b: (*(block for block in weighted_blocks(b) if block != b.fine_tuned[-1]), "head"),
         "inference",
     ),
     "adabn_only": ("no weight; batch statistics adapt to the new data", lambda b: (), "keras2017"),
 }
+
+
+LAST = re.compile(r"last(\d+)")  # last0 is the head alone
+
+
+def last_blocks(backbone: Backbone, count: int) -> tuple[str, ...]:
+    """The last so many blocks that have weights, and the head.
+
+    Raises:
+        UserError: the network has fewer.
+    """
+    trunk = weighted_blocks(backbone)
+    if count > len(trunk):
+        raise UserError(f"last{count}: {backbone.name} has {len(trunk)} blocks ({', '.join(trunk)})")
+    return (*trunk[len(trunk) - count :], "head")
 
 
 def blocks_of(backbone: Backbone, names: Sequence[str], frozen_bn: Mode | None = None) -> TrainableBlocks:
@@ -109,7 +126,7 @@ def blocks_of(backbone: Backbone, names: Sequence[str], frozen_bn: Mode | None =
 
     Args:
         backbone: the network.
-        names: one such name, or blocks, parts of blocks, and "head".
+        names: one such name, `last2` for the last two blocks, or blocks, parts of blocks, and "head".
         frozen_bn: what frozen batch normalisation does; by default what the preset says, else "inference".
 
     Raises:
@@ -123,12 +140,14 @@ def blocks_of(backbone: Backbone, names: Sequence[str], frozen_bn: Mode | None =
         return TrainableBlocks(choose(backbone), frozen_bn or mode)
     if len(names) == 1 and names[0] in cuts:
         return TrainableBlocks(cuts[names[0]], frozen_bn or "inference")
-    known = (*_trunk(backbone), "head")
+    if len(names) == 1 and (last := LAST.fullmatch(names[0])):
+        return TrainableBlocks(last_blocks(backbone, int(last[1])), frozen_bn or "inference")
+    known = (*weighted_blocks(backbone), "head")
     unknown = [name for name in names if name.split("/")[0] not in known]
     if unknown:
         raise UserError(
             f"unknown block {unknown[0]!r} of {backbone.name}; choose from {', '.join(known)}, or one preset "
-            f"alone: {', '.join((*PRESETS, *cuts))}"
+            f"alone: {', '.join((*PRESETS, *cuts))}, or last2 for the last two blocks"
         )
     blocks = TrainableBlocks(tuple(names), frozen_bn or "inference")
     if any("/" in name for name in names):

@@ -17,8 +17,9 @@ from kimiajax.statistics import Interval
 
 WIDTH = 4.7  # inches: as wide as a phone, so that nothing is made smaller there
 INK, GREY, BLUE, ORANGE = "#1b1f24", "#6a737d", "#0b5fa5", "#b35900"  # at least 4.5 : 1 on white
+CURVES = (BLUE, ORANGE, "#1a7f37", "#8250df", GREY, "#a40e26")
 FAMILY_COLOURS = {"table": BLUE, "floor": GREY, "retrieval": ORANGE}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "axes.edgecolor": GREY,
@@ -158,15 +159,51 @@ def distribution_figure(train: Sequence[int], test: Sequence[int]) -> Figure:
     """The paper's Fig. 2: training and test patches of each scan."""
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(WIDTH, 3.2), layout="constrained")
-        for axes, counts, name, colour in zip(
-            canvas.subplots(2, sharex=True), (train, test), ("training", "test"), (BLUE, ORANGE)
-        ):
+        both = canvas.subplots(2, sharex=True)
+        for axes, counts, name, colour in zip(both, (train, test), ("training", "test"), (BLUE, ORANGE)):
             axes.bar(range(len(counts)), counts, color=colour)
             axes.set_ylabel(f"{name}\npatches")
-        _scan_ticks(axes, len(train), vertical=False)
-        axes.set_xlabel("scan")
+        _scan_ticks(both[-1], len(train), vertical=False)
+        both[-1].set_xlabel("scan")
         told = f"{sum(train):,} training patches, {_counts(train)}; {sum(test):,} test patches, {_counts(test)}"
         return Figure(_svg(canvas), f"Patches of each scan: {told}.", f"Patches of each scan: {told}.")
+
+
+def sweep_figure(axis: dict[str, Any], values: Sequence[Any], score: str, guess: float) -> Figure:
+    """A score along one axis of a sweep: a line a row with 95 % intervals, a dot a seed, a ring at the centre."""
+    guess = guess**2 if score == "eta_total" else guess
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=(WIDTH, 3.4), layout="constrained")
+        axes = canvas.subplots()
+        told, count = [], len(axis["curves"])
+        for number, curve in enumerate(axis["curves"]):
+            points = [point for point in curve["points"] if point[score] is not None]
+            shift = 0.06 * (number - (count - 1) / 2)  # so that bars at one value stand beside each other
+            places = np.array([values.index(point["value"]) for point in points]) + shift
+            colour, middle = CURVES[number % len(CURVES)], [100 * point[score] for point in points]
+            style = "-" if number < len(CURVES) else "--"
+            axes.plot(places, middle, style, color=colour, linewidth=1.3, label=curve["approach"])
+            for place, point in zip(places, points):
+                low, high = point["intervals"][score]
+                axes.plot([place, place], [100 * low, 100 * high], color=colour, linewidth=2, alpha=0.55)
+                seeds = [100 * value for value in point["by_seed"][score] if value is not None]
+                axes.plot([place] * len(seeds), seeds, ".", color=colour, markersize=3)
+                ring = point["value"] == curve["centre"]
+                face = "white" if ring else colour
+                axes.plot(place, 100 * point[score], "o", color=colour, markersize=6 if ring else 4, mfc=face, zorder=3)
+            drawn = (f"{point['value']}: {value:.1f}" for point, value in zip(points, middle))
+            told.append(f"{curve['approach']} {', '.join(drawn)}")
+        axes.axhline(100 * guess, color=GREY, linestyle=":", linewidth=1)
+        axes.set(xticks=range(len(values)), xticklabels=values, xlabel=axis["title"], ylabel=f"{score}, per cent")
+        axes.set_xlim(-0.4, len(values) - 0.6)
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color="#e1e4e8", linewidth=0.7)
+        axes.set_axisbelow(True)
+        canvas.legend(loc="outside upper left", ncols=2, frameon=False)
+        alt = f"{score} in per cent over {axis['title']}: {'; '.join(told)}."
+        return Figure(
+            _svg(canvas), alt, f"{score} over {axis['title']}; a ring is the centre, the dotted line guessing."
+        )
 
 
 def curves_figure(histories: Sequence[dict[str, list[dict[str, Any]]]], name: str) -> Figure:

@@ -1,7 +1,7 @@
 """One file that shows what a run found, and how surely: `report.html`. It needs no network, no script and no model."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,33 @@ def write_report(run: StoredRun, analysis: Analysis, path: Path | None = None) -
     Raises:
         UserError: matplotlib or jinja2 is not installed.
     """
+    path = path or run.folder / "report.html"
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; name the file, {path / 'report.html'} say")
+    content = page("report.html.j2", lambda figures: context(run, analysis, figures))
+    figures_of_it = json.dumps(analysis.as_dict(), indent=2, allow_nan=False)
+    with new_file(path) as aside, new_file(path.with_name(f"{path.stem}.analysis.json")) as beside:  # both, or neither
+        aside.write_text(content, encoding="utf-8", newline="")
+        beside.write_text(figures_of_it + "\n", encoding="utf-8", newline="")
+    return path
+
+
+def page(template: str, context_of: Callable[[Any], dict[str, Any]]) -> str:
+    """A template's page.
+
+    Args:
+        template: its file.
+        context_of: gives what it takes, from the module that draws figures.
+
+    Raises:
+        UserError: matplotlib or jinja2 is not installed.
+    """
     try:
         import jinja2
 
         from kimiajax.report import figures
     except ModuleNotFoundError as error:
         raise UserError(f'report: {error.name} is not installed; `pip install "kimiajax[report]"`') from error
-    path = path or run.folder / "report.html"
-    if path.is_dir():
-        raise UserError(f"--out {path}: is a folder; name the file, {path / 'report.html'} say")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kimiajax.report", "."),
         autoescape=True,
@@ -53,12 +71,7 @@ def write_report(run: StoredRun, analysis: Analysis, path: Path | None = None) -
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "points": points, "p": p_value, "number": "{:,}".format}
-    content = visible(environment.get_template("report.html.j2").render(context(run, analysis, figures)))
-    figures_of_it = json.dumps(analysis.as_dict(), indent=2, allow_nan=False)
-    with new_file(path) as page, new_file(path.with_name(f"{path.stem}.analysis.json")) as beside:  # both, or neither
-        page.write_text(content, encoding="utf-8", newline="")
-        beside.write_text(figures_of_it + "\n", encoding="utf-8", newline="")
-    return path
+    return visible(environment.get_template(template).render(context_of(figures)))
 
 
 def context(run: StoredRun, analysis: Analysis, figures: Any) -> dict[str, Any]:
@@ -118,10 +131,10 @@ def context(run: StoredRun, analysis: Analysis, figures: Any) -> dict[str, Any]:
         "data": _data(run),
         "audits": [(seed["config"]["seed"], seed["data"]["audit"]) for seed in run.seeds],
         "weights": [
-            (network, [_flat({**each, "parent": None}) for each in ancestry(lineage)])
+            (network, [flat({**each, "parent": None}) for each in ancestry(lineage)])
             for network, lineage in run.seeds[0]["weights"].items()
         ],
-        "environment": _flat(run.seeds[0]["environment"]),
+        "environment": flat(run.seeds[0]["environment"]),
         "config": [(name, _plain(value)) for name, value in results["config"].items()],
         "rerun": rerun(results, {name: default.as_dict() for name, (_, default) in PRESETS.items()}),
         "draws": analysis.draws,
@@ -209,7 +222,7 @@ def _data(run: StoredRun) -> list[tuple[str, str]]:
     ]
 
 
-def _flat(record: dict[str, Any]) -> list[tuple[str, str]]:
+def flat(record: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, _plain(value)) for name, value in record.items() if value is not None]
 
 

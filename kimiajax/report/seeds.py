@@ -59,11 +59,12 @@ def summarise(runs: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[st
 
 def _mean_recall(records: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
     """What the seeds found of the nearest patches, on average."""
-    if None in records:
+    found = [record for record in records if record is not None]
+    if len(found) < len(records):
         return None
-    shares = {k: statistics.fmean(each["recall_at"][k] for each in records) for k in records[0]["recall_at"]}
-    rate = statistics.fmean(each["queries_per_second"] for each in records)
-    return {**records[0], "recall_at": shares, "queries_per_second": rate}
+    shares = {k: statistics.fmean(each["recall_at"][k] for each in found) for k in found[0]["recall_at"]}
+    rate = statistics.fmean(each["queries_per_second"] for each in found)
+    return {**found[0], "recall_at": shares, "queries_per_second": rate}
 
 
 def _common(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -187,15 +187,16 @@ def _predictions(folder: Path, results: dict[str, Any], row: str, truth: Truth) 
     return join(predictions, truth)
 
 
-def rerun(results: dict[str, Any], presets: dict[str, Any]) -> str:
+def rerun(results: dict[str, Any], presets: dict[str, Any], command: str = "kimiajax table") -> str:
     """The command that computes a run again: its preset, and every setting in which it departs from that.
 
     Args:
         results: of the run.
         presets: the settings of each preset, by name.
+        command: whose presets these are.
     """
     default = presets.get(results["preset"], {})
-    return " ".join(["kimiajax table", results["preset"], *_flags(results["config"], default)])
+    return " ".join([command, results["preset"], *_flags(results["config"], default)])
 
 
 def _flags(config: dict[str, Any], default: dict[str, Any]) -> Iterator[str]:
