@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: setup setup-torch demo test test-parity test-slow test-torch test-beam test-faults bench bench-full bench-gpu bench-peers lint format lock clean
+.PHONY: setup setup-torch demo test test-parity test-slow test-torch test-beam test-faults examples docs bench bench-full bench-gpu bench-peers lint format lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -76,6 +76,11 @@ bench-peers: $(PEERS)
 	.peers/$*/bin/python -m pip install -q --disable-pip-version-check -r $<
 	touch $@
 
+# On synthetic scans and random weights; each script says at its top what it asks and what it printed.
+examples: $(STAMP)
+	set -e; for script in $(filter-out examples/scans.py,$(wildcard examples/*.py)); do \
+		echo "== $$script"; $(BIN)/python $$script; done
+
 # The short form, under 25 minutes on two cores; and every batch size, image size and scope, hours.
 bench: $(STAMP)
 	$(BIN)/kimiajax bench --peers all --out runs/bench/bench.json
@@ -93,6 +98,7 @@ bench-gpu:
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --level error
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

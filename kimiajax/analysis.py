@@ -97,9 +97,8 @@ def confusion_of(
 
 def unfit(run: StoredRun) -> dict[str, str]:
     """Why rows can bear no claim of the paper's, of those that cannot."""
-    synthetic, unverified, failed, random = (
-        mark(run.seeds) for mark in (is_synthetic, is_unverified, failed_checks, random_networks)
-    )
+    synthetic, unverified = is_synthetic(run.seeds), is_unverified(run.seeds)
+    failed, random = failed_checks(run.seeds), random_networks(run.seeds)
     found = {}
     for name, row in run.rows.items():
         network = next((network for network in random if name.endswith(network)), None)

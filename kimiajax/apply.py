@@ -128,13 +128,14 @@ def apply_row(
         )
         judged = [judge(part.pixels) for part in parts]
         if aside is not None:
+            assert isinstance(learnt, Weights)  # `_check_explicable` refuses all else
             classes = [predicted for predicted, _ in judged]
             explain_row(learnt, finished.num_scans, parts, classes, aside, layer=layer, progress=progress)
-    scans = [part.scans for part in parts]
+    scans = [part.scans for part in parts if part.scans is not None]
     return Applied(
         tuple(finished.results["data"]["names"]),
         tuple(patch_id for part in parts for patch_id in part.ids),
-        None if any(each is None for each in scans) else np.concatenate(scans),
+        None if len(scans) < len(parts) else np.concatenate(scans),
         np.concatenate([predicted for predicted, _ in judged]).astype(np.int32),
         np.concatenate([scores for _, scores in judged]),
         kind,
@@ -191,11 +192,11 @@ def write_predictions_csv(path: str | Path, applied: Applied) -> None:
     """
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
-    known = applied.scans is not None
+    scans = applied.scans
     scores = (f"score_{number}" for number in range(len(applied.names)))
-    writer.writerow(("patch_id", *(["scan"] if known else []), "predicted", "name", *scores))
+    writer.writerow(("patch_id", *([] if scans is None else ["scan"]), "predicted", "name", *scores))
     for k, (patch_id, guess) in enumerate(zip(applied.ids, applied.predicted.tolist())):
-        scan = [int(applied.scans[k])] if known else []
+        scan = [] if scans is None else [int(scans[k])]
         writer.writerow((patch_id, *scan, guess, applied.names[guess], *(f"{s:.6g}" for s in applied.scores[k])))
     write_text(Path(path), lines.getvalue())
 

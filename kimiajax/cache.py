@@ -25,7 +25,8 @@ def load_arrays(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: type
         digests = json.loads((folder / DIGESTS).read_text())
         damaged = [name for name in shapes if sha256_file(folder / f"{name}.npy") != digests[name]]
         mapped = np.lib.format.open_memmap  # which reads plain arrays and nothing else
-        arrays = {} if damaged else {name: mapped(folder / f"{name}.npy", "r") for name in shapes}
+        sound = () if damaged else shapes
+        arrays: dict[str, np.ndarray] = {name: mapped(folder / f"{name}.npy", "r") for name in sound}
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if damaged:
@@ -42,7 +43,7 @@ def vouch_for(folder: Path) -> None:
     (folder / DIGESTS).write_text(json.dumps(digests))
 
 
-def new_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+def new_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
     """A new file mapped into memory, its space taken at once: a disk that is full later on would kill the process.
 
     Raises:

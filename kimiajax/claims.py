@@ -73,10 +73,10 @@ class Printed(Evidence):
         if score != "eta_p":
             return f"predictions are not published, so nothing is known of how surely {score} differs"
         n = paper.TEST_PATCHES
-        counts = [round(paper.TABLE_1[row].eta_p * n) for row in (first, second)]
-        test = two_proportions(*counts, n)
-        how = f"{counts[0]} against {counts[1]} of {n:,} patches, z = {test.z:.2f} as if unpaired"
-        return Difference((counts[0] - counts[1]) / n, unpaired_interval(*counts, n), test.p_value, how)
+        one, other = (round(paper.TABLE_1[row].eta_p * n) for row in (first, second))
+        test = two_proportions(one, other, n)
+        how = f"{one} against {other} of {n:,} patches, z = {test.z:.2f} as if unpaired"
+        return Difference((one - other) / n, unpaired_interval(one, other, n), test.p_value, how)
 
 
 @dataclass(frozen=True)

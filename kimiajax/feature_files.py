@@ -175,7 +175,7 @@ def check_new(folder: Path, flag: str) -> None:
         raise UserError(f"{folder}: exists already; choose another {flag}, or remove it")
 
 
-def _new_features(path: Path, shape: tuple[int, ...], out: Path) -> np.ndarray:
+def _new_features(path: Path, shape: tuple[int, ...], out: Path) -> np.memmap:
     try:
         return new_array(path, shape, np.float32)
     except UserError as error:

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,9 +96,10 @@ def extract_taps(
 
     pictures = _digests(images)
     program = _key(backbone, variables, images.shape[1:], blocks, precision)
-    folder = cache / "features" / f"{program}-{len(images)}-{hashlib.sha256(pictures).hexdigest()[:16]}"
+    folder = cache / "features" / f"{program}-{len(images)}-{hashlib.sha256(pictures.data).hexdigest()[:16]}"
     found = load_arrays(folder, shapes, np.float32)
     if processes.agree(found is not None):
+        assert found is not None
         progress.say(f"{description}: found in {folder}")
         mark_used(folder)
         return Taps(found, cached=True)
@@ -120,7 +121,7 @@ def extract_taps(
     return Taps(kept, cached=known > 0)
 
 
-def _copy_known(folder: Path, program: str, pictures: np.ndarray, arrays: dict[str, np.ndarray]) -> np.ndarray:
+def _copy_known(folder: Path, program: str, pictures: np.ndarray, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """Fills in what the same program computed of any of these images before; the places of the others.
 
     A patch's outputs do not depend on the patches beside it, so they are the same to the bit.
@@ -255,7 +256,7 @@ def _compiled(
     taps: tuple[str, ...],
     precision: Precision,
     alone: bool,
-    tree: jax.tree_util.PyTreeDef,
+    tree: Any,
     leaves: tuple[jax.ShapeDtypeStruct, ...],
     part: jax.ShapeDtypeStruct,
 ) -> Any:
@@ -275,7 +276,7 @@ def _compute(
     backbone: Backbone,
     variables: Variables,
     images: np.ndarray,
-    arrays: dict[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray],
     batch_size: int,
     precision: Precision,
     progress: Silent,

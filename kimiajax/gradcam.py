@@ -155,7 +155,7 @@ def _maps(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The fields of `Maps` for a batch."""
 
-    def explain(image: jax.Array, label: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def explain(image: Array, label: Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
         at = at_layer(classifier, variables, image, label, path)
         return heat_map(at, len(image)), at.label, at.logits
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kimiajax import processes
 
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}  # 128 and the signal's number, as shells have it
+STATUS: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}  # 128 and the signal's number, as shells have it
 
 
 class Interrupted(BaseException):

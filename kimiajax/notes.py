@@ -67,7 +67,7 @@ def _training_notes(study: Study) -> list[str]:
     tuned = {
         row.approach: study.weights[row.network].backbone
         for row in all_rows()
-        if row.name in config.rows and row.scheme == "fine-tuned"
+        if row.network and row.name in config.rows and row.scheme == "fine-tuned"
     }
     tuned = {approach: backbone for approach, backbone in tuned.items() if anything_moves(backbone, config)}
     if tuned:

@@ -136,7 +136,9 @@ def wait(name: str) -> None:
         return
     from jax._src import distributed  # as Orbax does it; jax.experimental waits by devices only
 
-    distributed.global_state.client.wait_at_barrier(f"{name} {next(_WAITS)}", A_DAY)
+    client = distributed.global_state.client
+    assert client is not None
+    client.wait_at_barrier(f"{name} {next(_WAITS)}", A_DAY)
 
 
 def asked_to_end(step: int) -> bool:

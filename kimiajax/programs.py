@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jaxlib
+import jaxlib.version
 
 from kimiajax.environment import processor_facts
 
@@ -20,7 +20,7 @@ class Kept(NamedTuple):
     """Where programs are kept, and how many were there."""
 
     folder: Path
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]  # nobody asks for the tuple's
 
 
 def keep_programs(cache: Path) -> Kept | None:
@@ -32,7 +32,9 @@ def keep_programs(cache: Path) -> Kept | None:
         None where the user has a cache of his own (JAX_COMPILATION_CACHE_DIR) or wants none
         (JAX_ENABLE_COMPILATION_CACHE=false), and where the folder cannot be written.
     """
-    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+    own = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
+    enabled = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]  # likewise
+    if own is not None or not enabled:
         return None
     folder = cache / "programs" / _kind()
     try:
@@ -49,7 +51,7 @@ def _kind() -> str:
     """Names this kind of processor and this compiler."""
     facts = processor_facts()
     about = [facts.get(name) for name in ("model name", "flags", "Features")]
-    kind = [jaxlib.__version__, platform.machine(), platform.processor(), *about]
+    kind = [jaxlib.version.__version__, platform.machine(), platform.processor(), *about]
     return hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:16]
 
 

@@ -154,13 +154,13 @@ def retrieve(
 def _entered(rows: Shaped[jax.Array | np.ndarray, "n d"], distance: str, name: str) -> Shaped[jax.Array, "n d"]:
     """Rows on the device as they are compared, after those that cannot be were refused."""
     enter, of_square = DISTANCES[distance]
-    rows = enter(jnp.asarray(rows))
+    entered = enter(jnp.asarray(rows))
     if of_square:
-        squares = np.asarray(_squares(rows))
+        squares = np.asarray(_squares(entered))
         _refuse(~(squares < LARGEST), name, "hold NaN, infinity or what is too large to square; check the weights")
         if distance == "cosine":
             _refuse(squares == 0, name, "are zeros, which have no direction; take the Euclidean distance")
-    return rows
+    return entered
 
 
 def _refuse(wrong: Bool[np.ndarray, " n"], name: str, why: str) -> None:
@@ -201,6 +201,7 @@ def _search(
         least = squares - 2 * (offset @ gallery.T - offset @ origin) - rounding
 
         def compare(state: tuple[Neighbours, jax.Array, jax.Array]) -> tuple[Neighbours, jax.Array, jax.Array]:
+            assert of_square is not None
             found, least, _ = state
             lowest, at = jax.lax.top_k(-least, min(k + spare, size))
             distances = of_square(jnp.square(gallery[at] - query).sum(axis=1))

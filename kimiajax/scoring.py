@@ -209,7 +209,9 @@ def read_truth(path: str | Path) -> Truth:
             )
         raise UserError(f"{path}: holds neither {MANIFEST} nor training and test images; the truth is {TRUTHS}")
     with open_scans(path) as source:
-        return _of_patches(path, source.test_patches(), len(source), source.marks)
+        patches = source.test_patches()
+        assert patches is not None  # slides, which hold out none, were refused
+        return _of_patches(path, patches, len(source), source.marks)
 
 
 def join(predictions: Predictions, truth: Truth) -> Int[np.ndarray, " n"]:

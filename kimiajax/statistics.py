@@ -259,7 +259,7 @@ def compare_pairs(
     of_scan = correct.astype(np.float64) @ (scans[:, None] == np.arange(len(tested)))
     whole = _mean_over_seeds(scores_of(of_scan, tested), len(rows))
     sides = [np.stack([rows[pair[side]] for pair in pairs]) for side in (0, 1)]
-    permuted = permutation(scans, *sides, seed, draws)
+    permuted = permutation(scans, sides[0], sides[1], seed, draws)
     only = [(one & ~other).sum((1, 2)) for one, other in (sides, sides[::-1])]
     found = []
     for number, (first, second) in enumerate(pairs):
@@ -367,4 +367,6 @@ def smallest_difference(
         spread = np.sqrt(max(discordant - difference**2, 0))
         return difference * np.sqrt(tested) - level * np.sqrt(discordant) - wanted * spread
 
-    return float(scipy.optimize.brentq(found, 0, discordant)) if found(discordant) > 0 else None
+    if found(discordant) <= 0:
+        return None
+    return float(scipy.optimize.brentq(found, 0, discordant))  # pyright: ignore[reportArgumentType]  # a tuple on request

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for framework, module in FRAMEWORKS.items():
-        command = commands.add_parser(framework, parents=[shared], help=module.__doc__.split("\n", 1)[0])
+        command = commands.add_parser(framework, parents=[shared], help=(module.__doc__ or "").split("\n", 1)[0])
         command.add_argument("network", choices=[name for name, _ in all_files(framework)])
         command.add_argument("file", type=Path)
         command.add_argument("out", type=Path, help="folder to write; must not exist")

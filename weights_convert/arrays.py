@@ -159,5 +159,5 @@ def open_safetensors(path: Path) -> Iterator[dict[str, Stored]]:
 
 def _stored(file: Any, name: str) -> Stored:
     described = file.get_slice(name)
-    dtype = described.get_dtype()
+    dtype: str = described.get_dtype()
     return Stored(tuple(described.get_shape()), SAFETENSORS_TYPES.get(dtype, dtype), lambda: file.get_tensor(name))

@@ -1,9 +1,11 @@
 """A weight file to a backbone's variables: every array in its place, once, or one error that lists what is wrong."""
 
+import contextlib
 import datetime
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -104,9 +106,7 @@ def convert(
     return Weights(variables, lineage)
 
 
-def _exported_lineage(
-    network: str, attributes: dict[str, object], variables: Variables, path: Path
-) -> dict[str, object]:
+def _exported_lineage(network: str, attributes: dict[str, Any], variables: Variables, path: Path) -> dict[str, object]:
     """What an exported file says of its weights: they were trained where it says, not by the framework it is for.
 
     Raises:
@@ -114,14 +114,13 @@ def _exported_lineage(
     """
     if keras.LINEAGE not in attributes:
         return {}
-    try:
+    parent, inherited, same = None, {}, False
+    with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError):
         parent = parse_json(attributes[keras.LINEAGE])
         inherited = {key: parent[key] for key in ("label_offset", "expected_input")}
         origin_of(parent)
         told = parent["format"], parent["network"], parent["digest"]
         same = told == (LINEAGE_FORMAT, network, digest(variables))
-    except (KeyError, ValueError, TypeError, AttributeError):
-        same = False
     if not same:
         raise UserError(
             f"{path}: its arrays are not those that its lineage speaks of: it was changed after its export; remove the "
@@ -224,7 +223,7 @@ def _expected_shapes(
         return math.prod(kernel.shape) // outputs if kernel and outputs else None
 
     first = [to[:-1] for to in stored if to[1] in backbone.top[:1] and to[-1] == "kernel"]
-    flat = (first and inputs(*first[0])) or (backbone.hidden and inputs("params", "head", "hidden"))
+    flat = (inputs(*first[0]) if first else None) or (inputs("params", "head", "hidden") if backbone.hidden else None)
     if flat:  # dense layers on what is flattened hold for one image size
         size = backbone.size_for(flat)
     blocks = backbone.blocks if "top" in present else backbone.trunk

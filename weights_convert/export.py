@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -70,7 +71,7 @@ def must_be_new(path: Path) -> None:
 
 
 def _find(variables: Variables, path: tuple[str, ...]) -> np.ndarray | None:
-    node = variables
+    node: Any = variables
     for key in path:
         if key not in node:
             return None

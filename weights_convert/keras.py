@@ -132,8 +132,9 @@ def _check_links(file: h5py.File, path: Path) -> None:
 
 
 def _find(file: h5py.File, path: Path) -> tuple[dict[str, Stored], str]:
-    if isinstance(file.get("layers"), h5py.Group):
-        return _by_saved_name(file["layers"], path), ".weights.h5 or .keras"
+    layers = file.get("layers")
+    if isinstance(layers, h5py.Group):
+        return _by_saved_name(layers, path), ".weights.h5 or .keras"
     root = file.get("model_weights", file)
     if not isinstance(root, h5py.Group):
         raise UserError(f"{path}: /model_weights is no group; give a file that Keras saved")
@@ -184,7 +185,8 @@ def _by_saved_name(layers: h5py.Group, path: Path) -> dict[str, Stored]:
         layer = item.attrs.get("name")
         if not isinstance(layer, str) or not is_name(layer):
             raise UserError(f"{path}: {item.name} does not say which layer it is; save it with a newer Keras")
-        numbered = [item[str(number)] for number in range(len(item)) if str(number) in item]
+        entries = [item.get(str(number)) for number in range(len(item))]
+        numbered = [entry for entry in entries if isinstance(entry, h5py.Dataset)]
         leaves = _leaves(numbered)
         if leaves is None or len(numbered) != len(item):
             raise UserError(
@@ -200,9 +202,9 @@ def _by_saved_name(layers: h5py.Group, path: Path) -> dict[str, Stored]:
     return arrays
 
 
-def _leaves(datasets: list[Any]) -> tuple[str, ...] | None:
+def _leaves(datasets: list[h5py.Dataset]) -> tuple[str, ...] | None:
     """The names of a layer's arrays, which are only numbered: the first one's rank tells the kind of layer."""
-    match [getattr(dataset, "ndim", None) for dataset in datasets]:
+    match [dataset.ndim for dataset in datasets]:
         case [4 | 2]:
             return ("kernel",)
         case [4 | 2, 1]:
@@ -219,7 +221,7 @@ def _by_rank(arrays: dict[str, Stored]) -> dict[str, Stored]:
     ranked = {}
     for kind in ("conv2d", "batch_normalization"):
         layers = {name.split("/")[0] for name in arrays if re.match(rf"{kind}(_\d+)?/", name)}
-        by_number = sorted(layers, key=lambda layer: int(re.search(r"\d+$", layer.removeprefix(kind) or "0")[0]))
+        by_number = sorted(layers, key=lambda layer: int(layer.removeprefix(kind)[1:] or 0))
         ranked |= {layer: f"{kind}#{rank}" for rank, layer in enumerate(by_number)}
     renamed = {}
     for name, stored in arrays.items():

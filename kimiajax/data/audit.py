@@ -24,6 +24,7 @@ from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import Rules, cut_patches, key_of, survey
 from kimiajax.data.placing import fit_places
 from kimiajax.data.reading import check_of, read_patches
+from kimiajax.data.scans import Scans
 from kimiajax.data.sets import Dataset
 from kimiajax.data.source import Gridded, Source
 from kimiajax.errors import UsageError, UserError
@@ -32,6 +33,7 @@ from kimiajax.progress import Silent
 
 FORMAT = 1
 BAD_DATA = (FAILED, "data")
+Covers = dict[Split, list[str | None]]  # digests of the patches that an audit speaks for
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ def run_audit(
     with source:
         if manifest is not None:
             check_of(source, manifest)
-        found, covers = [checks.check_layout(source)], {split: [] for split in SPLITS}
+        found = [checks.check_layout(source)]
+        covers: Covers = {split: [] for split in SPLITS}
         try:
             for check in _checks(source, manifest, official, covers, progress):
                 progress.say(f"{check.name}: {check.verdict}")
@@ -149,7 +152,7 @@ def run_audit(
 
 
 def _checks(
-    source: Source, manifest: Manifest | None, official: bool, covers: dict[Split, list[str]], progress: Silent
+    source: Source, manifest: Manifest | None, official: bool, covers: Covers, progress: Silent
 ) -> Iterator[Check]:
     yield checks.check_digest(source, official, progress)
     yield checks.check_counts(source, official)
@@ -157,13 +160,11 @@ def _checks(
         manifest = manifest or cut_patches(source, Rules(test_patches_per_scan=1))
         yield from _check_patches(source, manifest, covers, progress)
         return
-    finder = None
-    if source.whitens:
-        finder = CopyFinder(source.read_test_patch, len(source.targets))
+    finder = CopyFinder(source.read_test_patch, len(source.targets)) if isinstance(source, Scans) else None
     inspect = None if finder is None else finder.inspect
     surveys = survey(source, [Rules.background], inspect=inspect, track=progress.track)
     yield checks.check_constant(source, surveys)
-    if finder is not None:
+    if isinstance(source, Scans) and finder is not None:
         fits = fit_places(source, surveys, source.read_test_patch, source.targets)
         yield checks.check_targets(source, fits)
         yield checks.check_orientation(source, fits)
@@ -175,9 +176,7 @@ def _checks(
     yield from _check_patches(source, manifest, covers, progress)
 
 
-def _check_patches(
-    source: Source, manifest: Manifest, covers: dict[Split, list[str]], progress: Silent
-) -> Iterator[Check]:
+def _check_patches(source: Source, manifest: Manifest, covers: Covers, progress: Silent) -> Iterator[Check]:
     """What is asked of the patches themselves, wherever they come from."""
     patches = read_patches(source, manifest, THUMBNAIL, "box", track=progress.track, with_holes=True)
     for split in SPLITS:

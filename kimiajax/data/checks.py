@@ -8,7 +8,7 @@ import numpy as np
 from kimiajax import paper
 from kimiajax.data import duplicates
 from kimiajax.data.copies import Copy
-from kimiajax.data.manifest import Manifest, Patch
+from kimiajax.data.manifest import SPLITS, Manifest, Patch
 from kimiajax.data.patches import WHITENED_TOLERANCE, Rules
 from kimiajax.data.placing import ORIENTATIONS, Fits
 from kimiajax.data.prepared import Prepared
@@ -273,7 +273,7 @@ def check_overlap(source: Gridded, manifest: Manifest, surveys: list[Survey]) ->
 def check_blank(source: Source, patches: Patches) -> Check:
     """Patches that show nothing at all. Small pictures tell which may be such; those are looked at as they are."""
     blank = []
-    for split, pictures in (("train", patches.train), ("test", patches.test)):
+    for split, pictures in zip(SPLITS, (patches.train, patches.test)):
         flat = np.ptp(pictures.reshape(len(pictures), -1), axis=1) == 0
         doubtful = (patch for patch, is_flat in zip(patches.manifest.split(split), flat) if is_flat)
         blank += [patch.patch_id for patch in doubtful if np.ptp(source.read_patch(patch)) == 0]

@@ -1,7 +1,7 @@
 """Patches that are the same picture: pixel by pixel, or nearly, also turned or mirrored."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from scipy.fft import dctn
@@ -40,7 +40,8 @@ def perceptual_hash(thumbnails: UInt8[np.ndarray, "n s s"]) -> Int[np.ndarray, "
 
     As in Zauner, *Implementation and Benchmarking of Perceptual Image Hash Functions* (2010).
     """
-    lowest = dctn(thumbnails.astype(np.float32), axes=(1, 2))[:, :8, :8].reshape(len(thumbnails), 64)
+    frequencies = cast(np.ndarray, dctn(thumbnails.astype(np.float32), axes=(1, 2)))
+    lowest = frequencies[:, :8, :8].reshape(len(thumbnails), 64)
     lowest[:, 0] = 0
     bits = lowest > np.median(lowest[:, 1:], axis=1, keepdims=True)
     return np.packbits(bits, axis=1).view(np.int64).ravel()

@@ -168,7 +168,7 @@ def _layout_of(path: Path) -> dict[Split, list[tuple[Path, Path]]]:
 
 def _tops_of(path: Path) -> dict[Split, list[Path]]:
     """By split, the folders that may hold its scans' folders."""
-    tops = {split: _named(path, split) for split in SPLITS}
+    tops: dict[Split, list[Path]] = {split: _named(path, split) for split in SPLITS}
     if tops["test"] and not tops["train"] and all(map(scans_in, tops["test"])):
         others = [folder for folder in _entries_of(path) if folder not in tops["test"] and scans_in(folder)]
         tops["train"] = [path] if scans_in(path) else others
@@ -202,7 +202,7 @@ def scans_in(path: Path) -> list[Path]:
 
 def split_of(name: str) -> Split | None:
     """The split that a folder's name says; None where it says none, or both."""
-    said = [split for split in SPLITS if split in name.lower()]
+    said: list[Split] = [split for split in SPLITS if split in name.lower()]
     return said[0] if len(said) == 1 else None
 
 

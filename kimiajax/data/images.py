@@ -121,7 +121,7 @@ def _upright(content: bytes, name: str) -> tuple["Image.Image", bool]:
         raise UserError(f"{name}: a damaged image ({quoted(str(error), 200)[1:-1]}); fetch it again") from error
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         upright = upright.convert("RGBA")
-        if upright.getextrema()[3] != (255, 255):
+        if upright.getextrema()[3] != (255, 255):  # pyright: ignore[reportGeneralTypeIssues]  # of RGBA: four pairs
             raise _undecided(name, "is transparent in places, and nothing says over what")
         upright = upright.convert("RGB")
     if upright.mode not in EIGHT_BITS:

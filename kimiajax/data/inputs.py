@@ -83,8 +83,7 @@ def read_inputs(
     """
     path = path if isinstance(path, Dataset) else Path(path)
     check_filter(filter)
-    images = None if isinstance(path, Dataset) else _images_at(path)
-    if images is not None:
+    if isinstance(path, Path) and (images := _images_at(path)) is not None:
         if manifest is not None or rules.patches_per_scan != "all":
             flag = "--patches-per-scan" if manifest is None else "--manifest"
             raise UsageError(

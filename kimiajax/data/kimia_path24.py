@@ -13,14 +13,15 @@ import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import constants
 
 from kimiajax import __version__, paper
 from kimiajax.data.examples import PlainWriter, Ranked, check_state, example_of, examples_of, in_shards, state_of
-from kimiajax.data.folders import holds_splits, scans_in, split_of
+from kimiajax.data.folders import Folder, holds_splits, scans_in, split_of
 from kimiajax.data.manifest import SPLITS, Split
 from kimiajax.data.opening import open_scans
 from kimiajax.data.patches import CUTTING, Rules, offered_by
@@ -138,9 +139,16 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
         **options: Any,
     ):
         self._allow_unverified, self._cache, self._track, self._say = allow_unverified, cache, track, say
-        self._in_workers, self._shards, self._origin = False, {}, None
+        self._in_workers, self._origin = False, None
+        self._shards: dict[Split, list[list[Ranked]]] = {}
         options["file_format"] = options.get("file_format") or "array_record"
         super().__init__(**options)
+
+    @property
+    def builder_config(self) -> PatchSetConfig:
+        """Which patches, and of how many scans."""
+        assert isinstance(self._builder_config, PatchSetConfig)
+        return self._builder_config
 
     @classmethod
     @abstractmethod
@@ -167,7 +175,8 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
     def config_of(cls, source: Source, rules: Rules) -> PatchSetConfig:
         """The config of a user's files, which need not be of the official size."""
         config = cls._config(source, rules)
-        return cls.builder_configs.get(config.name, config)  # TFDS takes no second one of the same name
+        known = cls.builder_configs.get(config.name, config)  # TFDS takes no second one of the same name
+        return cast(PatchSetConfig, known)
 
     @classmethod
     def _config(cls, source: Source, rules: Rules) -> PatchSetConfig:
@@ -186,7 +195,7 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
             )
         return problem
 
-    def download_and_prepare(self, **options: Any) -> None:
+    def download_and_prepare(self, **options: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]  # TFDS decorates its own
         """Prepares the set, once; one process at a time. What an interrupted one left half-written goes."""
         above = Path(self.data_dir).parent
         if "://" in str(self.data_dir):
@@ -196,7 +205,7 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
         with only_writer(above, "another --data-dir", self._say):
             if self.is_prepared():
                 return self._take_up()
-            for left in above.glob(f"{tfds.core.constants.INCOMPLETE_PREFIX}*_{self.version}"):
+            for left in above.glob(f"{constants.INCOMPLETE_PREFIX}*_{self.version}"):
                 shutil.rmtree(left, ignore_errors=True)
             super().download_and_prepare(**options)
 
@@ -231,7 +240,8 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
         )
 
     def _example_writer(self) -> Any:
-        return PlainWriter() if self.info.file_format.value == PlainWriter.file_format else super()._example_writer()
+        is_plain = self.info.file_format == tfds.core.FileFormat(PlainWriter.file_format)
+        return PlainWriter() if is_plain else super()._example_writer()
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         self._in_workers = getattr(download_config, "beam_runner", None) is not None
@@ -239,7 +249,7 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
         # Of shards that workers wrote TFDS takes the lengths in the order of "0", "1", "10", "11", "2".
         lengths = {split: [len(shard) for shard in shards] for split, shards in self._shards.items()}
         infos = [info.replace(shard_lengths=lengths[split]) for split, info in self.info.splits.items()]
-        self.info.set_splits(tfds.core.splits.SplitDict(infos))
+        self.info.set_splits(tfds.core.SplitDict(infos))
         for left in self.data_path.glob("*.shard_infos.json"):
             left.unlink()
         records = {
@@ -253,13 +263,17 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[Split, list[Any]]:
         path, rules = self.find(Path(dl_manager.manual_dir)).resolve(), self.rules()  # workers may start elsewhere
         with open_scans(path) as source:
+            if source.test_patches() is None:
+                raise UserError(f"{path}: a {source.kind}, and no {self.name}, which holds test patches of its own")
             self._check_config(source)
             state = state_of(source)
             unverified = self.check(source)
             check_state(source, state)
             offered = offered_by(source, rules or Rules(), cache=self._cache, track=self._track)
             train = [Ranked(patch, rank) for scan in offered for rank, patch in scan.patches.items()]
-            test = [Ranked(patch, rank) for rank, patch in enumerate(source.test_patches())]
+            held_out = source.test_patches()
+            assert held_out is not None
+            test = [Ranked(patch, rank) for rank, patch in enumerate(held_out)]
             self._check_space(source, [*train, *test])
             about = {
                 "kimiajax": __version__,
@@ -269,9 +283,13 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
                 "places": [scan.places for scan in offered],
                 "rules": {} if rules is None else {name: getattr(rules, name) for name in CUTTING},
             }
+        assert self.info.metadata is not None
         self.info.metadata.update(about)
         size = self.builder_config.patch_size
-        self._shards = shards = {split: in_shards(of, size) for split, of in zip(SPLITS, (train, test))}
+        shards: dict[Split, list[list[Ranked]]] = {
+            split: in_shards(of, size) for split, of in zip(SPLITS, (train, test))
+        }
+        self._shards = shards
         if self._in_workers:
             work = functools.partial(examples_of, path, state)
             return {split: [functools.partial(work, shard) for shard in of] for split, of in shards.items()}
@@ -350,6 +368,7 @@ class KimiaPath24(PatchSet):
         return self._origin
 
     def rules(self) -> Rules | None:
+        assert isinstance(self.builder_config, GrayConfig)
         return self.builder_config.rules()
 
     @classmethod
@@ -399,11 +418,13 @@ class KimiaPath24C(PatchSet):
         )
 
     def origin_of(self, source: Source) -> dict[str, Any]:
+        assert isinstance(source, Folder)
         train, test = self._counts(source)
         return {"images": [train, sum(test)], "listing_sha256": source.listing_sha256}
 
     def _counts(self, source: Source) -> tuple[int, tuple[int, ...]]:
         """Training patches, and test patches of each scan."""
+        assert isinstance(source, Folder)
         test = np.bincount([patch.scan for patch in source.test_patches()], minlength=len(source))
         return sum(len(scan.patches) for scan in source.offered()), tuple(test.tolist())
 

@@ -36,7 +36,8 @@ def readme_grid(rows: int, cols: int) -> Places:
     return full_grid(rows - 1, cols - 1)
 
 
-GRIDS: dict[str, Callable[[int, int], Places]] = {"full": full_grid, "readme": readme_grid}
+Grid = Literal["full", "readme"]
+GRIDS: dict[Grid, Callable[[int, int], Places]] = {"full": full_grid, "readme": readme_grid}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Rules:
 
     patches_per_scan: int | Literal["all"] = "all"
     seed: int = 0
-    grid: Literal["full", "readme"] = "full"
+    grid: Grid = "full"
     homogeneity: float = 0.99
     background: int = BACKGROUND
     test_patches_per_scan: int = 50
@@ -104,7 +105,8 @@ def survey(
     for _ in track(tiles(), "reading scans", sum(len(source.tiles(scan)) for scan in range(len(source))), "tiles"):
         pass
     content = io.BytesIO()
-    np.savez_compressed(content, **{f"{k}/{name}": a for k, s in enumerate(surveys) for name, a in s.arrays().items()})
+    arrays = {f"{k}/{name}": array for k, each in enumerate(surveys) for name, array in each.arrays().items()}
+    np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType]  # none is named `allow_pickle`
     keep_file(cache, "surveys", name, content.getvalue())
     return surveys
 
@@ -197,6 +199,7 @@ def offered_by(
     if isinstance(source, Precut):
         _check_precut(source, rules)
         return source.offered()
+    assert isinstance(source, Gridded)
     surveys = surveys or survey(source, [rules.background], cache=cache, track=track)
     offered = [candidates_of(survey, scan, rules) for scan, survey in enumerate(surveys)]
     _check_offered(source, offered, rules)

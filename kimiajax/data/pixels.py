@@ -34,7 +34,7 @@ def resize(patch: UInt8[np.ndarray, "h w"], size: int, filter: str) -> UInt8[np.
     return np.asarray(image.resize((size, size), Image.Resampling[filter.upper()]))
 
 
-def gray_to_unit_rgb(gray: Shaped[object, "b h w"]) -> Float[object, "b h w 3"]:
+def gray_to_unit_rgb(gray: Shaped[Any, "b h w"]) -> Float[Any, "b h w 3"]:
     """Gray 0..255 to three equal channels in [0, 1], the paper's input to both networks.
 
     Takes NumPy and jax arrays. The paper scales before it resizes and this project after, on 8 bits: at most half a
@@ -43,12 +43,12 @@ def gray_to_unit_rgb(gray: Shaped[object, "b h w"]) -> Float[object, "b h w 3"]:
     return (gray.astype(np.float32) / np.float32(255))[..., None].repeat(3, axis=-1)
 
 
-def network_input(inputs: Shaped[object, "b ..."]) -> Float[object, "b ..."]:
+def network_input(inputs: Shaped[Any, "b ..."]) -> Float[Any, "b ..."]:
     """Gray uint8 patches [b h w] become three channels in [0, 1]; images and activations, as floats, stay."""
     return gray_to_unit_rgb(inputs) if inputs.dtype == np.uint8 else inputs
 
 
-def native_input(rgb: UInt8[object, "b h w 3"], expected: Mapping[str, Any]) -> Float[object, "b h w 3"]:
+def native_input(rgb: UInt8[Any, "b h w 3"], expected: Mapping[str, Any]) -> Float[Any, "b h w 3"]:
     """8-bit RGB to the input that weights were trained on, as their lineage's `expected_input` describes it.
 
     Args:

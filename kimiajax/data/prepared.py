@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from kimiajax.cache import keep_file, kept_file
 from kimiajax.data.images import decode_gray
 from kimiajax.data.manifest import Patch, Split
 from kimiajax.data.patches import key_of
-from kimiajax.data.sets import Dataset, about_of, builder_of, classes_of, is_ours, name_of, sources_of
+from kimiajax.data.sets import Dataset, about_of, builder_of, classes_of, features_of, is_ours, name_of, sources_of
 from kimiajax.data.source import Candidates, Precut, Track, identity_of, no_track
 from kimiajax.data.survey import in_threads
 from kimiajax.errors import UserError
@@ -86,7 +86,8 @@ class Prepared(Precut):
         self._identity = self._identify()
         self._classes = classes_of(builder, dataset, self.path)
         self.names = self._classes or self._numbers()
-        self.patch_size = self._read_size(builder.info.features[dataset.image].shape)
+        shape: Any = features_of(builder)[dataset.image].shape
+        self.patch_size = self._read_size(shape)
 
     def identity(self) -> str:
         return self._identity
@@ -126,7 +127,7 @@ class Prepared(Precut):
         if "test" not in self._sources:
             return None
         records, ranked = self._list("test"), self._ranked("test")
-        order = sorted(range(len(records)), key=lambda k: records[k].place if ranked else k)
+        order = sorted(range(len(records)), key=lambda k: cast(int, records[k].place) if ranked else k)
         return [self._patch("test", k, records[k]) for k in order]
 
     def read_patch(self, patch: Patch) -> UInt8[np.ndarray, "s s"]:
@@ -167,12 +168,14 @@ class Prepared(Precut):
         ranked = self._ranked("train")
         for k, record in enumerate(self._list("train")):
             of_scan = found[record.label]
-            of_scan[record.place if ranked else len(of_scan)] = self._patch("train", k, record)
+            of_scan[cast(int, record.place) if ranked else len(of_scan)] = self._patch("train", k, record)
         return found
 
     def _ranked(self, split: Split) -> bool:
         """Whether the records' own ranks are those of a split: not where others of ours serve for it."""
-        return self._named and all(record.patch_id.startswith(f"{split}/") for record in self._list(split))
+        return self._named and all(
+            record.patch_id is not None and record.patch_id.startswith(f"{split}/") for record in self._list(split)
+        )
 
     def _patch(self, split: Split, index: int, record: Record) -> Patch:
         name = f"s{record.label}/{index}" if record.patch_id is None else record.patch_id.partition("/")[2]

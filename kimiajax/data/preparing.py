@@ -111,11 +111,11 @@ def _pipeline(options: Sequence[str] | None) -> dict[str, Any]:
     if options is None:
         return {}
     try:
-        from apache_beam.options.pipeline_options import PipelineOptions
-        from apache_beam.runners.runner import create_runner
+        from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]  # optional
+        from apache_beam.runners.runner import create_runner  # pyright: ignore[reportMissingImports]  # optional
     except ModuleNotFoundError as error:
         raise UserError('--beam needs Apache Beam: `pip install "kimiajax[beam]"`') from error
-    named = dict(option.partition("=")[::2] for option in options)
+    named = {name: value for name, _, value in (option.partition("=") for option in options)}
     runner = named.pop("runner", "")
     if not runner:
         raise UserError("--beam: name the runner: runner=DirectRunner, runner=FlinkRunner, ...")

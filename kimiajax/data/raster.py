@@ -11,7 +11,7 @@ import threading
 import weakref
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import h5py
 import numpy as np
@@ -70,7 +70,7 @@ class Raster:
     def __init__(self, dataset: h5py.Dataset, path: Path, descriptor: Descriptor):
         self.shape: tuple[int, ...] = dataset.shape
         self.chunks: tuple[int, ...] | None = dataset.chunks
-        self.name: str = dataset.name
+        self.name = cast(str, dataset.name)  # only what is in no file has none
         self._dataset, self._path, self._descriptor = dataset, path, descriptor
         self._lock, self._chunk_index = threading.Lock(), None
         properties = dataset.id.get_create_plist()
@@ -93,7 +93,7 @@ class Raster:
             if self._direct:
                 return self._from_chunks(start, shape)
             if self._offset is not None and shape[1:] == self.shape[1:]:
-                return self._from_file(start, shape)
+                return self._from_file(self._offset, start, shape)
             return self._dataset[tuple(slice(a, a + n) for a, n in zip(start, shape))]
         except (OSError, RuntimeError, ValueError, zlib.error) as error:
             where = ", ".join(f"{a}..{a + n}" for a, n in zip(start, shape))
@@ -140,12 +140,18 @@ class Raster:
                 + f", and the file has {held:,} bytes; it is damaged, fetch it again"
             )
 
-    def _chunk_counts(self) -> tuple[int, ...]:
-        return tuple(-(-n // c) for n, c in zip(self.shape, self.chunks))
+    @property
+    def _sides(self) -> tuple[int, ...]:
+        """Of a chunk, of a dataset that has some."""
+        assert self.chunks is not None
+        return self.chunks
 
-    def _from_file(self, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    def _chunk_counts(self) -> tuple[int, ...]:
+        return tuple(-(-n // c) for n, c in zip(self.shape, self._sides))
+
+    def _from_file(self, offset: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         box = np.empty(shape, np.uint8)
-        view, at = memoryview(box).cast("B"), self._offset + start[0] * math.prod(shape[1:])
+        view, at = box.data.cast("B"), offset + start[0] * math.prod(shape[1:])
         while view:
             read = os.preadv(self._descriptor.fileno(), [view], at)
             if not read:
@@ -154,8 +160,8 @@ class Raster:
         return box
 
     def _from_chunks(self, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-        first = tuple(a // c for a, c in zip(start, self.chunks))
-        after = tuple(-(-(a + n) // c) for a, n, c in zip(start, shape, self.chunks))
+        first = tuple(a // c for a, c in zip(start, self._sides))
+        after = tuple(-(-(a + n) // c) for a, n, c in zip(start, shape, self._sides))
         entries = self._index()[tuple(map(slice, first, after))]
         written = np.argwhere(entries["size"])  # alone are looked for: a file may claim any number of others
         box = np.empty(shape, np.uint8)
@@ -163,9 +169,9 @@ class Raster:
             box[...] = self._dataset.fillvalue
         for place in map(tuple, written.tolist()):
             chunk = self._chunk(*entries[place].tolist())
-            corner = tuple((k + low) * c for k, low, c in zip(place, first, self.chunks))
+            corner = tuple((k + low) * c for k, low, c in zip(place, first, self._sides))
             inside = [
-                (max(a, c), min(a + n, c + m)) for a, n, c, m in zip(start, shape, corner, self.chunks)
+                (max(a, c), min(a + n, c + m)) for a, n, c, m in zip(start, shape, corner, self._sides)
             ]  # what box and chunk share, in the dataset's coordinates
             into = tuple(slice(low - a, high - a) for (low, high), a in zip(inside, start))
             out_of = tuple(slice(low - c, high - c) for (low, high), c in zip(inside, corner))
@@ -178,10 +184,10 @@ class Raster:
             raise OSError("the file ends there")
         if self._gzip and not left_out:
             unpacking = zlib.decompressobj()
-            stored = unpacking.decompress(stored, math.prod(self.chunks) + 1)  # and no more, of a bomb
+            stored = unpacking.decompress(stored, math.prod(self._sides) + 1)  # and no more, of a bomb
             if not unpacking.eof:
                 raise OSError("a chunk is cut short, or holds too much")
-        return np.frombuffer(stored, np.uint8).reshape(self.chunks)
+        return np.frombuffer(stored, np.uint8).reshape(self._sides)
 
     def _index(self) -> np.ndarray:
         """Of each chunk: where it lies in the file, its size there, 0 if it was never written, and filters left out."""
@@ -199,8 +205,8 @@ class Raster:
         def enter(chunk: h5py.h5d.StoreInfo) -> None:
             if chunk.byte_offset is None or chunk.byte_offset + chunk.size > held:
                 raise OSError("a chunk lies outside the file")
-            at = tuple(a // c for a, c in zip(chunk.chunk_offset, self.chunks))
-            if any(k >= n or a % c for k, n, a, c in zip(at, count, chunk.chunk_offset, self.chunks)):
+            at = tuple(a // c for a, c in zip(chunk.chunk_offset, self._sides))
+            if any(k >= n or a % c for k, n, a, c in zip(at, count, chunk.chunk_offset, self._sides)):
                 raise OSError("a chunk lies outside the array, or across others")
             if index[at]["size"]:
                 raise OSError("a chunk is there twice")
@@ -216,7 +222,7 @@ class Raster:
         if not len(written):
             return
         at = tuple(written[0].tolist())
-        _, expected = self._dataset.id.read_direct_chunk(tuple(a * c for a, c in zip(at, self.chunks)))
+        _, expected = self._dataset.id.read_direct_chunk(tuple(a * c for a, c in zip(at, self._sides)))
         for shift in (0, self._dataset.file.userblock_size):
             found = os.pread(self._descriptor.fileno(), len(expected), int(index[at]["offset"]) + shift)
             if found == bytes(expected):

@@ -104,9 +104,10 @@ def read_patches(
                 _read(patches, manifest, arrays[split], filter), f"reading {split} patches", len(patches), "patches"
             )
         manifest = replace(manifest, patches=tuple(read))
-        if aside is None:
+        if cache is None or aside is None:
             return Patches(manifest, arrays["train"], arrays["test"])
         for array in arrays.values():
+            assert isinstance(array, np.memmap)
             array.flush()
         vouch_for(aside)
         folder = cache / "pixels" / _key(manifest, image_size, filter)

@@ -11,6 +11,7 @@ asked for. The number of scans is what the file holds.
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -73,7 +74,8 @@ class Scans(Gridded):
         return {"path": text_of(self.path), "kind": self.kind, "bytes": self.path.stat().st_size}
 
     def shape(self, scan: int) -> tuple[int, int]:
-        return self._scans[scan].shape
+        height, width = self._scans[scan].shape
+        return height, width
 
     def tiles(self, scan: int) -> list[Region]:
         return self._scans[scan].tiles()
@@ -146,7 +148,8 @@ class Scans(Gridded):
         if "synthetic" not in self._file.attrs:
             return False
         is_number = self._file.attrs.get_id("synthetic").dtype.kind in "biu"
-        return not is_number or bool(np.all(self._file.attrs["synthetic"]))
+        said: Any = self._file.attrs["synthetic"]
+        return not is_number or bool(np.all(said))
 
     def _raster(self, name: str, rank: int) -> Raster:
         return Raster(self._dataset(name, np.uint8, rank), self.path, self._descriptor)
@@ -166,4 +169,4 @@ class Scans(Gridded):
 
 def _file_of(item: h5py.Dataset | h5py.File) -> int:
     """Which of the open files an object lies in, whatever links led there."""
-    return h5py.h5o.get_info(item.id).fileno
+    return h5py.h5o.get_info(item.id).fileno  # pyright: ignore[reportAttributeAccessIssue]  # it has no stubs

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -147,13 +147,17 @@ def sources_of(builder: "tfds.core.DatasetBuilder", dataset: Dataset, path: Path
     import tensorflow_datasets as tfds
 
     _check_features(builder, dataset, path)
-    images = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
+    images = [key for key, feature in features_of(builder).items() if isinstance(feature, tfds.features.Image)]
     decoders = dict.fromkeys(images, tfds.decode.SkipDecoding())
     sources = {}
     for split, expression in _splits_of(builder, dataset, path).items():
         try:
-            sources[split] = builder.as_data_source(expression, decoders=decoders)
+            sources[split] = builder.as_data_source(
+                expression,  # pyright: ignore[reportCallIssue]  # TFDS's decorator hides its arguments
+                decoders=decoders,
+            )
         except NotImplementedError as error:
+            assert builder.info.file_format is not None
             raise UserError(
                 f"{path}: is prepared as {builder.info.file_format.value}, which cannot be read without TensorFlow; "
                 'prepare it with `tfds.builder(NAME, file_format="array_record").download_and_prepare()`, in another '
@@ -169,7 +173,7 @@ def sources_of(builder: "tfds.core.DatasetBuilder", dataset: Dataset, path: Path
 def _splits_of(builder: "tfds.core.DatasetBuilder", dataset: Dataset, path: Path) -> dict[Split, str]:
     """Which split serves for what, in TFDS's notation; none to test where the set has none and none was asked for."""
     known = ", ".join(sorted(builder.info.splits))
-    wanted = {"train": dataset.train, "test": "test" if dataset.test is None else dataset.test}
+    wanted: dict[Split, str] = {"train": dataset.train, "test": "test" if dataset.test is None else dataset.test}
     if dataset.test is None and "test" not in builder.info.splits:
         del wanted["test"]
     parts: dict[str, set[tuple[str, int]]] = {}
@@ -222,15 +226,23 @@ def _check_features(builder: "tfds.core.DatasetBuilder", dataset: Dataset, path:
     image, label = features[dataset.image], features[dataset.label]
     if not isinstance(image, kinds.Image) or image.np_dtype != np.uint8:
         raise UserError(f"{path}: --image-key {dataset.image}: holds no 8-bit images; it has {shown}")
-    if label.shape != () or not np.issubdtype(label.np_dtype, np.integer):
+    if label.shape != () or not np.issubdtype(cast(np.dtype, label.np_dtype), np.integer):
         raise UserError(f"{path}: --label-key {dataset.label}: holds no classes; it has {shown}")
+
+
+def features_of(builder: "tfds.core.DatasetBuilder") -> "tfds.features.FeaturesDict":
+    """What each example of a set that `sources_of` takes holds, by its key."""
+    from tensorflow_datasets import features as kinds
+
+    assert isinstance(builder.info.features, kinds.FeaturesDict)
+    return builder.info.features
 
 
 def classes_of(builder: "tfds.core.DatasetBuilder", dataset: Dataset, path: Path) -> tuple[str, ...] | None:
     """The names of the classes; None where the labels are bare numbers."""
     from tensorflow_datasets import features as kinds
 
-    label = builder.info.features[dataset.label]
+    label = features_of(builder)[dataset.label]
     if not isinstance(label, kinds.ClassLabel) or not label.num_classes:
         return None
     if label.num_classes < 2:

@@ -221,7 +221,7 @@ def _possible(whole: Bool[np.ndarray, "r c"]) -> Bool[np.ndarray, "r2 c2"]:
 
 def _runs(mask: np.ndarray, length: int, axis: int) -> np.ndarray:
     """Whether `length` values in a row along an axis are all true, by the first of them."""
-    return np.lib.stride_tricks.sliding_window_view(mask, length, axis=axis).all(axis=-1)
+    return np.all(np.lib.stride_tricks.sliding_window_view(mask, length, axis=axis), axis=-1)
 
 
 def _white_squares(source: Gridded, scan: int, rows: np.ndarray, cols: np.ndarray, i: int, j: int) -> np.ndarray:

@@ -77,8 +77,11 @@ class Checkpoints:
             UserError: a checkpoint of another training.
         """
         self._identity |= _plain(facts)
-        arrays, about = processes.of_first(self._newest) or (None, None)
-        return None if arrays is None else (_unflatten(like, arrays), about)
+        found = processes.of_first(self._newest)
+        if found is None:
+            return None
+        arrays, about = found
+        return _unflatten(like, arrays), about
 
     def _newest(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         for path in self._found():
@@ -210,7 +213,7 @@ def _unflatten(like: Any, arrays: dict[str, np.ndarray]) -> Any:
 
     def leaf(path: tuple, leaf: Any) -> Any:
         array = arrays[_name(path)]
-        return jax.random.wrap_key_data(array) if _is_key(leaf) else array
+        return jax.random.wrap_key_data(jnp.asarray(array)) if _is_key(leaf) else array
 
     return jax.tree_util.tree_map_with_path(leaf, like)
 
@@ -220,7 +223,7 @@ def _name(path: tuple) -> str:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _plain(value: Any) -> Any:

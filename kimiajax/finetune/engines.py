@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -44,7 +45,7 @@ class Engine(ABC):
         devices: by default all, those of other processes too.
     """
 
-    devices: tuple[jax.Device, ...] = field(default_factory=lambda: all_devices())
+    devices: tuple[jax.Device, ...] = field(default_factory=lambda: all_devices())  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
 
     @property
     def alone_on_cpu(self) -> bool:
@@ -89,7 +90,7 @@ class Engine(ABC):
     def _everywhere(self, leaf: Any) -> jax.Array:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return leaf
-        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(self._everywhere(jax.random.key_data(leaf)))
         array = np.asarray(leaf)
         return jax.make_array_from_callback(array.shape, self.everywhere, lambda index: array[index])
@@ -227,7 +228,7 @@ class PmapEngine(Engine):
         return jax.pmap(step, AXIS, in_axes=(None, 0), devices=self.devices, **options)
 
 
-def all_devices() -> tuple[jax.Device, ...]:
+def all_devices() -> tuple[jax.Device, ...]:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
     """All of all processes, process by process."""
     return tuple(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
 
@@ -235,7 +236,7 @@ def all_devices() -> tuple[jax.Device, ...]:
 ENGINES: dict[str, type[Engine]] = {"jit": JitEngine, "pmap": PmapEngine}
 
 
-def engine_of(name: str, devices: Sequence[jax.Device] | None = None) -> Engine:
+def engine_of(name: str, devices: Sequence[jax.Device] | None = None) -> Engine:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
     """The engine of this name, on these devices or on all.
 
     Raises:

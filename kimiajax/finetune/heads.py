@@ -9,7 +9,7 @@ import functools
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +151,7 @@ def _fit_together(
         if checkpoints and not stopped and (due or epoch == epochs):
             about = {"histories": [[asdict(epoch) for epoch in history] for history in histories]}
             checkpoints.save(epoch * plan.steps, states, about)
-        if due:
+        if checkpoints and due:
             checkpoints.stop_if_asked()
     return [stopped[k] if k in stopped else (_one(states, k).variables, histories[k]) for k in range(len(seeds))]
 
@@ -179,7 +179,7 @@ def _epoch(
         return jax.lax.scan(step, state, (order[plan.places], jnp.asarray(plan.mask)))
 
     if not apart:
-        return jax.vmap(one)(states, features, scans)
+        return jax.vmap(one)(states, cast(jax.Array, features), cast(jax.Array, scans))
     return _stacked([one(_one(states, k), *given) for k, given in enumerate(zip(features, scans))])
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from kimiajax.finetune.blocks import TrainableBlocks
-from kimiajax.models.backbone import Backbone, Classifier
+from kimiajax.models.backbone import Backbone, Classifier, Flat
 from kimiajax.models.flops import flops_of
 
 
@@ -59,9 +59,10 @@ def list_blocks(backbone: Backbone, blocks: TrainableBlocks, size: int, num_clas
 def _entry(
     name: str, output: tuple[int, ...], params: dict, statistics: dict, blocks: TrainableBlocks, flops: int
 ) -> BlockEntry:
-    sizes = {path: math.prod(leaf.shape) for path, leaf in flatten_dict(params.get(name, {})).items()}
+    arrays: Flat = flatten_dict(params.get(name, {}))
+    sizes = {path: math.prod(leaf.shape) for path, leaf in arrays.items()}
     trained = sum(size for path, size in sizes.items() if blocks.trains((name, *path)))
-    running = flatten_dict(statistics.get(name, {}))
+    running: Flat = flatten_dict(statistics.get(name, {}))
     kept = sum(math.prod(leaf.shape) for leaf in running.values())
     adapts = blocks.frozen_bn == "keras2017" and any(not blocks.trains((name, *path)) for path in running)
     return BlockEntry(name, output, sum(sizes.values()), trained, kept, adapts, flops)

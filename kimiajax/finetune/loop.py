@@ -167,7 +167,10 @@ class _Course:
 
     def sums(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The metrics of those steps, [s] each."""
-        return tuple(np.concatenate(values) for values in zip(*self.metrics)) if self.metrics else (np.zeros(0),) * 3
+        if not self.metrics:
+            return np.zeros(0), np.zeros(0), np.zeros(0)
+        losses, correct, counts = (np.concatenate(values) for values in zip(*self.metrics))
+        return losses, correct, counts
 
     def good_variables(self, training: Training) -> dict[str, Any]:
         """The whole network's, as of the last epoch that ended."""
@@ -217,9 +220,9 @@ def _finish_epoch(
         if due or stop == plan.steps:
             course.metrics.append(waiting())
             waiting, course.seconds = None, time.perf_counter() - started
-        if due and np.isfinite(course.sums()[0]).all():
+        if checkpoints and due and np.isfinite(course.sums()[0]).all():
             course.save(checkpoints, plan)
-        if due:
+        if checkpoints and due:
             checkpoints.stop_if_asked()
     problem = problem_of(course.sums()[0], epoch, plan, course.state.key)  # not earlier: here all processes look
     if problem:

@@ -29,9 +29,10 @@ class Prefix:
     """
 
     def __init__(self, classifier: Classifier, precision: Precision, normalisation: Normalisation = INFERENCE):
-        self.backbone, self.precision = classifier.backbone, precision
+        self.backbone = classifier.backbone
+        self.precision: Precision = precision
         first = classifier.blocks[:1] == self.backbone.blocks[:1]
-        self.blocks = self.backbone.still(classifier.blocks, normalisation) if first else ()
+        self.blocks: tuple[str, ...] = self.backbone.still(classifier.blocks, normalisation) if first else ()
         self.rest = replace(classifier, blocks=classifier.blocks[len(self.blocks) :])
         self._extractor: Extractor | None = None
         self._given: list[Any] = []
@@ -53,8 +54,8 @@ class Prefix:
         """
         given = jax.tree.leaves(variables)
         if self._extractor is None or any(one is not other for one, other in zip(given, self._given, strict=True)):
-            options = {"precision": self.precision}
-            self._extractor = Extractor(self.backbone, variables, images.shape[1], self.blocks[-1:], **options)
+            last, size = self.blocks[-1:], images.shape[1]
+            self._extractor = Extractor(self.backbone, variables, size, last, precision=self.precision)
             self._given = given
         return jnp.concatenate([part[self.blocks[-1]] for part in self._extractor(images)])
 

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from kimiajax.errors import UserError
 from kimiajax.finetune.blocks import Params, TrainableBlocks, merge
 from kimiajax.finetune.optimizer import for_blocks
 from kimiajax.finetune.state import TrainState, new_state
-from kimiajax.models.backbone import Classifier
+from kimiajax.models.backbone import Array, Classifier
 from kimiajax.models.norm import Normalisation
 from kimiajax.precision import Precision, compute_dtype, products_in
 from kimiajax.shapes import Bool, Float, Int, Shaped
@@ -84,10 +84,10 @@ class Batch(NamedTuple):
         index: the place of each in the whole batch, whatever device it lies on: all that is random follows from it.
     """
 
-    inputs: Shaped[jax.Array, "b ..."]
-    labels: Int[jax.Array, " b"]
-    mask: Bool[jax.Array, " b"]
-    index: Int[jax.Array, " b"]
+    inputs: Shaped[Array, "b ..."]
+    labels: Int[Array, " b"]
+    mask: Bool[Array, " b"]
+    index: Int[Array, " b"]  # pyright: ignore[reportIncompatibleMethodOverride]  # nobody asks for the tuple's
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ Data = tuple[Shaped[jax.Array, "n ..."], Int[jax.Array, " n"]]
 class StepMetrics(NamedTuple):
     """Sums over the batch's real entries, so that steps add up to an epoch."""
 
-    loss: Float[jax.Array, ""]
-    correct: Float[jax.Array, ""]
-    count: Float[jax.Array, ""]
+    loss: Float[Array, ""]
+    correct: Float[Array, ""]
+    count: Float[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]  # nobody asks for the tuple's
 
 
 def train_step(
@@ -147,7 +147,7 @@ def train_step(
     gradients, metrics, batch_stats = gradients_of(training, state, batch, axis=axis)
     optimizer = for_blocks(training.optimizer, training.blocks)
     updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
-    params = merge(optax.apply_updates(trainable, updates), frozen)
+    params = merge(cast(Params, optax.apply_updates(trainable, updates)), frozen)
     return TrainState(state.step + 1, params, {**state.batch_stats, **batch_stats}, opt_state, state.key), metrics
 
 
@@ -193,7 +193,7 @@ def augmented(training: Training, state: TrainState, batch: Batch) -> Float[jax.
     if batch.inputs.dtype != jnp.uint8:
         raise UserError(f"only gray patches, uint8 [n h w], can be augmented; these inputs are {batch.inputs.dtype}")
     for_augmentation, _ = _keys(state, batch.index)
-    return gray_to_unit_rgb(augment(training.augmentation, batch.inputs, for_augmentation))
+    return gray_to_unit_rgb(augment(training.augmentation, jnp.asarray(batch.inputs), for_augmentation))
 
 
 def order_of(key: jax.Array, epoch: int | Int[jax.Array, ""], count: int) -> Int[jax.Array, " n"]:
@@ -225,8 +225,8 @@ def train_steps(
     state: TrainState,
     data: Data,
     epoch: Int[jax.Array, ""],
-    start: Int[jax.Array, ""],
-    stop: Int[jax.Array, ""],
+    start: Int[jax.Array, ""] | int,
+    stop: Int[jax.Array, ""] | int,
     *,
     share: Callable[[Any], Any] = lambda rows: rows,
     axis: str | None = None,
@@ -274,7 +274,7 @@ def predict_step(
     return logits.argmax(axis=-1)
 
 
-def _keys(state: TrainState, index: Int[jax.Array, " b"]) -> tuple[jax.Array, jax.Array]:
+def _keys(state: TrainState, index: Int[Array, " b"]) -> tuple[jax.Array, jax.Array]:
     """A key for each entry's augmentation, and one for its dropout."""
     of_step = jax.random.fold_in(state.key, state.step)
     keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(of_step, index)))(index)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import groupby, takewhile
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ from kimiajax.shapes import Float, Shaped
 
 Array = jax.Array | np.ndarray
 Variables = dict[str, Any]
+Flat = dict[tuple[str, ...], Any]  # leaves by their paths, as `flatten_dict` gives them
 Taps = dict[str, jax.Array]
 KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"  # where Keras publishes its weights
 AT_ONCE = 2**21  # bytes between two blocks for which images go through them together, in the fast way; a cache's worth
@@ -384,7 +385,7 @@ class Classifier:
 
     def init_head(self, key: jax.Array, bottleneck_shape: Sequence[int]) -> Variables:
         """Fresh parameters of the head for bottleneck features of this shape, without the batch axis."""
-        return self.head.init(key, jnp.zeros((1, *bottleneck_shape)))["params"]
+        return cast(Variables, self.head.init(key, jnp.zeros((1, *bottleneck_shape))))["params"]
 
     def apply(
         self,
@@ -410,5 +411,5 @@ class Classifier:
             options = {"normalisation": normalisation, "mask": mask, "dtype": dtype}
             x, _, statistics = self.backbone.apply(variables, x, self.blocks, **options)
         params = head if dtype is None else cast_kernels(head, dtype)
-        logits = self.head.apply({"params": params}, x, dropout_keys)
+        logits = cast(jax.Array, self.head.apply({"params": params}, x, dropout_keys))
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), statistics

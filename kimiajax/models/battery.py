@@ -11,11 +11,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kimiajax.errors import UserError
-from kimiajax.models.backbone import Backbone, Variables
+from kimiajax.models.backbone import Array, Backbone, Flat, Variables
 from kimiajax.models.norm import INFERENCE, Normalisation
 
 IMAGES = 3  # in a batch
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # of single precision, in units of the largest value
+CLOSE = 1e-4  # of single precision, in units of the largest value
 COARSE = 0.2  # of bfloat16, relative L2: seven binary digits a layer
 
 
@@ -118,7 +118,7 @@ def _check_gradients(backbone: Backbone, variables: Variables, images: jax.Array
     def loss(params: Variables) -> jax.Array:
         return jnp.vdot(weights, backbone.apply({**trunk, "params": params}, images, backbone.trunk)[0])
 
-    gradients = flatten_dict(jax.jit(jax.grad(loss))(trunk["params"]))
+    gradients: Flat = flatten_dict(jax.jit(jax.grad(loss))(trunk["params"]))
     for path, gradient in gradients.items():
         if not np.isfinite(gradient).all():
             raise _broken(backbone, f"the gradient of {'/'.join(path)} is not finite")
@@ -137,16 +137,18 @@ def _check_padding(backbone: Backbone, variables: Variables, images: jax.Array) 
         alone, _, moved = _run(backbone, variables, images, trunk, training)
         beside, _, moved_beside = _run(backbone, variables, padded, trunk, training, mask=mask)
     _same(backbone, beside[:IMAGES], alone, "a padded image changes the others' outputs: hand the mask to `BatchNorm`")
-    for path, leaf in flatten_dict(moved).items():
+    alone_moved: Flat = flatten_dict(moved)
+    beside_moved: Flat = flatten_dict(moved_beside)
+    for path, leaf in alone_moved.items():
         name = "/".join(path)
-        _same(backbone, flatten_dict(moved_beside)[path], leaf, f"a padded image counts in the statistics of {name}")
+        _same(backbone, beside_moved[path], leaf, f"a padded image counts in the statistics of {name}")
 
 
 def _check_frozen_statistics(backbone: Backbone, variables: Variables, images: jax.Array) -> None:
     """Statistics move where they train and nowhere else."""
-    before = flatten_dict(variables.get("batch_stats", {}))
+    before: Flat = flatten_dict(variables.get("batch_stats", {}))
     for training, moves in ((Normalisation(), False), (Normalisation(backbone.trunk), True)):
-        after = flatten_dict(_run(backbone, variables, images, backbone.trunk, training)[2])
+        after: Flat = flatten_dict(_run(backbone, variables, images, backbone.trunk, training)[2])
         for path in (path for path in before if path[0] in backbone.trunk):
             if np.array_equal(before[path], after[path]) == moves:
                 done = "do not move where they train" if moves else "move where they are frozen"
@@ -228,7 +230,7 @@ def _drawn(backbone: Backbone, size: int, rng: np.random.Generator) -> Variables
         low, high = (0.5, 2.0) if path[-1] in ("var", "scale") else (-0.1, 0.1)
         return rng.uniform(low, high, leaf.shape).astype(np.float32)
 
-    leaves = flatten_dict(backbone.init(rng, size))
+    leaves: Flat = flatten_dict(backbone.init(rng, size))
     return unflatten_dict({path: draw(path, leaf) for path, leaf in leaves.items()})
 
 
@@ -236,11 +238,11 @@ def _bottleneck(backbone: Backbone, variables: Variables, images: jax.Array) -> 
     return jax.eval_shape(lambda x: backbone.apply(variables, x, backbone.trunk)[0], images).shape
 
 
-def _same(backbone: Backbone, one: jax.Array, other: jax.Array, what: str) -> None:
+def _same(backbone: Backbone, one: Array, other: Array, what: str) -> None:
     """Raises UserError where two arrays differ by more than rounding, in units of the larger one's largest value."""
     one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
     scale = max(float(np.abs(other).max(initial=0)), 1e-30)
-    if one.shape != other.shape or not np.allclose(one / scale, other / scale, **CLOSE):
+    if one.shape != other.shape or not np.allclose(one / scale, other / scale, rtol=CLOSE, atol=CLOSE):
         raise _broken(backbone, what)
 
 

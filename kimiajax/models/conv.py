@@ -10,7 +10,7 @@ import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -66,7 +66,7 @@ class Conv(nn.Module):
         tile = tile_of(self, x.shape[-1]) if _WAY.get() == "fast" else None
         if tile is not None:
             kept = self.variable(KEPT, "kernel", transformed, kernel, tile)
-            y = _inferred(x, kernel, kept.value, self.padding)
+            y = cast(jax.Array, _inferred(x, kernel, kept.value, self.padding))
         else:
             y = convolve(x, kernel, self.stride, self.padding)
         if self.use_bias:
@@ -255,6 +255,11 @@ def _padded(x: jax.Array, axis: int, before: int, after: int) -> jax.Array:
     return lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
+def _size(kernel: jax.Array) -> Sides:
+    rows, columns = kernel.shape[:2]
+    return rows, columns
+
+
 def _margins(size: Sequence[int], padding: str) -> Sides:
     rows, columns = (side // 2 if padding == "SAME" else 0 for side in size[:2])
     return rows, columns
@@ -263,16 +268,16 @@ def _margins(size: Sequence[int], padding: str) -> Sides:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _inferred(x: jax.Array, kernel: jax.Array, kept: jax.Array, padding: str) -> jax.Array:
     """By the kept, transformed kernel where nothing is differentiated, and else by the kernel itself."""
-    return _winograd(x, kept, kernel.shape[:2], _margins(kernel.shape, padding))
+    return _winograd(x, kept, _size(kernel), _margins(kernel.shape, padding))
 
 
 def _differentiated(x: jax.Array, kernel: jax.Array, kept: jax.Array, padding: str) -> tuple[jax.Array, tuple]:
-    return _inferred(x, kernel, transformed(kernel, TILES[kernel.shape[:2]]), padding), (x, kernel, kept)
+    return _inferred(x, kernel, transformed(kernel, TILES[_size(kernel)]), padding), (x, kernel, kept)
 
 
 def _gradients(padding: str, given: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, kernel, kept = given
-    size, margins = kernel.shape[:2], _margins(kernel.shape, padding)
+    size, margins = _size(kernel), _margins(kernel.shape, padding)
     tile = TILES[size]
     of_rows, of_columns = _both(tile, size)
     tiles = _tiled((of_rows.of_input, of_columns.of_input), _filled(x, tile, size, margins), tile)  # [a b t c]

@@ -172,6 +172,7 @@ class Mixed(nn.Module):
                 return conv.avg_pool(y, 3, count_padding=self.count_padding)
             if isinstance(layer, Fork):
                 return jnp.concatenate([run(name + "a", layer.left, y), run(name + "b", layer.right, y)], axis=-1)
+            assert isinstance(layer, Conv)
             return ConvUnit(layer, self.momentum, self.scale, name=name)(y, how, mask)
 
         outputs = []

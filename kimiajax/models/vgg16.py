@@ -60,9 +60,11 @@ class VGG16(nn.Module):
         mask: Shaped[jax.Array, " b"] | None = None,
     ) -> tuple[Float[jax.Array, "b ..."], dict[str, Float[jax.Array, "b ..."]]]:
         del how, mask  # nothing here normalises
-        layers = {name: ConvBlock(*spec, name=name) for name, spec in CONVOLUTIONS.items()}
-        layers |= {name: DenseBlock(features, name=name) for name, features in DENSE.items()}
-        layers["predictions"] = nn.Dense(self.num_classes, name="predictions")
+        layers = {
+            **{name: ConvBlock(*spec, name=name) for name, spec in CONVOLUTIONS.items()},
+            **{name: DenseBlock(features, name=name) for name, features in DENSE.items()},
+            "predictions": nn.Dense(self.num_classes, name="predictions"),
+        }
         taps = {}
         for name in blocks:
             x = taps[name] = layers[name](x)

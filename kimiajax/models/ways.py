@@ -41,7 +41,7 @@ def choose_way(
     batch_size: int,
     *,
     precision: Precision = "float32",
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
     cache: Path | None = None,
     before: Way | None = None,
 ) -> Choice:
@@ -79,7 +79,7 @@ def choose_way(
     return Choice("fast" if times > CLEARLY else "plain", what)
 
 
-def _obstacle(precision: Precision, devices: Sequence[jax.Device]) -> str | None:
+def _obstacle(precision: Precision, devices: Sequence[jax.Device]) -> str | None:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
     """Why the fast way cannot be taken."""
     if devices[0].platform != "cpu":
         return f"it is for a CPU, and this is a {devices[0].platform.upper()}"
@@ -100,8 +100,10 @@ def _costliest(backbone: Backbone, size: int) -> tuple[Conv, tuple[int, ...]] | 
 
     with nn.intercept_methods(note):
         backbone.shapes(size, backbone.trunk)
-    _, module, shape = max(reversed(found), key=lambda each: each[0], default=(0, None, None))
-    return None if module is None else (module.clone(parent=None, name=None), shape)
+    if not found:
+        return None
+    _, module, shape = max(reversed(found), key=lambda each: each[0])
+    return module.clone(parent=None, name=None), shape
 
 
 def _kept_or_measured(
@@ -125,7 +127,8 @@ def _measured(layer: Conv, shape: tuple[int, ...], images: int) -> dict[str, flo
     kernel = (*layer.size, shape[-1], layer.features)
     params = {"kernel": jnp.asarray(rng.standard_normal(kernel), jnp.float32)}
     params |= {"bias": jnp.zeros(layer.features)} if layer.use_bias else {}
-    runs, samples = {}, {"plain": [], "fast": []}
+    runs = {}
+    samples: dict[Way, list[float]] = {"plain": [], "fast": []}
     for way in samples:
         with convolving(way):
             _, kept = layer.apply({"params": params}, x, mutable=[KEPT])

@@ -19,7 +19,7 @@ from kimiajax.checkpoints import digest, load_tree, refuse_unreadable, save_tree
 from kimiajax.errors import UserError
 from kimiajax.files import new_folder
 from kimiajax.lineage import ancestry, root_of
-from kimiajax.models.backbone import Backbone, PublishedFile, Variables
+from kimiajax.models.backbone import Backbone, Flat, PublishedFile, Variables
 from kimiajax.models.conv import Way
 from kimiajax.models.registry import BACKBONES
 from kimiajax.seals import SEAL, is_sealed, sealed
@@ -232,7 +232,7 @@ def _fetch(file: PublishedFile, folder: Path, progress: Callable[[str], Any] | N
     pooch.get_logger().setLevel("ERROR")
     try:
         downloader = pooch.HTTPDownloader(progressbar=bar, timeout=30)
-        return Path(pooch.retrieve(file.url, file.checksum, file.name, folder, downloader=downloader))
+        return Path(pooch.retrieve(file.url, file.checksum, file.name, folder, downloader=downloader))  # pyright: ignore[reportArgumentType]  # pooch's own
     except (OSError, ValueError) as error:  # no network; another checksum
         algorithm, checksum = file.checksum.split(":")
         reason = "its checksum is wrong" if isinstance(error, ValueError) else _reason(error)
@@ -294,8 +294,10 @@ def _only(
 def check_dense_size(variables: Variables, backbone: Backbone, image_size: int, source: str | Path) -> None:
     """Raises UserError where the first block after the bottleneck, of VGG16 say, is for images of another size."""
     first = backbone.top[0]
-    for path, leaf in flatten_dict(backbone.shapes(image_size, backbone.up_to(first))["params"][first]).items():
-        held = flatten_dict(variables["params"][first]).get(path)
+    expected: Flat = flatten_dict(backbone.shapes(image_size, backbone.up_to(first))["params"][first])
+    arrays: Flat = flatten_dict(variables["params"][first])
+    for path, leaf in expected.items():
+        held = arrays.get(path)
         if path[-1] == "kernel" and held is not None and len(held) != leaf.shape[0]:
             side = backbone.size_for(len(held))
             raise UserError(

@@ -35,6 +35,7 @@ from weights_convert.parity.reference import Outputs, main, read_images, score
 
 def make(job: Job) -> None:
     """A weight file as Keras saves it, every array random: constants would hide arrays that are exchanged."""
+    assert job.application is not None
     rng = np.random.default_rng(job.seed)
     model = build(job.application, job.size, job.classes)
 
@@ -69,6 +70,7 @@ def compute_in(dtype: str) -> None:
 
 
 def run(job: Job, dtype: str, folder: Path) -> Outputs:
+    assert job.application is not None
     compute_in(dtype)
     outputs = read_images(job)
     count = job.judged if dtype == "float64" else len(job.patches)
@@ -102,7 +104,9 @@ def train_steps(job: Job, classifier: keras.Model, images: np.ndarray) -> Output
     batch, labels = images[: job.judged], np.array(job.labels[: job.judged])
 
     def loss_of(trained: list, others: list) -> tuple:
-        logits, others = classifier.stateless_call(trained, others, batch, training=True)
+        logits, others = classifier.stateless_call(  # pyright: ignore[reportAssignmentType]  # three with losses only
+            trained, others, batch, training=True
+        )
         return cross_entropy(labels, logits), others
 
     predict = jax.jit(lambda trained, others: classifier.stateless_call(trained, others, images, training=False)[0])

@@ -14,7 +14,7 @@ from kimiajax.finetune.optimizer import Optimization
 from kimiajax.finetune.state import TrainState
 from kimiajax.finetune.steps import Batch, Training, gradients_of, train_step
 from kimiajax.metrics import kimia_scores
-from kimiajax.models.backbone import Backbone, Classifier, Variables
+from kimiajax.models.backbone import Array, Backbone, Classifier, Variables
 from kimiajax.models.weights import Weights
 from weights_convert.parity.job import Job
 from weights_convert.parity.reference import Outputs
@@ -70,9 +70,8 @@ def _networks(job: Job, weights: Weights, head: Variables, images: np.ndarray, o
     backbone, variables = weights.backbone, weights.variables
     blocks = backbone.held_by(variables)
     runs, failure = _that_run(backbone, variables, job.size, blocks)
-    if runs:
-        taps = jax.jit(lambda variables, x: backbone.apply(variables, x, runs)[1])(variables, images)
-        outputs |= {f"block/{block}": np.asarray(tap) for block, tap in taps.items()}
+    taps = jax.jit(lambda variables, x: backbone.apply(variables, x, runs)[1])(variables, images) if runs else {}
+    outputs |= {f"block/{block}": np.asarray(tap) for block, tap in taps.items()}
     if failure:
         raise StageError(f"block/{blocks[len(runs)]}", failure, outputs) from failure
     if backbone.features in taps:
@@ -133,7 +132,7 @@ def _train(job: Job, backbone: Backbone, variables: Variables, head: Variables, 
     outputs = {"logits": np.asarray(predict(state.variables, images))}
 
     @jax.jit
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Variables, jax.Array]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Variables, Array]:
         gradients, metrics, _ = gradients_of(training, state, batch)
         return train_step(training, state, batch)[0], gradients, metrics.loss / metrics.count
 

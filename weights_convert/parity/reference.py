@@ -19,7 +19,9 @@ Outputs = dict[str, np.ndarray]
 def read_images(job: Job) -> Outputs:
     """`decoded` and `resized`, by h5py and Pillow alone."""
     with h5py.File(job.scans, "r") as file:
-        patches = {index: file["test_data/patches"][index] for image in job.patches for index in image}
+        stored = file["test_data/patches"]
+        assert isinstance(stored, h5py.Dataset)
+        patches = {index: stored[index] for image in job.patches for index in image}
     resampling = getattr(Image.Resampling, job.resize.upper())
     resized = {i: np.asarray(Image.fromarray(p).resize((job.size, job.size), resampling)) for i, p in patches.items()}
     return {
@@ -54,5 +56,6 @@ def main(make: Callable[[Job], None], run: Callable[[Job, str, Path], Outputs], 
     if arguments.what == "make":
         make(job)
         return
-    np.savez(arguments.folder / f"{arguments.what}.npz", **run(job, arguments.what, arguments.folder))
+    outputs = run(job, arguments.what, arguments.folder)
+    np.savez(arguments.folder / f"{arguments.what}.npz", **outputs)  # pyright: ignore[reportArgumentType]  # see `Outputs`
     (arguments.folder / f"{arguments.what}.json").write_text(json.dumps(versions()))

@@ -95,6 +95,10 @@ def prepare(network: str, config: ParityConfig, folder: Path, progress: Silent) 
         )
     patches, labels = _choose_images(scans)
     backbone = BACKBONES[network]
+    boundary, hidden = backbone.before(backbone.fine_tuned[0]), backbone.hidden
+    if boundary is None or hidden is None:
+        lacks = "a block below those that are fine-tuned" if boundary is None else "a head with a hidden layer"
+        raise UserError(f"parity {network}: its steps are compared on {lacks}, which this network has not")
     model = files_of(network, config.reference).model
     random = config.weights == "random"
     job = Job(
@@ -113,12 +117,12 @@ def prepare(network: str, config: ParityConfig, folder: Path, progress: Silent) 
         features=backbone.features,
         bottleneck=backbone.bottleneck,
         pooled=backbone.before("pooled") if "pooled" in backbone.blocks else None,
-        boundary=backbone.before(backbone.fine_tuned[0]),
+        boundary=boundary,
         steps=config.steps,
         learning_rate=LEARNING_RATE,
         momentum=0.9,
         batch_norm_momentum=0.99,
-        hidden=backbone.hidden,
+        hidden=hidden,
         seed=config.seed,
     )
     if random:
@@ -173,7 +177,7 @@ def add_head(job: Job, weights: Weights, folder: Path) -> tuple[Job, Variables]:
         return {"kernel": kernel, "bias": 0.1 * rng.standard_normal(outputs, np.float32)}
 
     head = {"hidden": dense(features[0].size, job.hidden, size), "logits": dense(job.hidden, job.num_scans)}
-    np.savez(folder / "head.npz", **ours.leaves(head))
+    np.savez(folder / "head.npz", **ours.leaves(head))  # pyright: ignore[reportArgumentType]  # no `allow_pickle`
     # The head's first gradient grows with what it gets, and what a change does to the logits grows with it again.
     return dataclasses.replace(job, learning_rate=LEARNING_RATE / max(1.0, float(size)) ** 2), head
 
@@ -196,8 +200,9 @@ def run_reference(job: Job, reference: str, folder: Path, progress: Silent) -> t
 def _running(reference: str, folder: Path, what: str) -> Iterator[subprocess.Popen]:
     """A process of the reference, gone when the block ends; the end of the pipe to it is its end too."""
     command = [sys.executable, "-P", "-m", f"weights_convert.parity.{reference}_reference", str(folder), what]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes) as process:
+    with subprocess.Popen(
+        command, text=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
         try:
             yield process
         finally:
@@ -205,6 +210,7 @@ def _running(reference: str, folder: Path, what: str) -> Iterator[subprocess.Pop
 
 
 def _wait(reference: str, what: str, process: subprocess.Popen) -> None:
+    assert process.stderr is not None
     errors = process.stderr.read()
     if process.wait():
         last = (errors.strip().splitlines() or ["no message"])[-1]
