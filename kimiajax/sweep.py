@@ -272,8 +272,8 @@ def _value(axis: str, place: Place, row: Row, config: SweepConfig) -> int | str:
 def _rank(axis: str, value: int | str) -> tuple[float, str]:
     """Numbers in their order, then names; augmentations from none on."""
     if axis == "augmentations":
-        return list(AUGMENTATIONS).index(str(value)), ""
-    return (float(value), "") if isinstance(value, int) else (np.inf, value)
+        return float(list(AUGMENTATIONS).index(str(value))), ""
+    return (float(value), "") if isinstance(value, int) else (float("inf"), value)
 
 
 def _scores(run: StoredRun, row: dict[str, Any]) -> dict[str, Any]:

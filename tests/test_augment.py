@@ -9,7 +9,7 @@ import pytest
 import scipy.ndimage
 
 from kimiajax.data import augment as module
-from kimiajax.data.augment import BITS, KERAS_2017, KERAS_TODAY, augment, draw, matrix_of, warp
+from kimiajax.data.augment import BITS, KERAS_2017, KERAS_TODAY, STRONG, augment, draw, grade, matrix_of, warp
 
 BOTH = [KERAS_2017, KERAS_TODAY]
 
@@ -116,3 +116,37 @@ def test_the_largest_images_stay_within_32_bits(rng):
     result = warp(jnp.asarray(image[None]), module.Draws(matrix[None], jnp.zeros(1, bool)), order=0, centre=1)[0]
     assert (np.asarray(result[-600:]) == 200).all(), "beyond the rim there is the rim"
     assert (np.asarray(result[:-700]) == 0).all()
+
+
+def test_strong_augmentation_turns_every_way_and_grades_within_black_and_white(rng):
+    draws = draw(STRONG, keys_of(0, 4000))
+    matrices = np.asarray(draws.matrices) / 2**BITS
+    angles = np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0])  # of the first column, which shear leaves
+    counts, _ = np.histogram(angles, bins=8, range=(-np.pi, np.pi))
+    assert counts.min() > 400, "of 500 in each eighth"
+    lengths = np.linalg.norm(matrices[:, :, 0], axis=1)
+    assert 0.7 <= lengths.min() < 0.72 < 1.28 < lengths.max() <= 1.3
+    images = jnp.asarray(rng.integers(0, 256, (64, 32, 32), dtype=np.uint8))
+    result = np.asarray(augment(STRONG, images, keys_of(1, 64)))
+    assert result.dtype == np.float32
+    assert result.min() >= 0
+    assert result.max() <= 255
+    plain = np.asarray(warp(images, draw(STRONG, keys_of(1, 64)), order=1, centre=STRONG.centre))
+    assert np.abs(result - plain).max() > 20
+
+
+def test_a_grade_keeps_the_order_of_gray_values_and_is_the_keys_alone(rng):
+    images = jnp.asarray(np.linspace(60, 180, 48, dtype=np.float32).reshape(1, 4, 12).repeat(50, 0))
+    graded = np.asarray(grade(STRONG, images, keys_of(3, 50)))
+    assert (np.diff(graded.reshape(50, -1), axis=1) > 0).all()
+    contrast = (graded[:, -1, -1] - graded[:, 0, 0]) / 120
+    assert 0.75 <= contrast.min() < 0.8 < 1.2 < contrast.max() <= 1.25
+    added = graded.mean(axis=(1, 2)) - 120
+    assert -25.5 <= added.min() < -20 < 20 < added.max() <= 25.5
+    np.testing.assert_array_equal(graded[7:9], grade(STRONG, images[:2], keys_of(3, 50)[7:9]))
+
+
+@pytest.mark.parametrize("augmentation", BOTH)
+def test_keras_augmentations_turn_and_grade_nothing(augmentation):
+    assert not augmentation.turn
+    assert not augmentation.grades

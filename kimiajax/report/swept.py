@@ -146,11 +146,11 @@ def write_sweep_report(folder: str | Path, results: dict[str, Any], path: Path |
 def context(folder: Path, results: dict[str, Any], figures: Any) -> dict[str, Any]:
     """What the template takes."""
     intervals = [
-        bounds
+        (low, high)
         for axis in results["axes"]
         for curve in axis["curves"]
         for point in curve["points"]
-        for bounds in (point["intervals"] or {}).values()
+        for low, high in (point["intervals"] or {}).values()
     ]
     return {
         **results,
