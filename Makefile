@@ -81,6 +81,10 @@ examples: $(STAMP)
 	set -e; for script in $(filter-out examples/scans.py,$(wildcard examples/*.py)); do \
 		echo "== $$script"; $(BIN)/python $$script; done
 
+# A warning is a failure. The pages are in docs/_build/html.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
 # The short form, under 25 minutes on two cores; and every batch size, image size and scope, hours.
 bench: $(STAMP)
 	$(BIN)/kimiajax bench --peers all --out runs/bench/bench.json

@@ -21,6 +21,8 @@ _HOME = {
     "PRESETS": "kimiajax.config",
     "PatchSource": "kimiajax.data.source",
     "Rules": "kimiajax.data.patches",
+    "SWEEPS": "kimiajax.config",
+    "SweepConfig": "kimiajax.config",
     "TableConfig": "kimiajax.config",
     "TrainableBlocks": "kimiajax.finetune.blocks",
     "Training": "kimiajax.finetune.steps",
@@ -50,6 +52,7 @@ _HOME = {
     "read_patches": "kimiajax.data.reading",
     "read_run": "kimiajax.report.stored",
     "retrieve": "kimiajax.retrieval",
+    "run_sweep": "kimiajax.sweep",
     "run_table": "kimiajax.table",
     "score": "kimiajax.scoring",
 }

@@ -28,7 +28,7 @@ usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -
        kimiajax predict RUN/ROW IMAGES...   what a finished row says of other images, and where it looks
        kimiajax parity NETWORK --reference keras|torch --weights FILE|random   proof that a network is the reference's
        kimiajax bench [WORKLOAD ...] [--peers all]   how fast it runs, alone or beside others; from the source tree
-       kimiajax --version
+       kimiajax --version [--verbose]   with what a report of a bug needs
 `--debug` after any command shows where an error comes from."""
 
 PARITY_FAILED, PARITY_NOT_RUN = 3, 4
@@ -54,6 +54,10 @@ def _run(command: str, arguments: list[str], debug: bool) -> int:
             print(USAGE)
         case "--version":
             print(f"kimiajax {__version__}")
+            if arguments[:1] == ["--verbose"]:
+                from kimiajax.environment import for_an_issue
+
+                show(for_an_issue())
         case "table" | "sweep":
             return _of_preset(command, arguments, debug)
         case "blocks":

@@ -73,7 +73,7 @@ def _of_the_machine(error: Exception) -> str | None:
 def _bug(error: Exception) -> str:
     return (
         f"this is a bug, not your input: {type(error).__name__}: {_first_line(str(error))}; please report it where you "
-        "have kimiajax from, with the output of `kimiajax --version` and of the same command with --debug"
+        "have kimiajax from, with the output of `kimiajax --version --verbose` and of the same command with --debug"
     )
 
 

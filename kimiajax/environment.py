@@ -9,7 +9,12 @@ from pathlib import Path
 import jax
 
 from kimiajax import __version__, memory
+from kimiajax.models.registry import BACKBONES, GROUP
 
+OPTIONAL = (  # beside these, what some commands need or are compared with
+    *("grain", "jaxtyping", "tensorflow-datasets", "scipy", "tyro", "keras", "torch", "tensorflow", "apache-beam"),
+    *("matplotlib", "jinja2", "openslide-python", "jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu"),
+)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn", "pillow", "h5py")
 
 
@@ -24,6 +29,38 @@ def describe_environment() -> dict[str, object]:
         "devices": [device.device_kind for device in jax.devices()],
         **describe_machine(),
     }
+
+
+def for_an_issue() -> str:
+    """What a report of a bug needs to say of the program and the machine, a line each; names no folder of the user's.
+
+    A device that cannot be started is told like anything else: that may be what the report is of.
+    """
+    try:
+        found = describe_environment()
+    except Exception as error:  # whatever a driver makes JAX raise
+        found = {"kimiajax": __version__, "revision": _revision(), "python": platform.python_version()}
+        found |= {"platform": platform.platform(), "devices": f"cannot be started: {error}", **describe_machine()}
+    del found["kimiajax"]  # which stands above
+    packages = {**dict(found.pop("packages")), **{name: _version(name) for name in OPTIONAL}}
+    added = {entry.name: entry.dist for entry in importlib.metadata.entry_points(group=GROUP)}
+    networks = [f"{name} of {dist.name} {dist.version}" if (dist := added.get(name)) else name for name in BACKBONES]
+    lines = [f"{name}: {_plain(value)}" for name, value in found.items()]
+    lines += [f"memory: {_memory()}", f"networks: {', '.join(networks)}", "packages:"]
+    lines += [f"  {name}: {version or '-'}" for name, version in sorted(packages.items())]
+    return "\n".join(lines)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(f"{value.count(each)} x {each}" for each in dict.fromkeys(value))
+    return "-" if value is None else str(value)
+
+
+def _memory() -> str:
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return "-"
+    return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
 
 
 def describe_machine() -> dict[str, object]:

@@ -1,7 +1,8 @@
-"""What the README shows is what happens."""
+"""What the README and the documentation show is what happens."""
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import jax
@@ -19,25 +20,78 @@ from kimiajax.models.weights import fine_tuned, load_weights
 from weights_convert.export import export
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+}
+ALL = "\n".join(PAGES.values())
 
 
-def test_the_python_examples_run(tmp_path, monkeypatch, capsys):
+def examples_of(page):
+    return re.findall(r"```python\n(.*?)```", PAGES[page], re.S)
+
+
+def run(page, *names_of_example, names=None):
+    """Runs a page's examples that hold these words, one after the other."""
+    names = {} if names is None else names
+    found = [block for block in examples_of(page) if all(word in block for word in names_of_example)]
+    assert found
+    for block in found:
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    """A folder with the scan file that the demo leaves, but smaller."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     write_synthetic_scans(
         tmp_path / "runs/demo/scans.h5", num_scans=3, patch_size=80, grid=(4, 4), test_patches=(2, 3), seed=5
     )
-    names: dict = {}
-    first, second, third = (block for block in EXAMPLES if "kj." in block)
-    exec(compile(first, "README.md", "exec"), names)
+
+
+def test_the_readmes_examples_run(demo, capsys):
+    names = run("README.md", "print(kj.kimia_scores")
     assert 0 <= float(capsys.readouterr().out) <= 1
-    exec(compile(second, "README.md", "exec"), names)
+    run("README.md", "TWO", names=names)
+    assert "'padding'" in capsys.readouterr().out
+
+
+def test_the_guides_examples_run_in_their_order(demo, capsys):
+    first, *rest = examples_of("docs/extending.md")
+    names: dict = {}
+    exec(compile(first, "docs/extending.md", "exec"), names)
+    assert 0 <= float(capsys.readouterr().out) <= 1
+    for block in rest:
+        exec(compile(block, "docs/extending.md", "exec"), names)
     assert np.isfinite(names["history"][-1].loss)
-    capsys.readouterr()
-    exec(compile(third, "README.md", "exec"), names)
     assert "'padding', 'frozen statistics', 'bfloat16'" in capsys.readouterr().out
+
+
+def test_the_tutorials_commands_and_its_example_run_as_they_stand(tmp_path, monkeypatch, capsys):
+    """But for the clone and the setup; on fewer and smaller patches."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```sh\n(.*?)```", PAGES["docs/tutorial.md"], re.S)
+    commands = [shlex.split(line) for block in blocks for line in block.splitlines() if line.startswith(".venv/bin/")]
+    assert [command[1] for command in commands] == ["--version", "table", "report", "data", "predict"]
+    small = [
+        "--patches-per-scan",
+        "2",
+        "--image-size",
+        "75",
+        "--epochs",
+        "1",
+        "--head-epochs",
+        "1",
+        "--batch-size",
+        "16",
+    ]
+    for command in commands:
+        assert main([*command[1:], *(small if command[1] == "table" else [])]) == 0, command
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"demo", "patches", "predicted.csv", "maps"}
+    capsys.readouterr()
+    run("docs/tutorial.md", "kj.analyse")
+    assert "floor_histogram  eta_total 0." in capsys.readouterr().out
 
 
 def test_the_example_of_tfds_reads_what_the_command_prepares(tmp_path, monkeypatch, capsys):
@@ -48,14 +102,13 @@ def test_the_example_of_tfds_reads_what_the_command_prepares(tmp_path, monkeypat
     write_scans(tmp_path / "Kimia_Path24.h5", [patch] * 24, np.stack([patch] * 24))
     assert main(["data", "prepare", "kimia_path24", "--manual-dir", str(tmp_path), "--allow-unverified"]) == 0
     assert "kimiajax table quick --dataset kimia_path24/patch1000_full_h0.99_bg220\n" in capsys.readouterr().out
-    (example,) = (block for block in EXAMPLES if "tfds" in block)
-    exec(compile(example, "README.md", "exec"), {})
+    run("docs/data.md", "tfds")
     assert capsys.readouterr().out.startswith("24 (1000, 1000, 1) ")
 
 
 def test_the_list_of_blocks_is_what_the_command_prints(capsys):
     assert main(["blocks", "inception_v3"]) == 0
-    assert capsys.readouterr().out.strip() in README
+    assert capsys.readouterr().out.strip() in PAGES["docs/training.md"]
 
 
 def test_the_keras_example_loads_a_fine_tuned_network(tmp_path, monkeypatch, rng):
@@ -67,18 +120,16 @@ def test_the_keras_example_loads_a_fine_tuned_network(tmp_path, monkeypatch, rng
     variables = {"params": {**parent.variables["params"], "head": head}}
     fine_tuned(parent, variables, ("block5", "head"), "a test").save(tmp_path / "tl_vgg16")
     export(tmp_path / "tl_vgg16", tmp_path / "tl_vgg16.h5")
-    (example,) = (block for block in EXAMPLES if "import keras" in block)
-    names: dict = {}
-    exec(compile(example, "README.md", "exec"), names)
+    names = run("docs/weights.md", "import keras")
     images = rng.random((1, 224, 224, 3), np.float32)
     np.testing.assert_allclose(names["model"](images), classifier.apply(variables, images)[0], rtol=1e-3, atol=1e-4)
 
 
 def test_no_placeholder_is_left():
-    assert not re.findall(r"```\n[A-Z]+\n```", README)
+    assert not re.findall(r"```\n@?[A-Z]+@?\n```", ALL)
 
 
-def test_flags_of_the_readme_exist(capsys):
+def test_flags_that_are_shown_exist(capsys):
     from dataclasses import fields, is_dataclass
 
     from kimiajax import config
@@ -92,7 +143,7 @@ def test_flags_of_the_readme_exist(capsys):
         bench(["--help"])
     assert main(["--help"]) == 0
     known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    shown = set(re.findall(r"(?<=[ `])--[a-z0-9-]+", README))
+    shown = set(re.findall(r"(?<=[ `])--[a-z][a-z0-9-]*", ALL))
     shown -= {"--nodes", "--ntasks-per-node", "--gpus-per-node"}  # of srun
     assert {"--rows", "--require", "--fold-scale"} <= shown
     assert shown <= known
@@ -101,8 +152,48 @@ def test_flags_of_the_readme_exist(capsys):
 def test_the_benchmarks_tables_are_those_of_the_committed_records():
     for path in (ROOT / "benchmarks/results").glob("bench-*.json"):
         record = json.loads(path.read_text())
-        assert all(line in README for line in table_of(record)), path
-        assert record["environment"]["processor"] in README
-    pictures = re.findall(r"benchmarks/results/\S+?\.svg", README)
+        assert all(line in PAGES["docs/benchmarks.md"] for line in table_of(record)), path
+        assert record["environment"]["processor"] in PAGES["docs/benchmarks.md"]
+    pictures = re.findall(r"benchmarks/results/\S+?\.svg", PAGES["docs/benchmarks.md"])
     assert len(pictures) == 2
     assert all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_every_example_in_python_is_run_by_a_test_and_every_page_is_linked_to():
+    tried = {"README.md", *(f"docs/{page}.md" for page in ("extending", "tutorial", "data", "weights"))}
+    assert {page for page in PAGES if examples_of(page)} == tried
+    linked = set(re.findall(r"^(\w+)$", PAGES["docs/index.md"], re.M))
+    assert linked == {Path(page).stem for page in PAGES} - {"README", "index"}
+
+
+def test_the_api_page_names_all_that_is_public():
+    import kimiajax
+
+    page = PAGES["docs/api.md"]
+    shown = set(re.findall(r"auto\w+:: \S+\.(\w+)", page)) | set(re.findall(r"`kj\.(\w+)`", page))
+    assert shown == set(kimiajax.__all__) - {"__version__"}
+
+
+def test_links_between_pages_lead_somewhere():
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)#]+)", text):
+            if not target.startswith("http"):
+                assert ((ROOT / page).parent / target).exists(), (page, target)
+
+
+def test_the_readmes_figures_of_speed_are_those_of_the_records():
+    shown = " ".join(PAGES["README.md"].split())
+    lines = [line for line in PAGES["docs/benchmarks.md"].splitlines() if line.startswith("| ")]
+    ratios = {
+        line.split("|")[1].strip(): float(line.split("|")[4].split()[0])
+        for line in lines
+        if line.split("|")[5].strip().replace(".", "").isdigit() or "no target" in line
+    }
+    features = [ratio for work, ratio in ratios.items() if work.startswith("features")]
+    steps = [ratio for work, ratio in ratios.items() if work.startswith("finetune_step")]
+    assert (
+        f"features {min(features)} to {max(features)} times as fast, fine-tuning steps {min(steps)} to {max(steps)}"
+        in shown
+    )
+    assert f"({ratios['table patches a scan 2 epochs 3']})" in shown
+    assert f"({ratios['table patches a scan 10 epochs 3']})" in shown

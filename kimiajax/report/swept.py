@@ -20,7 +20,7 @@ from kimiajax.report.html import flat, page
 from kimiajax.report.stored import rerun
 from kimiajax.report.tables import SCORES, WIDTH
 from kimiajax.seals import is_sealed
-from kimiajax.shown import cautions, percent, visible
+from kimiajax.shown import cautions, percent
 from kimiajax.statistics import DRAWS
 
 SWEEP = "sweep.json"
@@ -81,7 +81,7 @@ def render_sweep(results: dict[str, Any]) -> str:
     )
     if not results["complete"]:
         console.print("NOT COMPLETE: the same command goes on.")
-    return "\n".join(line.rstrip() for line in visible(text.getvalue()).splitlines())
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().split("\n"))
 
 
 def values_of(axis: dict[str, Any]) -> list[Any]:
@@ -127,7 +127,7 @@ def sweep_csv(results: dict[str, Any]) -> str:
                     figures += [point[score], low, high, pair and pair["adjusted"][score]]
                 about = [axis["name"], curve["row"], point["value"], curve["centre"], point["train"]]
                 writer.writerow([*about, len(results["seeds"]), *figures, point["run"], " ".join(results["warnings"])])
-    return visible(lines.getvalue().rstrip())
+    return lines.getvalue().rstrip()
 
 
 def write_sweep_report(folder: str | Path, results: dict[str, Any], path: Path | None = None) -> Path:

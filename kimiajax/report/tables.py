@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from kimiajax.shown import percent, visible
+from kimiajax.shown import percent
 
 WIDTH = 120
 SCORES = ("eta_p", "eta_w", "eta_total")
@@ -43,7 +43,7 @@ def render_table(results: dict[str, Any]) -> str:
     console.print(table)
     for number, note in enumerate([*results["notes"], *_beaten(results)], start=1):
         console.print(f"{number}. {note}")
-    return "\n".join(line.rstrip() for line in visible(text.getvalue()).splitlines())
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().split("\n"))
 
 
 def _beaten(results: dict[str, Any]) -> list[str]:

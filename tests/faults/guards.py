@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 LIST = Path(__file__).with_suffix(".toml")
-COPIED = ("kimiajax", "weights_convert", "benchmarks", "tests", "pyproject.toml", "README.md")
+COPIED = ("kimiajax", "weights_convert", "benchmarks", "tests", "docs", "examples", "pyproject.toml", "README.md")
 
 
 class Guard(NamedTuple):
