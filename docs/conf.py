@@ -14,6 +14,9 @@ exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+default_role = "code"
+napoleon_use_ivar = True
 python_maximum_signature_line_length = 100
 nitpicky = False
 

@@ -281,6 +281,10 @@ def test_an_unknown_part_is_refused_with_the_valid_names():
         ("inception_v3", ("all",), 21_802_784 - 2 * 17_216),
         ("vgg16", ("all_but_last",), 14_714_688 - 7_079_424),
         ("vgg16", ("block4", "block5", "head"), 7_079_424 + 5_899_776),
+        ("vgg16", ("last0",), 0),
+        ("vgg16", ("last2",), 7_079_424 + 5_899_776),
+        ("inception_v3", ("last2",), 11_114_880),
+        ("inception_v3", ("last12",), 21_802_784 - 2 * 17_216),
     ],
 )
 def test_presets_train_what_they_say(network, names, trained):
@@ -300,6 +304,11 @@ def test_a_preset_of_another_network_is_refused():
         UserError, match=r"unknown block 'inception_172' of vgg16; choose from block1, .*, head, or one preset"
     ):
         blocks_of(BACKBONES["vgg16"], ("inception_172",))
+
+
+def test_more_last_blocks_than_there_are_is_refused():
+    with pytest.raises(UserError, match=r"last6: vgg16 has 5 blocks \(block1, block2, block3, block4, block5\)"):
+        blocks_of(BACKBONES["vgg16"], ("last6",))
 
 
 def test_where_nothing_trains_statistics_alone_can_adapt(rng):

@@ -10,6 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 from test_folders import encoded, sixteen_bit_rgb
+from test_slides import write_slide
 
 from kimiajax import paper
 from kimiajax.data import examples
@@ -201,6 +202,14 @@ def test_a_release_that_is_not_whole_is_refused_by_name_and_leaves_no_set(tmp_pa
     said = str(caught.value)
     assert f"{tmp_path / 'manual' / named}: " in said
     assert "\n" not in said
+    assert not is_left(tmp_path / "data")
+
+
+def test_a_folder_of_whole_slides_is_no_release(tmp_path):
+    (tmp_path / "manual").mkdir()
+    write_slide(tmp_path / "manual/a.tif", np.full((1100, 1100), 90, np.uint8))
+    with pytest.raises(UserError, match=r"manual: a folder of whole slides, and no kimia_path24c"):
+        prepare_any(tmp_path / "manual", tmp_path / "data")
     assert not is_left(tmp_path / "data")
 
 

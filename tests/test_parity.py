@@ -1,5 +1,6 @@
 """The certificate: what it demands, how it says so, and that each usual mistake makes it fail at its stage."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from kimiajax.cli import main
+from kimiajax.models.registry import BACKBONES
 from weights_convert.parity.certificate import Sides, compare
 from weights_convert.parity.job import Job
 
@@ -270,6 +272,17 @@ def test_bad_settings_are_one_line(tmp_path, monkeypatch, capsys, arguments, mes
     assert main(["parity", *arguments, "--reference", "keras", *given, "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "parity.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"hidden": None}, "a head with a hidden layer"), ({"fine_tuned": ("block1",)}, "a block below those that are")],
+)
+def test_a_network_whose_steps_cannot_be_compared_is_refused(tmp_path, monkeypatch, capsys, changes, message):
+    monkeypatch.setitem(BACKBONES, "vgg16", dataclasses.replace(BACKBONES["vgg16"], **changes))
+    command = ["parity", "vgg16", "--reference", "keras", "--weights", "random", "--image-size", "32"]
+    assert main([*command, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_vgg16_is_verified_from_the_command_line_and_leaves_a_certificate(tmp_path, capsys):

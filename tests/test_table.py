@@ -5,6 +5,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import jax
@@ -351,6 +352,21 @@ def test_an_unexpected_error_says_that_it_is_a_bug(capsys, monkeypatch, scans, t
 def test_help_and_version_are_told(capsys):
     assert main(["--version"]) == main(["--help"]) == main(["table", "-h"]) == 0
     assert "kimiajax 0." in capsys.readouterr().out
+
+
+def test_what_a_report_of_a_bug_needs_is_told_even_where_no_device_starts(capsys, monkeypatch):
+    assert main(["--version", "--verbose"]) == 0
+    told = capsys.readouterr().out
+    for line in (f"  jax: {jax.__version__}", "devices: 1 x cpu", "networks: vgg16, inception_v3, cnn", "  torch: "):
+        assert line in told
+    assert str(Path.home()) not in told
+
+    def broken():
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr("jax.devices", broken)
+    assert main(["--version", "--verbose"]) == 0
+    assert "devices: cannot be started: no driver" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
