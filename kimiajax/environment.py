@@ -41,13 +41,13 @@ def for_an_issue() -> str:
     except Exception as error:  # whatever a driver makes JAX raise
         found = {"kimiajax": __version__, "revision": _revision(), "python": platform.python_version()}
         found |= {"platform": platform.platform(), "devices": f"cannot be started: {error}", **describe_machine()}
-    del found["kimiajax"]  # which stands above
-    packages = {**dict(found.pop("packages")), **{name: _version(name) for name in OPTIONAL}}
+    for told_elsewhere in ("kimiajax", "packages"):
+        del found[told_elsewhere]
     added = {entry.name: entry.dist for entry in importlib.metadata.entry_points(group=GROUP)}
     networks = [f"{name} of {dist.name} {dist.version}" if (dist := added.get(name)) else name for name in BACKBONES]
     lines = [f"{name}: {_plain(value)}" for name, value in found.items()]
     lines += [f"memory: {_memory()}", f"networks: {', '.join(networks)}", "packages:"]
-    lines += [f"  {name}: {version or '-'}" for name, version in sorted(packages.items())]
+    lines += [f"  {name}: {_version(name) or '-'}" for name in sorted((*PACKAGES, *OPTIONAL))]
     return "\n".join(lines)
 
 
