@@ -37,9 +37,18 @@ def load_arrays(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: type
     return arrays if fit else None
 
 
+def load_text(path: Path) -> str | None:
+    """A text that was kept beside arrays; None where it is lacking or damaged."""
+    try:
+        digests = json.loads((path.parent / DIGESTS).read_text())
+        return path.read_text() if sha256_file(path) == digests[path.stem] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def vouch_for(folder: Path) -> None:
-    """Notes the digests of a folder's arrays, by which `load_arrays` knows them."""
-    digests = {path.stem: sha256_file(path) for path in sorted(folder.glob("*.npy"))}
+    """Notes the digests of a folder's files, by which `load_arrays` and `load_text` know them."""
+    digests = {path.stem: sha256_file(path) for path in sorted(folder.iterdir())}
     (folder / DIGESTS).write_text(json.dumps(digests))
 
 

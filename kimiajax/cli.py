@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns the exit status: 0, 2 for bad input, 1 for a bug, 130 for Ctrl-C, 143 for SIGTERM.
 
     `parity` returns 3 where the networks differ, and 4 under `--require` where the reference is not installed; `table`
-    returns 3 where a row's training stopped, and `data audit` where a check failed.
+    returns 3, as `sweep`, where a row's training stopped, and `data audit` where a check failed.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv

@@ -40,7 +40,10 @@ def for_an_issue() -> str:
         found = describe_environment()
     except Exception as error:  # whatever a driver makes JAX raise
         found = {"kimiajax": __version__, "revision": _revision(), "python": platform.python_version()}
-        found |= {"platform": platform.platform(), "devices": f"cannot be started: {error}", **describe_machine()}
+        said = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        found |= {"platform": platform.platform(), "devices": f"cannot be started: {said}", **describe_machine()}
+    flags = str(found["xla_flags"] or "").split()
+    found["xla_flags"] = " ".join(flag.partition("=")[0] if "/" in flag else flag for flag in flags) or None
     for told_elsewhere in ("kimiajax", "packages"):
         del found[told_elsewhere]
     added = {entry.name: entry.dist for entry in importlib.metadata.entry_points(group=GROUP)}

@@ -1,9 +1,11 @@
 """One forward pass a patch, every tap that is asked for, kept under the digest of what they were computed from."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -94,64 +96,80 @@ def extract_taps(
         _compute(backbone, variables, images, arrays, batch_size, precision, progress, description)
         return Taps(arrays, cached=False)
 
-    pictures = _digests(images)
-    program = _key(backbone, variables, images.shape[1:], blocks, precision)
-    folder = cache / "features" / f"{program}-{len(images)}-{hashlib.sha256(pictures.data).hexdigest()[:16]}"
-    found = load_arrays(folder, shapes, np.float32)
-    if processes.agree(found is not None):
-        assert found is not None
-        progress.say(f"{description}: found in {folder}")
-        mark_used(folder)
-        return Taps(found, cached=True)
-    with new_folder(folder) as aside:
-        arrays = {tap: new_array(aside / f"{tap}.npy", shapes[tap], np.float32) for tap in taps}
+    pictures, batch = _digests(images), _batch_of(len(images), batch_size)
+    name = f"{len(images)}-{hashlib.sha256(pictures.data).hexdigest()[:16]}"
+    folders = {
+        tap: cache / "features" / f"{_key(backbone, variables, images.shape[1:], tap, precision, batch)}-{name}"
+        for tap in taps
+    }
+    found = {tap: load_arrays(folder, {tap: shapes[tap]}, np.float32) for tap, folder in folders.items()}
+    arrays = {tap: array[tap] for tap, array in found.items() if array is not None}
+    absent = [tap for tap in taps if tap not in arrays]
+    for tap in arrays:
+        mark_used(folders[tap])
+    if processes.agree(not absent):
+        progress.say(f"{description}: found in {cache / 'features'}")
+        return Taps(arrays, cached=True)
+    alone = processes.count() == 1  # of several each has a cache of its own, perhaps, and all must compute alike
+    absent = absent if alone else list(taps)
+    with contextlib.ExitStack() as stack:
+        asides = {tap: stack.enter_context(new_folder(folders[tap])) for tap in absent}
+        new = {tap: new_array(asides[tap] / f"{tap}.npy", shapes[tap], np.float32) for tap in absent}
         lacking = np.arange(len(images))
-        if processes.count() == 1:  # of several each has a cache of its own, perhaps
-            lacking = _copy_known(folder, program, pictures, arrays)
-        if known := len(images) - len(lacking):
+        if alone:
+            lacking = np.unique(np.concatenate([_copy_known(folders[tap], tap, pictures, new[tap]) for tap in absent]))
+        known = len(images) - len(lacking)
+        if known:
             progress.say(f"{description}: {known:,} of {len(images):,} found in {cache / 'features'}")
-        _compute(backbone, variables, images, arrays, batch_size, precision, progress, description, lacking)
-        for array in arrays.values():
+        _compute(backbone, variables, images, new, batch_size, precision, progress, description, lacking)
+        for tap, array in new.items():
             array.flush()
-        np.save(aside / f"{ROWS}.npy", pictures)
-        vouch_for(aside)
-        # Opened before they take their place, where another process may put its own.
-        kept = {tap: np.load(aside / f"{tap}.npy", mmap_mode="r") for tap in taps}
-    trim(cache / "features", keep=folder)
-    return Taps(kept, cached=known > 0)
+            np.save(asides[tap] / f"{ROWS}.npy", pictures)
+            vouch_for(asides[tap])
+            # Opened before they take their place, where another process may put its own.
+            arrays[tap] = np.load(asides[tap] / f"{tap}.npy", mmap_mode="r")
+    trim(cache / "features", keep=folders[absent[-1]])
+    return Taps({tap: arrays[tap] for tap in taps}, cached=known > 0 or len(absent) < len(taps))
 
 
-def _copy_known(folder: Path, program: str, pictures: np.ndarray, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+def _copy_known(folder: Path, tap: str, pictures: np.ndarray, array: np.ndarray) -> np.ndarray:
     """Fills in what the same program computed of any of these images before; the places of the others.
 
-    A patch's outputs do not depend on the patches beside it, so they are the same to the bit.
+    A patch's outputs do not depend on the patches beside it in a batch of the same size.
     """
     lacking = np.arange(len(pictures))
-    others = (kept for kept in folder.parent.glob(f"{program}-*") if kept != folder)
-    for kept in sorted(others, key=_count_of, reverse=True):
-        count = _count_of(kept)
-        rows = load_arrays(kept, {ROWS: (count, pictures.shape[1])}, np.uint8)
+    others = {kept: count for kept in folder.parent.glob("*") if kept != folder and (count := _count_of(kept, folder))}
+    for kept in sorted(others, key=others.__getitem__, reverse=True):
+        if not len(lacking):
+            break
+        rows = load_arrays(kept, {ROWS: (others[kept], pictures.shape[1])}, np.uint8)
         place_of = {row.tobytes(): place for place, row in enumerate(rows[ROWS])} if rows else {}
         found = np.array([place_of.get(pictures[place].tobytes(), -1) for place in lacking], np.int64)
-        if not (found >= 0).any():
-            continue
-        shapes = {tap: (count, *array.shape[1:]) for tap, array in arrays.items()}
-        outputs = load_arrays(kept, shapes, np.float32)
+        outputs = None
+        if (found >= 0).any():
+            outputs = load_arrays(kept, {tap: (others[kept], *array.shape[1:])}, np.float32)
         if outputs is None:
             continue
         places, found = lacking[found >= 0], found[found >= 0]
         for start in range(0, len(places), COPIED):
             part = slice(start, start + COPIED)
-            for tap, array in arrays.items():
-                array[places[part]] = outputs[tap][found[part]]
+            array[places[part]] = outputs[tap][found[part]]
         mark_used(kept)
         lacking = np.setdiff1d(lacking, places)
     return lacking
 
 
-def _count_of(kept: Path) -> int:
-    """Of how many images a folder of the cache holds the outputs."""
-    return int(kept.name.split("-")[-2])
+def _count_of(kept: Path, folder: Path) -> int:
+    """Of how many images an entry of the cache holds what `folder` is to hold; 0 where it is of something else."""
+    program, _, _ = folder.name.rsplit("-", 2)
+    match = re.fullmatch(rf"{re.escape(program)}-(\d+)-[0-9a-f]{{16}}", kept.name)
+    return int(match[1]) if match else 0
+
+
+def _batch_of(count: int, batch_size: int) -> int:
+    """Images in one pass over so many: fewer than asked for where there are no more, and as many on each core."""
+    threads = cores() if jax.default_backend() == "cpu" else 1
+    return min(batch_size, -(-count // threads) * threads)
 
 
 def _digests(images: np.ndarray) -> np.ndarray:
@@ -289,7 +307,7 @@ def _compute(
         return
     taps = tuple(arrays)
     extractor = Extractor(backbone, variables, images.shape[1], taps, precision=precision)
-    batch_size = min(batch_size, -(-len(images) // extractor.threads) * extractor.threads)
+    batch_size = _batch_of(len(images), batch_size)  # whatever is lacking, so that a warm cache changes no figure
     # Of several processes each takes every so manieth batch; what they give is then known to all.
     together = batch_size * processes.count()
     starts = range(0, len(places), together)
@@ -309,21 +327,19 @@ def _compute(
 
 
 def _key(
-    backbone: Backbone,
-    variables: Variables,
-    shape: tuple[int, ...],
-    blocks: Sequence[str],
-    precision: Precision,
+    backbone: Backbone, variables: Variables, shape: tuple[int, ...], tap: str, precision: Precision, batch: int
 ) -> str:
     """Names what is computed of any image: its shape, parameters, blocks, device, precision, versions."""
+    blocks = backbone.up_to(tap)
     used = {kind: {b: part[b] for b in blocks if b in part} for kind, part in variables.items()}
     content = {
         "backbone": [backbone.name, list(backbone.options), backbone.conv],
         "blocks": list(blocks),
         "shape": list(shape),
+        "batch": [batch, cores()],  # on which rounding depends
         "variables": digest(used),
         "code": [VERSION, __version__, flax.__version__, jax.__version__],
         "platform": jax.default_backend(),
         "precision": precision,
     }
-    return f"{backbone.name}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]}"
+    return f"{backbone.name}-{tap}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]}"

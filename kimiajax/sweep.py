@@ -6,9 +6,11 @@ the cache that all runs share.
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +25,7 @@ from kimiajax.compare import check_same_test
 from kimiajax.config import SweepConfig
 from kimiajax.config.sweep import AXES
 from kimiajax.data.augment import AUGMENTATIONS
+from kimiajax.errors import UserError
 from kimiajax.files import write_text
 from kimiajax.finetune.blocks import last_blocks, weighted_blocks
 from kimiajax.interruption import Interruption
@@ -30,7 +33,7 @@ from kimiajax.locks import only_writer
 from kimiajax.models.registry import BACKBONES
 from kimiajax.progress import Silent
 from kimiajax.report.marks import warnings_of
-from kimiajax.report.stored import StoredRun, read_run
+from kimiajax.report.stored import StoredRun, read_results, read_run
 from kimiajax.report.swept import SCHEMA_VERSION, SWEEP, TITLES
 from kimiajax.report.tables import SCORES, headline
 from kimiajax.seals import sealed
@@ -51,6 +54,8 @@ class Place:
     def name(self) -> str:
         """Of the folder of its run."""
         blocks = re.sub(r"[^a-z0-9_=,.]", "+", " ".join(self.blocks))
+        if len(blocks) > 80:  # a file system's names have a length
+            blocks = f"{blocks[:60]}+{hashlib.sha256(' '.join(self.blocks).encode()).hexdigest()[:12]}"
         return f"patches-{self.patches}_augmentation-{self.augmentation}_blocks-{blocks}"
 
     def settings(self) -> dict[str, Any]:
@@ -82,12 +87,20 @@ def run_sweep(
     config.check_networks(BACKBONES)
     rows = [row for row in all_rows() if row.name in config.rows]
     plan = plan_of(config, rows)
+    nowhere = [count for count in config.depths if not any(count <= _deepest(row) for row in rows)]
+    if nowhere and any(row.scheme == FINE_TUNED for row in rows):
+        raise UserError(f"--depths {nowhere[0]}: no network of these rows has so many blocks")
     out = config.folder(preset)
     first = processes.is_first()
     loud = progress if first else Silent()
     with only_writer(out, say=progress.say) if first else contextlib.nullcontext():
+        if first and config.fresh:  # once: what is computed anew is not computed anew again after an interruption
+            (out / SWEEP).unlink(missing_ok=True)
+            for earlier in (out / "places").glob("patches-*_augmentation-*_blocks-*"):
+                shutil.rmtree(earlier)
+        given = replace(config, fresh=False)
         if config.given() is None and config.draw_synthetic:
-            config = replace(config, scans=processes.of_first(partial(draw_scans, out, config, loud)))
+            given = replace(given, scans=processes.of_first(partial(draw_scans, out, config, loud)))
         trained = sum(row.scheme in (FINE_TUNED, "scratch") for here in plan.values() for row in here)
         rows_in_all = sum(map(len, plan.values()))
         loud.say(f"{len(plan)} places, {rows_in_all} rows of which {trained} train, {config.seeds} seeds each")
@@ -96,13 +109,23 @@ def run_sweep(
         for number, (place, here) in enumerate(plan.items(), start=1):
             loud.say(f"place {number} of {len(plan)}: {place.name}")
             folder = out / "places" / place.name
-            own = config.centre(**place.settings(), rows=tuple(row.name for row in here), out=folder)
+            own = given.centre(**place.settings(), rows=tuple(row.name for row in here), out=folder)
+            before = _seal_in(folder)
             run_table(preset, own, progress, interruption)
             if first:
                 runs[place] = read_run(folder)
-                results = sealed(_results(preset, config, rows, plan, runs, out))
-                write_text(out / SWEEP, json.dumps(results, indent=2, allow_nan=False) + "\n")
-    return results
+                if runs[place].results["seal"] != before or number == len(plan):  # something new to be drawn
+                    results = sealed(_results(preset, config, rows, plan, runs, out))
+                    write_text(out / SWEEP, json.dumps(results, indent=2, allow_nan=False) + "\n")
+        return processes.of_first(lambda: results)
+
+
+def _seal_in(folder: Path) -> str | None:
+    """Of the results that a folder holds, if it holds any that can be read."""
+    try:
+        return read_results(folder).get("seal")
+    except UserError:  # none, or what `run_table` will refuse
+        return None
 
 
 def plan_of(config: SweepConfig, rows: Sequence[Row]) -> dict[Place, list[Row]]:
@@ -128,9 +151,14 @@ def place_of(row: Row, place: Place, centre: Place, config: SweepConfig) -> Plac
     if place.blocks == centre.blocks:
         return place
     count = _count_of(place)
-    if count > len(weighted_blocks(BACKBONES[row.network])):
+    if count > _deepest(row):
         return None
     return replace(place, blocks=centre.blocks) if count == _depth_of_centre(row, config) else place
+
+
+def _deepest(row: Row) -> int:
+    """How many blocks of a row's network can train; -1 of rows that are not fine-tuned."""
+    return len(weighted_blocks(BACKBONES[row.network])) if row.scheme == FINE_TUNED else -1
 
 
 def _count_of(place: Place) -> int:

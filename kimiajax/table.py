@@ -430,7 +430,7 @@ def _extract(network: str, run: Run, taps: set[str], cache: Path) -> Features:
     )
     cached = train.cached or test.cached
     if cached:
-        run.note(f"{network}: features found in the cache; the seconds leave them out.")
+        run.note(f"{network}: features found in the cache, all or some; the seconds leave these out.")
     return Features(train.arrays, test.arrays, time.perf_counter() - started, cached)
 
 

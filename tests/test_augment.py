@@ -135,6 +135,20 @@ def test_strong_augmentation_turns_every_way_and_grades_within_black_and_white(r
     assert np.abs(result - plain).max() > 20
 
 
+def test_what_strong_augmentation_draws_of_an_image_does_not_depend_on_another_of_its_draws():
+    draws, keys = draw(STRONG, keys_of(0, 3000)), keys_of(0, 3000)
+    first, second = np.moveaxis(np.asarray(draws.matrices) / 2**BITS, 2, 0)  # columns
+    turn = np.arctan2(first[:, 1], first[:, 0])
+    shear = np.arctan2(second[:, 1], second[:, 0]) - turn - np.pi / 2
+    shear = (shear + np.pi) % (2 * np.pi) - np.pi
+    zooms = np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1)
+    flat = jnp.tile(jnp.array([[100.0, 200.0]]), (3000, 1, 1))
+    graded = np.asarray(grade(STRONG, flat, keys))[:, 0]
+    contrast, brightness = graded[:, 1] - graded[:, 0], graded.mean(axis=1)
+    drawn = np.corrcoef([turn, shear, *zooms, np.asarray(draws.mirrored), contrast, brightness])
+    assert np.abs(drawn - np.eye(7)).max() < 0.1, "0.018 is one standard deviation"
+
+
 def test_a_grade_keeps_the_order_of_gray_values_and_is_the_keys_alone(rng):
     images = jnp.asarray(np.linspace(60, 180, 48, dtype=np.float32).reshape(1, 4, 12).repeat(50, 0))
     graded = np.asarray(grade(STRONG, images, keys_of(3, 50)))

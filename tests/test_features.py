@@ -137,6 +137,30 @@ def test_an_image_that_another_set_had_is_not_computed_again(cnn, network, image
     assert extract_taps(cnn, network, images[[5, 0, 1]], **options).cached
 
 
+def test_each_block_is_kept_by_itself_so_that_other_taps_beside_it_change_nothing(cnn, network, images, tmp_path):
+    listener = Listener()
+    for taps in (("pooled", "block2"), ("pooled", "block3"), ("block2",), ("block3", "block2", "pooled")):
+        found = extract_taps(cnn, network, images, taps, cache=tmp_path, progress=listener)
+        assert list(found.arrays) == list(taps)
+    assert listener.passes == 2
+    plain = extract_taps(cnn, network, images, ("block3", "block2", "pooled"))
+    for tap, array in plain.arrays.items():
+        np.testing.assert_array_equal(found.arrays[tap], array)
+
+
+def test_a_folder_of_the_cache_that_was_copied_by_hand_is_passed_over(cnn, network, images, tmp_path):
+    extract_features(cnn, network, images[:3], cache=tmp_path)
+    (folder,) = (tmp_path / "features").iterdir()
+    folder.rename(folder.with_name(f"{folder.name}-backup"))
+    assert not extract_taps(cnn, network, images, ("pooled",), cache=tmp_path).cached
+
+
+def test_a_batch_of_another_size_which_rounds_otherwise_is_computed_anew(cnn, network, images, tmp_path):
+    for batch_size in (2, 4):
+        taken = extract_taps(cnn, network, images, ("pooled",), batch_size=batch_size, cache=tmp_path)
+        assert not taken.cached
+
+
 def test_rows_of_a_damaged_array_are_computed_and_not_copied(cnn, network, images, tmp_path):
     extract_features(cnn, network, images[:3], cache=tmp_path)
     (file,) = tmp_path.glob("features/*/pooled.npy")

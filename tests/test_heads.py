@@ -149,6 +149,7 @@ def test_heads_are_trained_once_and_found_with_their_history(rng, tmp_path):
     (trained, before, told), (found, after, again) = (kept(rng, tmp_path) for _ in range(2))
     assert (before, after) == (False, True)
     for (variables, history), (same, read) in zip(trained, found):
+        assert variables.keys() == same.keys()
         assert history == read
         for one, other in zip(jax.tree.leaves(variables), jax.tree.leaves(same), strict=True):
             np.testing.assert_array_equal(one, other)
@@ -170,8 +171,16 @@ def test_a_damaged_head_is_trained_again(rng, tmp_path):
     with pytest.warns(UserWarning, match="is computed again"):
         assert not kept(rng, tmp_path)[1]
     (path,) = tmp_path.glob("heads/*/histories.json")
-    path.write_text("[")
+    path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 2'))
     assert not kept(rng, tmp_path)[1]
+
+
+def test_heads_that_cannot_be_kept_are_good_all_the_same(rng, tmp_path):
+    (tmp_path / "heads").write_text("no folder")
+    with pytest.warns(UserWarning, match="cannot keep heads"):
+        results, cached, _ = kept(rng, tmp_path)
+    assert len(results) == len(SEEDS)
+    assert not cached
 
 
 def test_heads_that_stopped_are_not_kept(rng, tmp_path):

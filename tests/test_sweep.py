@@ -2,7 +2,9 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import flax.linen as nn
 import numpy as np
@@ -16,7 +18,7 @@ from kimiajax.models.backbone import Backbone
 from kimiajax.models.norm import INFERENCE
 from kimiajax.models.registry import BACKBONES
 from kimiajax.progress import Silent
-from kimiajax.report.stored import read_run
+from kimiajax.report.stored import read_results, read_run
 from kimiajax.report.swept import read_sweep, render_sweep, sweep_csv, values_of
 from kimiajax.seals import sealed
 from kimiajax.sweep import Place, plan_of, run_sweep
@@ -100,11 +102,24 @@ def test_crossed_axes_meet_everywhere_but_rows_that_know_no_training_stay_on_the
         ({"depths": (-1,)}, "--depths -1: must be 0 or more"),
         ({"patches": (), "augmentations": (), "depths": ()}, "a sweep needs values to try: give --patches"),
         ({"seeds": 0}, "--seeds 0: must be 1 or more"),
+        ({"manifest": Path("m.csv")}, "--patches 2 4: --manifest says which patches train"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         SweepConfig(**{**CENTRE, **AXES, **changes}).validate(CENTRE["rows"])
+
+
+def test_a_depth_that_no_network_has_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--depths 9: no network of these rows has so many blocks"):
+        run_sweep("quick", SweepConfig(**{**CENTRE, **AXES}, out=tmp_path / "out"))
+
+
+def test_the_name_of_a_place_fits_into_a_folder_and_is_its_own():
+    long = tuple(f"two={'one/' * 40}{number}" for number in range(2))
+    names = {Place(4, "none", blocks).name for blocks in (long, long[::-1], ("paper",))}
+    assert len(names) == 3
+    assert max(map(len, names)) < 200
 
 
 class Said(Silent):
@@ -178,6 +193,32 @@ def test_a_sweep_that_is_finished_computes_nothing_and_a_longer_axis_only_what_i
     results = run_sweep("quick", replace(config, patches=(2, 3)), longer)
     assert values_of(results["axes"][0]) == [2, 3, 4]
     assert sum("all rows were finished before" in line for line in longer.lines) == 2 * 4
+
+
+def test_what_is_begun_anew_and_interrupted_goes_on_and_keeps_nothing_older(swept, config, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(config.out, out)
+    own = replace(config, out=out, augmentations=(), depths=())
+    before = {place.name: read_results(place)["seal"] for place in (out / "places").iterdir()}
+
+    class Stop(Silent):
+        def say(self, text):
+            if text.startswith("place 2"):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep("quick", replace(own, fresh=True), Stop())
+    said = Said()
+    run_sweep("quick", own, said)
+    assert sum("all rows were finished before" in line for line in said.lines) == 2, "seeds, of the place begun anew"
+    after = {place.name: read_results(place)["seal"] for place in (out / "places").iterdir()}
+    assert len(after) == 2
+    assert not set(before.values()) & set(after.values())
+
+
+def test_a_sweep_taken_for_a_run_is_told_to_be_one(swept, config, capsys):
+    assert main(["compare", str(config.out), str(config.out)]) == 2
+    assert "this is a sweep, whose runs are the folders in" in capsys.readouterr().err
 
 
 def test_it_is_told_as_text_as_csv_and_as_one_page(swept, config, capsys):

@@ -362,11 +362,15 @@ def test_what_a_report_of_a_bug_needs_is_told_even_where_no_device_starts(capsys
     assert str(Path.home()) not in told
 
     def broken():
-        raise RuntimeError("no driver")
+        raise RuntimeError("no driver\nat all")
+
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/home/alice/secret --xla_a=b")
 
     monkeypatch.setattr("jax.devices", broken)
     assert main(["--version", "--verbose"]) == 0
-    assert "devices: cannot be started: no driver" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "devices: cannot be started: no driver\n" in told
+    assert "xla_flags: --xla_dump_to --xla_a=b\n" in told
 
 
 @pytest.fixture(scope="module")

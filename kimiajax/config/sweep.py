@@ -20,7 +20,7 @@ class SweepConfig(TableConfig):
     seeds: int = 5
     """Of each point, from --seed on."""
     patches: tuple[int | Literal["all"], ...] = (10, 25, 50, 100, "all")
-    """Training patches a scan to try beside --patches-per-scan; of every row. None: leave this axis out."""
+    """Training patches a scan to try beside --patches-per-scan; of every row. Without values: leave this axis out."""
     augmentations: tuple[Literal["none", "keras2017", "keras", "strong"], ...] = ("none", "keras2017", "strong")
     """Augmentations to try beside --augmentation; of rows that are fine-tuned."""
     depths: tuple[int, ...] = (0, 1, 2, 4, 8)
@@ -39,6 +39,11 @@ class SweepConfig(TableConfig):
             for value in getattr(self, name):
                 if value != "all" and value < least:
                     raise UserError(f"{flag(name)} {value}: must be {least} or more")
+        if self.manifest is not None and self.patches:
+            raise UserError(
+                f"--patches {' '.join(map(str, self.patches))}: --manifest says which patches train; give --patches "
+                "without values"
+            )
         if not any(getattr(self, name) for name in AXES):
             raise UserError(f"a sweep needs values to try: give {', '.join(map(flag, AXES))}, one of them at least")
 

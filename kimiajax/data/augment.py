@@ -86,9 +86,9 @@ def draw(augmentation: Augmentation, keys: Shaped[jax.Array, " b"]) -> Draws:
         angle = jax.random.uniform(for_shear, minval=-augmentation.shear, maxval=augmentation.shear)
         first, second = jax.random.uniform(for_zoom, (2,), minval=1 - augmentation.zoom, maxval=1 + augmentation.zoom)
         mirrored = jax.random.bernoulli(for_mirror) & augmentation.mirror
-        turn = None
+        turn = None  # by a key that is none of the three: the first numbers folded in give these again
         if augmentation.turn:
-            turn = jax.random.uniform(jax.random.fold_in(key, 0), minval=-augmentation.turn, maxval=augmentation.turn)
+            turn = jax.random.uniform(jax.random.fold_in(key, 3), minval=-augmentation.turn, maxval=augmentation.turn)
         return matrix_of(angle, first, second, augmentation.sheared, turn), mirrored
 
     return Draws(*jax.vmap(one)(keys))
@@ -134,7 +134,7 @@ def warp(images: Shaped[jax.Array, "b h w"], draws: Draws, *, order: int, centre
 def augment(
     augmentation: Augmentation, images: Shaped[jax.Array, "b h w"], keys: Shaped[jax.Array, " b"]
 ) -> Shaped[jax.Array, "b h w"]:
-    """A random transform of each gray image, decided by its key alone; values stay within the image's own."""
+    """A random transform of each gray image, decided by its key alone; values stay in [0, 255]."""
     warped = warp(images, draw(augmentation, keys), order=augmentation.order, centre=augmentation.centre)
     return grade(augmentation, warped, keys) if augmentation.grades else warped
 
@@ -145,7 +145,7 @@ def grade(
     """Each gray image with a contrast and a brightness that its key decides, within [0, 255]."""
 
     def one(image: jax.Array, key: jax.Array) -> jax.Array:
-        for_contrast, for_brightness = jax.random.split(jax.random.fold_in(key, 1))
+        for_contrast, for_brightness = jax.random.split(jax.random.fold_in(key, 4))
         factor = 1 + augmentation.contrast * jax.random.uniform(for_contrast, minval=-1, maxval=1)
         added = 255 * augmentation.brightness * jax.random.uniform(for_brightness, minval=-1, maxval=1)
         image = image.astype(jnp.float32)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kimiajax import __version__, processes
-from kimiajax.cache import load_arrays, mark_used, trim, vouch_for
+from kimiajax.cache import load_arrays, load_text, mark_used, trim, vouch_for
 from kimiajax.checkpoints import digest, digest_of_leaf
 from kimiajax.files import new_folder
 from kimiajax.finetune.heads import Result, fit_heads
@@ -23,6 +24,7 @@ from kimiajax.finetune.steps import Training
 from kimiajax.progress import Silent
 
 Trained = tuple[dict[str, Any], list[Epoch]]
+HISTORIES = "histories.json"
 VERSION = 1  # rises with every change to what training a head computes
 
 
@@ -92,13 +94,10 @@ def _load(folder: Path, starts: Sequence[dict[str, Any]]) -> list[Trained] | Non
     leaves = [_leaves(number, start) for number, start in enumerate(starts)]
     shapes = {name: np.shape(leaf) for named in leaves for name, leaf in named.items()}
     arrays = load_arrays(folder, shapes, np.float32)
-    try:
-        histories = json.loads((folder / "histories.json").read_text()) if arrays else []
-        histories = [[Epoch(**epoch) for epoch in history] for history in histories]
-    except (OSError, ValueError, TypeError):
+    told = load_text(folder / HISTORIES)
+    if arrays is None or told is None:
         return None
-    if arrays is None or len(histories) != len(starts):
-        return None
+    histories = [[Epoch(**epoch) for epoch in history] for history in json.loads(told)]
     mark_used(folder)
     return [
         (_variables({name: np.array(arrays[name]) for name in named}), history)
@@ -107,14 +106,18 @@ def _load(folder: Path, starts: Sequence[dict[str, Any]]) -> list[Trained] | Non
 
 
 def _save(folder: Path, trained: Sequence[Trained]) -> None:
-    with new_folder(folder) as aside:
-        for number, (variables, _) in enumerate(trained):
-            for name, leaf in _leaves(number, variables).items():
-                np.save(aside / f"{name}.npy", np.asarray(leaf))
-        histories = [[asdict(epoch) for epoch in history] for _, history in trained]
-        (aside / "histories.json").write_text(json.dumps(histories))
-        vouch_for(aside)
-    trim(folder.parent, keep=folder)
+    """Keeps heads; warns where they cannot be written, since what was trained is still good."""
+    try:
+        with new_folder(folder) as aside:
+            for number, (variables, _) in enumerate(trained):
+                for name, leaf in _leaves(number, variables).items():
+                    np.save(aside / f"{name}.npy", np.asarray(leaf))
+            histories = [[asdict(epoch) for epoch in history] for _, history in trained]
+            (aside / HISTORIES).write_text(json.dumps(histories))
+            vouch_for(aside)
+        trim(folder.parent, keep=folder)
+    except OSError as error:
+        warnings.warn(f"{folder}: cannot keep heads ({error.strerror}); later runs train them anew", stacklevel=2)
 
 
 def _leaves(number: int, variables: dict[str, Any]) -> dict[str, Any]:
@@ -123,4 +126,4 @@ def _leaves(number: int, variables: dict[str, Any]) -> dict[str, Any]:
 
 
 def _variables(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
-    return unflatten_dict({tuple(name.split(".")[1:]): leaf for name, leaf in leaves.items()})
+    return {"batch_stats": {}, **unflatten_dict({tuple(name.split(".")[1:]): leaf for name, leaf in leaves.items()})}

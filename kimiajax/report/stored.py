@@ -132,7 +132,10 @@ def read_results(folder: Path) -> dict[str, Any]:
         version = results["schema_version"]
         found = {"pictures": [], **results, "rows": [{**LATER, **row} for row in results["rows"]]}
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; give the folder of a run, as `kimiajax table` leaves it") from error
+        remedy = "give the folder of a run, as `kimiajax table` leaves it"
+        if (folder / "places").is_dir():
+            remedy = f"this is a sweep, whose runs are the folders in {folder / 'places'}"
+        raise UserError(f"{path}: no such file; {remedy}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: {NO_RESULTS} ({type(error).__name__}); run it anew") from error
     if version not in READS:
