@@ -38,6 +38,7 @@ _HOME = {
     "export_features": "kimiajax.feature_files",
     "extract_features": "kimiajax.features",
     "extract_taps": "kimiajax.features",
+    "fine_tuned": "kimiajax.models.weights",
     "fit": "kimiajax.finetune.loop",
     "fit_heads": "kimiajax.finetune.heads",
     "fit_linear_svm": "kimiajax.svm",

@@ -1,5 +1,6 @@
 """`kimiajax COMMAND`: the only reader of arguments."""
 
+import contextlib
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -175,7 +176,9 @@ def _blocks(arguments: list[str]) -> None:
 
     presets = [(name, what) for name, (what, _, _) in PRESETS.items()]
     presets.append(("last2", "the last two blocks, or as many as you write, and the head"))
-    presets += [(name, f"of {b.name}: Keras' layers[172:]") for b in BACKBONES.values() for name, _ in b.cuts]
+    for name in BACKBONES:
+        with contextlib.suppress(UserError):  # another package's, which cannot be loaded
+            presets += [(cut, f"of {name}: Keras' layers[172:]") for cut, _ in BACKBONES[name].cuts]
     description = "\n\n".join(["A network's blocks and what trains.", *(f"{name}: {what}" for name, what in presets)])
     flags = arguments[1:] if network else arguments
     config = tyro.cli(BlocksConfig, prog="kimiajax blocks NETWORK", description=description, args=flags)
@@ -202,7 +205,7 @@ def _parity(arguments: list[str]) -> int:
     config = tyro.cli(
         ParityConfig,
         prog="kimiajax parity NETWORK",
-        description="The same images through vgg16 or inception_v3 here and in a reference framework, stage by stage.",
+        description="The same images through a network here and in a reference framework, stage by stage.",
         args=flags,
     )
 

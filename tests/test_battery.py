@@ -117,6 +117,8 @@ def test_a_sound_network_passes(monkeypatch):
         ({"fine_tuned": ("first",)}, "must be a run of blocks that ends at the bottleneck"),
         ({"fine_tuned": ()}, "must be a run of blocks"),
         ({"name": "Small-1"}, "its name must be of lower-case letters"),
+        ({"features": "second"}, "its features, second, are no vector an image; name a block that gives one"),
+        ({"mapping": "nowhere.to_be_found"}, "its mapping, 'nowhere.to_be_found', is no name of a module with FILES"),
     ],
 )
 def test_what_a_backbone_says_of_itself_must_hold_together(changes, message):

@@ -258,6 +258,7 @@ def test_without_the_reference_nothing_is_verified(tmp_path, monkeypatch, capsys
     [
         (["resnet"], "parity resnet: no such network; choose from vgg16, inception_v3"),
         ([], "parity NETWORK: no such network"),
+        (["cnn"], "parity cnn: there is no such network in keras, and its mapping names none; choose from vgg16"),
         (["vgg16", "--steps", "0"], "--steps 0: must be 1 or more"),
         (["vgg16", "--image-size", "20"], "20 is too small"),
         (["vgg16", "--weights", "absent.h5"], "absent.h5: no such file"),

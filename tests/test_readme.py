@@ -1,8 +1,11 @@
 """What the README and the documentation show is what happens."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -65,7 +68,51 @@ def test_the_guides_examples_run_in_their_order(demo, capsys):
     for block in rest:
         exec(compile(block, "docs/extending.md", "exec"), names)
     assert np.isfinite(names["history"][-1].loss)
+    assert names["again"].lineage["trained_blocks"] == ["mixed10", "head"]
     assert "'padding', 'frozen statistics', 'bfloat16'" in capsys.readouterr().out
+
+
+@pytest.fixture
+def my_package(tmp_path):
+    """The guide's package, installed in a folder: its network, its mapping and its network of Keras'."""
+    blocks = examples_of("docs/extending.md")
+    network, mapping, keras_net = (
+        next(block for block in blocks if word in block) for word in ("THREE = ", "KERAS: Table", "import keras")
+    )
+    (tmp_path / "my_package").mkdir()
+    named = network.replace("    smallest=16,\n", '    smallest=16,\n    mapping="my_package.mapping",\n')
+    (tmp_path / "my_package/__init__.py").write_text(named[: named.index("print(")])
+    (tmp_path / "my_package/mapping.py").write_text(mapping)
+    (tmp_path / "my_package/keras_net.py").write_text(keras_net)
+    about = tmp_path / "my_package-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0")
+    entry = re.search(r"```toml\n\[project.entry-points.\"(.*?)\"\]\n(.*?)\n```", PAGES["docs/extending.md"], re.S)
+    (about / "entry_points.txt").write_text(f"[{entry[1]}]\n{entry[2].replace(chr(34), '')}\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    def call(*arguments):
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return call
+
+
+def test_the_guides_package_is_checked_and_takes_what_keras_saves(my_package):
+    saving = "from my_package.keras_net import build; build(input_shape=(64, 64, 3)).save('three.h5')"
+    checked = my_package("-c", f"import kimiajax as kj; print(kj.check_backbone(kj.BACKBONES['three'])); {saving}")
+    assert "'mapping'" in checked
+    my_package("-m", "weights_convert", "keras", "three", "three.h5", "weights/three")
+    assert "block3" in my_package("-m", "kimiajax", "blocks", "three")
+
+
+@pytest.mark.parity
+def test_the_guides_package_is_verified_against_its_keras(my_package):
+    command = ["parity", "three", "--reference", "keras", "--weights", "random", "--image-size", "64"]
+    assert "VERIFIED: three computes what keras computes" in my_package("-m", "kimiajax", *command)
 
 
 def test_the_tutorials_commands_and_its_example_run_as_they_stand(tmp_path, monkeypatch, capsys):

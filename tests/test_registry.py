@@ -120,3 +120,10 @@ def test_every_network_but_the_one_from_scratch_has_its_rows():
     for network in BACKBONES:
         if network != "cnn":
             assert {f"fe_{network}", f"tl_{network}", f"nn_{network}_cosine"} <= names
+
+
+def test_a_package_that_takes_a_name_that_exists_is_told_and_changes_nothing(installed, package):
+    (package / "two_blocks-1.0.dist-info/entry_points.txt").write_text("[kimiajax.backbones]\nvgg16 = two_blocks:TWO\n")
+    with pytest.warns(UserWarning, match="there is a backbone 'vgg16' already, which stays"):
+        assert list(installed) == OWN
+    assert installed["vgg16"] is BACKBONES["vgg16"]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import h5py
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import randomise
 
+from kimiajax.checkpoints import save_tree
 from kimiajax.errors import UserError
 from kimiajax.models.backbone import Classifier, PublishedFile
 from kimiajax.models.registry import BACKBONES
@@ -249,7 +251,8 @@ def test_a_converted_checkpoint_loads_as_the_file_does_and_a_changed_one_is_refu
     lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
     weights = load_converted(tmp_path / "out")
     weights.variables["params"]["block1"]["conv1"]["bias"][0] += 1
-    Weights(weights.variables, weights.lineage).save(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "arrays")
+    save_tree(tmp_path / "out" / "arrays", weights.variables)
     assert json.loads((tmp_path / "out" / "lineage.json").read_text()) == lineage
     with pytest.raises(UserError, match="digest differs"):
         load_converted(tmp_path / "out")
@@ -428,3 +431,19 @@ def test_a_file_with_another_checksum_does_not_serve_as_imagenet(tmp_path, monke
     (tmp_path / "downloads" / "w.h5").write_bytes(b"abc")
     with pytest.raises(UserError, match="put that file"):
         load_weights(BACKBONES["vgg16"], "imagenet", blocks=("block1",), image_size=32, cache=tmp_path)
+
+
+def test_weights_whose_arrays_are_others_than_their_lineage_speaks_of_are_not_written(tmp_path):
+    weights = load_weights("cnn", "random", image_size=32)
+    changed = {**weights.variables, "params": jax.tree.map(lambda leaf: leaf + 1, weights.variables["params"])}
+    with pytest.raises(UserError, match="nothing is written"):
+        replace(weights, variables=changed).save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    fine_tuned(weights, changed, ("block4",), "a test").save(str(tmp_path / "out"))
+    assert load_weights("cnn", tmp_path / "out", image_size=32).lineage["trained_blocks"] == ["block4"]
+
+
+def test_a_run_taken_for_weights_says_where_they_are(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(UserError, match=r"the networks of this run's rows are .*checkpoints/ROW"):
+        load_weights("cnn", tmp_path)

@@ -156,7 +156,12 @@ def _place(backbone: Backbone, arrays: dict[str, Stored], table: Table, path: Pa
     present = {"blocks"} | {groups[name] for name in arrays if name in groups}
     table = {name: entry for name, entry in table.items() if groups[name] in present}
     expected = _expected_shapes(backbone, arrays, table, present)
-    assert sorted(to for to, _ in table.values()) == sorted(expected), "a table must name every leaf once"
+    places = [to for to, _ in table.values()]
+    if sorted(places) != sorted(expected):
+        odd = min(set(places).symmetric_difference(expected), default=("one named twice",))
+        raise UserError(
+            f"{backbone.mapping}: its table and the arrays of {backbone.name} part at {'/'.join(odd)}; mend it"
+        )
 
     _check_type(arrays, path)
     faults = [f"missing: {name}" for name in table if name not in arrays]

@@ -54,10 +54,11 @@ class Convention:
 
 @dataclass(frozen=True)
 class KerasModel:
-    """Where `keras.applications` has a network, for a comparison with it and for files that it loads.
+    """Where Keras' own network is, for a comparison with it and for files that it loads.
 
     Attributes:
-        application: the function there that builds it.
+        application: the function of `keras.applications` that builds it, or one of the same arguments elsewhere,
+            "module:function".
         layers: block -> the layer whose output is the block's; "max_pooling2d#1" is the second that Keras numbered.
             "pooled" is the mean of the block before it and needs none.
         order: the layers that have arrays, as `model.layers` has them; where none is given, as in the table.

@@ -147,7 +147,7 @@ def blocks_of(backbone: Backbone, names: Sequence[str], frozen_bn: Mode | None =
     if unknown:
         raise UserError(
             f"unknown block {unknown[0]!r} of {backbone.name}; choose from {', '.join(known)}, or one preset "
-            f"alone: {', '.join((*PRESETS, *cuts))}, or last2 for the last two blocks"
+            f"alone: {', '.join((*PRESETS, *cuts))}, or last2 for the last two blocks; a part of a block is BLOCK/PART"
         )
     blocks = TrainableBlocks(tuple(names), frozen_bn or "inference")
     if any("/" in name for name in names):

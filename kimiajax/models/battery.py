@@ -79,6 +79,10 @@ def _check_taps(backbone: Backbone, variables: Variables, images: jax.Array) -> 
     for block in held:
         x = _run(backbone, variables, x, (block,))[0]
         _same(backbone, x, taps[block], f"{block} run by itself gives other values than in the whole network")
+    if taps[backbone.features].ndim != 2:
+        raise _broken(
+            backbone, f"its features, {backbone.features}, are no vector an image; name a block that gives one"
+        )
     shape = taps[backbone.bottleneck].shape
     if len(shape) not in (2, 4):
         raise _broken(backbone, f"its bottleneck has shape {shape}; a head takes [b c] or [b h w c]")
@@ -175,7 +179,12 @@ def _check_mapping(backbone: Backbone, variables: Variables, images: jax.Array) 
     if backbone.mapping is None:
         return
     leaves = {(kind, *path) for kind, part in variables.items() for path in flatten_dict(part)}
-    for framework, files in importlib.import_module(backbone.mapping).FILES.items():
+    try:
+        of_frameworks = importlib.import_module(backbone.mapping).FILES.items()
+    except (ImportError, AttributeError) as error:
+        what = f"its mapping, {backbone.mapping!r}, is no name of a module with FILES ({error})"
+        raise _broken(backbone, what) from error
+    for framework, files in of_frameworks:
         network = backbone.variant(**files.convention.options)
         if network != backbone:
             continue  # of other arrays

@@ -6,6 +6,7 @@ A package of a network of its own, `MY_NET = Backbone("my_net", ...)`, names it 
     my_net = "my_package:MY_NET"
 """
 
+import warnings
 from collections.abc import Iterator, MutableMapping
 from importlib.metadata import EntryPoint, entry_points
 
@@ -56,6 +57,8 @@ class Registry(MutableMapping[str, Backbone]):
             return
         self._looked = True
         for found in entry_points(group=GROUP):
+            if found.name in self._known:
+                warnings.warn(f"{found.value}: there is a backbone {found.name!r} already, which stays", stacklevel=4)
             self._known.setdefault(found.name, found)
 
 

@@ -48,9 +48,18 @@ class Weights:
         backbone = BACKBONES[self.lineage["network"]].variant(**self.lineage["options"])
         return replace(backbone, conv=self.conv)
 
-    def save(self, folder: Path) -> None:
-        """Writes a converted checkpoint; the folder appears whole or not at all."""
-        with new_folder(folder) as aside:
+    def save(self, folder: str | Path) -> None:
+        """Writes a converted checkpoint; the folder appears whole or not at all.
+
+        Raises:
+            UserError: other arrays than those that the lineage speaks of.
+        """
+        if digest(self.variables) != self.lineage.get("digest"):
+            raise UserError(
+                f"{folder}: the lineage speaks of other arrays, so nothing is written; of arrays that were trained "
+                "`kimiajax.fine_tuned(weights, variables, blocks, source)` makes weights"
+            )
+        with new_folder(Path(folder)) as aside:
             save_tree(aside / "arrays", self.variables)
             (aside / "lineage.json").write_text(json.dumps(sealed(self.lineage), indent=2) + "\n")
 
@@ -117,10 +126,10 @@ def load_converted(folder: Path) -> Weights:
         whole, written = is_sealed(lineage), lineage.get("format")
         lineage.pop(SEAL, None)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{folder}: not a converted checkpoint ({type(error).__name__}); "
-            "make one with `python -m weights_convert keras NETWORK FILE OUT`"
-        ) from error
+        remedy = "make one with `python -m weights_convert keras NETWORK FILE OUT`"
+        if (folder / "results.json").is_file():
+            remedy = f"the networks of this run's rows are {folder / 'checkpoints'}/ROW"
+        raise UserError(f"{folder}: not a converted checkpoint ({type(error).__name__}); {remedy}") from error
     if written != LINEAGE_FORMAT:
         raise UserError(f"{folder}: written by another version of this program; convert the weights again")
     if not whole:

@@ -1,5 +1,6 @@
 """Keras' own networks, with their parts by this project's names. Choose Keras' backend before."""
 
+import importlib
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -9,8 +10,9 @@ import keras
 
 
 def build(application: str, size: int, classes: int | None) -> keras.Model:
-    """A network of `keras.applications`, random, for images of this size; with logits of so many classes, or no top."""
-    return getattr(keras.applications, application)(
+    """A network of `keras.applications`, or of "module:function", random, for images of this size; with logits of so
+    many classes, or no top."""
+    return _builder(application)(
         weights=None,
         include_top=classes is not None,
         input_shape=(size, size, 3),
@@ -20,7 +22,12 @@ def build(application: str, size: int, classes: int | None) -> keras.Model:
 
 def preprocess_of(application: str) -> Callable[[Any], Any]:
     """What takes 8-bit values to the input that the network's published weights were trained on."""
-    return sys.modules[getattr(keras.applications, application).__module__].preprocess_input
+    return sys.modules[_builder(application).__module__].preprocess_input
+
+
+def _builder(application: str) -> Callable[..., keras.Model]:
+    module, _, name = application.rpartition(":")
+    return getattr(importlib.import_module(module) if module else keras.applications, name)
 
 
 def block_layers(model: keras.Model, names: Mapping[str, str]) -> dict[str, keras.Layer]:

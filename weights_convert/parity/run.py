@@ -55,6 +55,9 @@ def run_parity(network: str, config: ParityConfig, progress: Silent | None = Non
     progress = progress or Silent()
     config.validate()
     comparable = [name for name, files in all_files(config.reference) if _is_comparable(name, files, config.reference)]
+    if network not in comparable and network in BACKBONES:
+        which = f"{config.reference}, and its mapping names none" if config.reference == "keras" else config.reference
+        raise UserError(f"parity {network}: there is no such network in {which}; choose from {', '.join(comparable)}")
     if network not in comparable:
         raise UserError(f"parity {network or 'NETWORK'}: no such network; choose from {', '.join(comparable)}")
     BACKBONES[network].check_size(config.image_size)
