@@ -54,8 +54,8 @@ class BatchNorm(nn.Module):
     """Per channel: (x - mean) / sqrt(variance + epsilon), scaled if asked to, plus a bias: [b ... c] -> [b ... c].
 
     Statistics are taken and applied in float32 or better, and the result has the input's type. A mini-batch's variance
-    is taken about the running mean, in one pass, and moves the running one as it is, without Bessel's correction: as
-    in Keras until January 2018 (keras-team/keras#9028) and in Keras 3.
+    moves the running one as it is, without Bessel's correction: as in Keras until January 2018 (keras-team/keras#9028)
+    and in Keras 3.
     """
 
     epsilon: float
@@ -79,9 +79,7 @@ class BatchNorm(nn.Module):
         else:
             groups, axis = _parts(how, len(x))
             y = y.reshape(groups, -1, *x.shape[1:])
-            about = jax.lax.stop_gradient(running_mean.value)
-            mean, var, weight = _statistics(y - about, None if mask is None else mask.reshape(groups, -1), axis)
-            mean = mean + about
+            mean, var, weight = _statistics(y, None if mask is None else mask.reshape(groups, -1), axis)
             if mode == "keras2017" and not self.is_initializing():
                 momentum = self.momentum if how.momentum is None else how.momentum
                 for running, batch in ((running_mean, mean), (running_var, var)):
@@ -115,11 +113,14 @@ def _statistics(
     rows = jnp.ones(y.shape[:2], bool) if mask is None else mask
     counted = rows.reshape(*rows.shape, *(1,) * (y.ndim - 2))
     weight = rows.sum(axis=1, keepdims=True, dtype=y.dtype)
-    sums = weight, jnp.sum(y, within, where=counted), jnp.sum(jnp.square(y), within, where=counted)
-    weight, total, squares = sums if axis is None else jax.lax.psum(sums, axis)
+    sums = weight, jnp.sum(y, within, where=counted)
+    weight, total = sums if axis is None else jax.lax.psum(sums, axis)
     entries = jnp.maximum(weight, 1) * math.prod(y.shape[2:-1])
     mean = total / entries
-    return mean, jnp.maximum(squares / entries - jnp.square(mean), 0), weight
+    # In a second pass: of channels whose mean is large, squares of y less the mean's would leave rounding alone.
+    apart = y - jnp.expand_dims(mean, within)
+    squares = jnp.sum(jnp.square(apart), within, where=counted)
+    return mean, (squares if axis is None else jax.lax.psum(squares, axis)) / entries, weight
 
 
 def _weighted(
