@@ -67,13 +67,14 @@ def render_sweep(results: dict[str, Any]) -> str:
     console.print(results["headline"])
     for axis in results["axes"]:
         values = values_of(axis)
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"eta_total over {axis['title']}", title_justify="left")
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("approach", no_wrap=True)
         for value in values:
             table.add_column(str(value), justify="right", no_wrap=True)
         for curve in axis["curves"]:
             points = {point["value"]: point for point in curve["points"]}
             table.add_row(curve["approach"], *(_cell(points.get(value), curve) for value in values))
+        console.print(f"\neta_total over {axis['title']}:")
         console.print(table)
     console.print(
         f"Per cent, means over seeds {', '.join(map(str, results['seeds']))}; in brackets the settings of the centre. "
