@@ -48,7 +48,7 @@ def load_text(path: Path) -> str | None:
 
 def vouch_for(folder: Path) -> None:
     """Notes the digests of a folder's files, by which `load_arrays` and `load_text` know them."""
-    digests = {path.stem: sha256_file(path) for path in sorted(folder.iterdir())}
+    digests = {path.stem: sha256_file(path) for path in sorted(folder.iterdir()) if path.name != DIGESTS}
     (folder / DIGESTS).write_text(json.dumps(digests))
 
 

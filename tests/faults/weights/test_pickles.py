@@ -132,7 +132,7 @@ def test_a_pickle_in_the_cache_is_never_loaded_and_what_it_stood_for_is_computed
 
     assert run("before").status == 0
     kept = [*cache.glob("features/*/*.npy"), *cache.glob("pixels/*/*.npy")]
-    assert len(kept) == 4, "of training and test patches each: their pixels and their features"
+    assert len(kept) == 6, "of training and test patches each: their pixels, their features and whose these are"
     for path in kept:
         write(path, trap)
         vouch_for(path.parent)  # by whoever put it there
