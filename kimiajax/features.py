@@ -168,8 +168,12 @@ def _count_of(kept: Path, folder: Path) -> int:
 
 def _batch_of(count: int, batch_size: int) -> int:
     """Images in one pass over so many: fewer than asked for where there are no more, and as many on each core."""
-    threads = cores() if jax.default_backend() == "cpu" else 1
-    return min(batch_size, -(-count // threads) * threads)
+    return min(batch_size, -(-count // _threads()) * _threads())
+
+
+def _threads() -> int:
+    """Programs that run side by side, each on a part of a batch."""
+    return cores() if jax.default_backend() == "cpu" else 1
 
 
 def _digests(images: np.ndarray) -> np.ndarray:
@@ -206,7 +210,7 @@ class Extractor:
         """
         self.backbone, self.taps, self.precision = backbone, tuple(taps), precision
         blocks = backbone.up_to(backbone.last_of(taps))
-        self.threads = cores() if jax.default_backend() == "cpu" else 1
+        self.threads = _threads()
         self.variables = backbone.fold_for_inference(jax.device_put(variables), size, blocks)
         dense = [block for block in blocks if _is_dense(self.variables["params"].get(block, {}))]
         cut = blocks.index(dense[0]) if dense and self.threads > 1 else len(blocks)

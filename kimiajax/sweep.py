@@ -58,6 +58,11 @@ class Place:
             blocks = f"{blocks[:60]}+{hashlib.sha256(' '.join(self.blocks).encode()).hexdigest()[:12]}"
         return f"patches-{self.patches}_augmentation-{self.augmentation}_blocks-{blocks}"
 
+    @property
+    def run(self) -> str:
+        """That folder, in the sweep's."""
+        return f"places/{self.name}"
+
     def settings(self) -> dict[str, Any]:
         """As fields of a table's settings."""
         return dict(zip(AXES.values(), (self.patches, self.augmentation, self.blocks)))
@@ -108,14 +113,14 @@ def run_sweep(
         results: dict[str, Any] = {}
         for number, (place, here) in enumerate(plan.items(), start=1):
             loud.say(f"place {number} of {len(plan)}: {place.name}")
-            folder = out / "places" / place.name
+            folder = out / place.run
             own = given.centre(**place.settings(), rows=tuple(row.name for row in here), out=folder)
             before = _seal_in(folder)
             run_table(preset, own, progress, interruption)
             if first:
                 runs[place] = read_run(folder)
                 if runs[place].results["seal"] != before or number == len(plan):  # something new to be drawn
-                    results = sealed(_results(preset, config, rows, plan, runs, out))
+                    results = sealed(_results(preset, config, rows, plan, runs))
                     write_text(out / SWEEP, json.dumps(results, indent=2, allow_nan=False) + "\n")
         return processes.of_first(lambda: results)
 
@@ -201,7 +206,6 @@ def _results(
     rows: Sequence[Row],
     plan: dict[Place, list[Row]],
     runs: dict[Place, StoredRun],
-    out: Path,
 ) -> dict[str, Any]:
     centre = runs[centre_of(config)]
     for run in runs.values():
@@ -221,7 +225,7 @@ def _results(
         "guess": 1 / centre.manifest.num_scans,
         "places": [
             {
-                "run": str((out / "places" / place.name).relative_to(out)),
+                "run": place.run,
                 **place.settings(),
                 "rows": [_scores(run, row) for row in run.results["rows"]],
             }
@@ -272,7 +276,7 @@ def _axis(name: str, config: SweepConfig, rows: Sequence[Row], runs: dict[Place,
                 "points": [
                     {
                         "value": value,
-                        "run": f"places/{own.name}",
+                        "run": own.run,
                         **scores,
                         "intervals": intervals.get(key := f"{row.name} {value}"),
                         "against_centre": against[key]._asdict() if key in against else None,

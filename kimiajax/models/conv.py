@@ -90,6 +90,11 @@ def convolve(
     return _direct(x, kernel, padding)
 
 
+def zero_padded(x: Float[jax.Array, "b h w c"], margin: int) -> Float[jax.Array, "b _ _ c"]:
+    """Zeros on every side, where a framework pads before a convolution or a pool and not within it."""
+    return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+
+
 def max_pool(x: Float[jax.Array, "b h w c"], window: int, stride: int) -> Float[jax.Array, "b _ _ c"]:
     """The largest of each window that lies within, per channel."""
     if _WAY.get() == "plain":

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kimiajax.models.backbone import KERAS, Backbone, PublishedFile
-from kimiajax.models.conv import Conv, max_pool
+from kimiajax.models.conv import Conv, max_pool, zero_padded
 from kimiajax.models.norm import INFERENCE, BatchNorm, Normalisation
 from kimiajax.shapes import Float, Shaped
 
@@ -45,9 +45,9 @@ class Stem(nn.Module):
     def __call__(
         self, x: Float[jax.Array, "b h w c"], how: Normalisation, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b _ _ 64"]:
-        x = Conv(64, (7, 7), 2, "VALID", use_bias=False, name="conv")(_padded(x, 3))
+        x = Conv(64, (7, 7), 2, "VALID", use_bias=False, name="conv")(zero_padded(x, 3))
         x = nn.relu(BatchNorm(EPSILON, self.momentum, name="bn")(x, how, mask))
-        return max_pool(_padded(x, 1), 3, 2)  # [b 56 56 64]
+        return max_pool(zero_padded(x, 1), 3, 2)  # [b 56 56 64]
 
 
 class DenseBlock(nn.Module):
@@ -114,10 +114,6 @@ class DenseNet121(nn.Module):
                 x = nn.Dense(self.num_classes, name=name)(x)
             taps[name] = x
         return x, taps
-
-
-def _padded(x: Float[jax.Array, "b h w c"], margin: int) -> Float[jax.Array, "b _ _ c"]:
-    return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
 
 
 def _halved(x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b _ _ c"]:

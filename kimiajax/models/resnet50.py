@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from kimiajax.models.backbone import KERAS, Backbone, PublishedFile
-from kimiajax.models.conv import Conv, max_pool
+from kimiajax.models.conv import Conv, max_pool, zero_padded
 from kimiajax.models.norm import INFERENCE, BatchNorm, Normalisation
 from kimiajax.shapes import Float, Shaped
 
@@ -45,8 +44,8 @@ class Stem(nn.Module):
     def __call__(
         self, x: Float[jax.Array, "b h w c"], how: Normalisation, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b _ _ 64"]:
-        x = nn.relu(ConvNorm(64, 7, 2, self.momentum, "VALID", name="conv1")(_padded(x, 3), how, mask))
-        return max_pool(_padded(x, 1), 3, 2)  # [b 56 56 64]
+        x = nn.relu(ConvNorm(64, 7, 2, self.momentum, "VALID", name="conv1")(zero_padded(x, 3), how, mask))
+        return max_pool(zero_padded(x, 1), 3, 2)  # [b 56 56 64]
 
 
 class Bottleneck(nn.Module):
@@ -100,10 +99,6 @@ class ResNet50(nn.Module):
                 x = nn.Dense(self.num_classes, name=name)(x)
             taps[name] = x
         return x, taps
-
-
-def _padded(x: Float[jax.Array, "b h w c"], margin: int) -> Float[jax.Array, "b _ _ c"]:
-    return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
 
 
 BACKBONE = Backbone(
