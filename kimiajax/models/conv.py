@@ -96,8 +96,11 @@ def zero_padded(x: Float[jax.Array, "b h w c"], margin: int) -> Float[jax.Array,
 
 
 def max_pool(x: Float[jax.Array, "b h w c"], window: int, stride: int) -> Float[jax.Array, "b _ _ c"]:
-    """The largest of each window that lies within, per channel."""
-    if _WAY.get() == "plain":
+    """The largest of each window that lies within, per channel.
+
+    In bfloat16 it is always made of slices: of XLA's own pool of a ReLU jaxlib 0.12.0 makes numbers of 1e38 on a CPU.
+    """
+    if _WAY.get() == "plain" and x.dtype != jnp.bfloat16:
         return nn.max_pool(x, (window, window), (stride, stride))
     for axis in (1, 2):
         x = functools.reduce(jnp.maximum, _shifted(x, axis, window, stride))
