@@ -1,9 +1,10 @@
-"""`python -m benchmarks`, the same as `kimiajax bench`."""
+"""`python -m benchmarks`, the same as `kimiajax bench`, from the source tree."""
 
 import sys
 
-from benchmarks.suite import main
 from kimiajax.ending import ended
+
+from .suite import main
 
 if __name__ == "__main__":
     sys.exit(ended(main, program="benchmarks"))

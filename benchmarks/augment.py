@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contender import Work, serve
-from benchmarks.race import OURS, Case, Contender
+from .contender import Work, serve
+from .race import OURS, Case, Contender
 
 SIDE, COUNT = 224, 32
 PEERS = (
-    Contender("keras generator", "benchmarks.peers.on_pixels", "keras_jax", (), (("KERAS_BACKEND", "jax"),)),
-    Contender("opencv", "benchmarks.peers.on_pixels", "opencv", (("by", "opencv"),)),
+    Contender("keras generator", ".peers.on_pixels", "keras_jax", (), (("KERAS_BACKEND", "jax"),)),
+    Contender("opencv", ".peers.on_pixels", "opencv", (("by", "opencv"),)),
 )
 
 
@@ -30,10 +30,10 @@ def cases(full: bool = False, **given: Any) -> list[Case]:
             settings={"size": SIDE, "batch": COUNT},
             amount=COUNT,
             unit="images",
-            contenders=(Contender(OURS, "benchmarks.augment"), *PEERS),
+            contenders=(Contender(OURS, ".augment"), *PEERS),
             tolerance={"images": 0.01},
             write=write,
-            judge=Contender("judge", "benchmarks.peers.on_pixels", None, (("by", "scipy"),)),
+            judge=Contender("judge", ".peers.on_pixels", None, (("by", "scipy"),)),
             target=5.0,
             against="keras generator",
         )

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.interleaved import quartiles
-from benchmarks.race import OURS, seconds_of
 from kimiajax.errors import UserError
+
+from .interleaved import quartiles
+from .race import OURS, seconds_of
 
 SCHEMA_VERSION = 1
 HARDWARE = ("processor", "cores", "backend", "devices")

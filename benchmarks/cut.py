@@ -1,6 +1,6 @@
 """Cutting patches: time and memory as scans grow, beside a plain read of the same file.
 
-    python -m benchmarks.cut [--sides 10000 20000 40000] [--layouts contiguous chunked gzip] [--rounds 5] [--out FILE]
+    kimiajax bench cut [--sides 10000 20000 40000] [--layouts contiguous chunked gzip] [--rounds 5] [--out FILE]
 
 Claim: a scan of 1, 4 and 16 times the area is cut in 1, 4 and 16 times the time at most, but for noise, and in the same
 memory, which is under 300 MB.
@@ -21,11 +21,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from benchmarks.contender import peak
-from benchmarks.interleaved import measure_in_turn, quartiles, write_record
 from kimiajax.data.patches import cut_patches
 from kimiajax.data.scans import Scans
 from kimiajax.data.synthetic import Tissue, draw_tissue
+
+from .contender import peak
+from .interleaved import measure_in_turn, quartiles, write_record
 
 PATCH, PERIOD = 1000, 2500
 LAYOUTS = {
@@ -67,7 +68,7 @@ def measure(path: str, what: str) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cut")
+    parser = argparse.ArgumentParser(prog="kimiajax bench cut")
     parser.add_argument("--sides", nargs="+", type=int, default=[10_000, 20_000, 40_000])
     parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
     parser.add_argument("--rounds", type=int, default=5)
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
                 write_scan(path, side, layout)
             work = [(side, what) for side in files for what in ("cut", "read")]
             configurations = [{"path": str(files[side]), "what": what} for side, what in work]
-            samples = dict(zip(work, measure_in_turn("benchmarks.cut", configurations, options.rounds)))
+            samples = dict(zip(work, measure_in_turn(".cut", configurations, options.rounds)))
             for side, path in files.items():
                 result = {"layout": layout, "side": side, "file_bytes": path.stat().st_size}
                 for what in ("cut", "read"):

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contender import Work, serve
-from benchmarks.race import OURS, Case, Contender
+from .contender import Work, serve
+from .race import OURS, Case, Contender
 
 GALLERY, QUERIES, WIDTH, NEIGHBOURS = 27_055, 1_325, 2_048, 10
 
@@ -24,12 +24,12 @@ def cases(full: bool = False, **given: Any) -> list[Case]:
             amount=QUERIES,
             unit="queries",
             contenders=(
-                Contender(OURS, "benchmarks.distance"),
-                Contender("scikit-learn", "benchmarks.peers.on_sklearn", "scikit_learn_intelex"),
+                Contender(OURS, ".distance"),
+                Contender("scikit-learn", ".peers.on_sklearn", "scikit_learn_intelex"),
             ),
             tolerance={"distances": 1e-4},
             write=write,
-            judge=Contender("judge", "benchmarks.peers.on_sklearn", None, (("float64", True),)),
+            judge=Contender("judge", ".peers.on_sklearn", None, (("float64", True),)),
         )
     ]
 

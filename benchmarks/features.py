@@ -16,19 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import networks
-from benchmarks.contender import Work, serve
-from benchmarks.networks import NETWORKS, TOLERANCES
-from benchmarks.race import OURS, Case, Contender, prepare_apart
 from kimiajax.features import Extractor
 from kimiajax.models.registry import BACKBONES
+
+from . import networks
+from .contender import Work, serve
+from .networks import NETWORKS, TOLERANCES
+from .race import OURS, Case, Contender, prepare_apart
 
 JUDGED = 2
 TARGETS = {("vgg16", 8): 1.7, ("vgg16", 32): 1.7, ("inception_v3", 8): 1.0, ("inception_v3", 32): 1.1}
 PEERS = (
     *networks.PEERS,
-    Contender("onnxruntime", "benchmarks.peers.on_onnxruntime", "onnxruntime"),
-    Contender("openvino", "benchmarks.peers.on_openvino", "openvino"),
+    Contender("onnxruntime", ".peers.on_onnxruntime", "onnxruntime"),
+    Contender("openvino", ".peers.on_openvino", "openvino"),
 )
 
 
@@ -45,14 +46,14 @@ def cases(full: bool = False, **given: Any) -> list[Case]:
 
 def case(network: str, size: int, batch: int, precision: str) -> Case:
     settings = {"network": network, "size": size, "batch": batch, "precision": precision}
-    judge = Contender("judge", "benchmarks.features", None, (("judge", True),), networks.IN_FLOAT64)
+    judge = Contender("judge", ".features", None, (("judge", True),), networks.IN_FLOAT64)
     return Case(
         workload="features",
         settings=settings,
         amount=batch,
         unit="images",
         shared=networks.model_of(network),
-        contenders=(Contender(OURS, "benchmarks.features"), *networks.peers_of(network, PEERS)),
+        contenders=(Contender(OURS, ".features"), *networks.peers_of(network, PEERS)),
         tolerance={"features": TOLERANCES[precision]},
         write=lambda folder: write(folder, network, size, batch),
         full_only=networks.SLOWER,
@@ -69,7 +70,7 @@ def blocks_of(network: str) -> tuple[str, ...]:
 def write(folder: Path, network: str, size: int, batch: int) -> None:
     """The inputs; and where PyTorch is there, the ONNX file that two of the peers run."""
     networks.write_inputs(folder, network, size, batch, blocks_of(network))
-    exporter = Contender("export", "benchmarks.peers.on_torch", "torch", (("do", "export"),))
+    exporter = Contender("export", ".peers.on_torch", "torch", (("do", "export"),))
     if exporter.present:
         prepare_apart(exporter, case(network, size, batch, "float32"), folder)
 

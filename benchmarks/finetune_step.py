@@ -18,10 +18,6 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from benchmarks import networks
-from benchmarks.contender import Work, serve
-from benchmarks.networks import NETWORKS, PEERS
-from benchmarks.race import OURS, Case, Contender
 from kimiajax import paper
 from kimiajax.finetune.blocks import blocks_of
 from kimiajax.finetune.engines import engine_of
@@ -30,6 +26,11 @@ from kimiajax.finetune.prefix import PrefixedStep
 from kimiajax.finetune.steps import Training
 from kimiajax.models.backbone import Backbone, Classifier, Variables
 from kimiajax.models.registry import BACKBONES
+
+from . import networks
+from .contender import Work, serve
+from .networks import NETWORKS, PEERS
+from .race import OURS, Case, Contender
 
 SCOPES = ("step", "tail", "whole")
 LEARNING_RATE, MOMENTUM = 1e-3, 0.9
@@ -81,11 +82,11 @@ def case(network: str, scope: str, size: int, batch: int, precision: str, engine
         shared=shared,
         amount=batch,
         unit="images",
-        contenders=(Contender(OURS, "benchmarks.finetune_step"), *networks.peers_of(network, PEERS)),
+        contenders=(Contender(OURS, ".finetune_step"), *networks.peers_of(network, PEERS)),
         tolerance={"loss": of_loss, "first": of_gradients, "last": of_gradients},
         write=lambda folder: networks.write_inputs(folder, network, size, batch, backbone.trunk, head=True),
         full_only=networks.SLOWER,
-        judge=Contender("judge", "benchmarks.finetune_step", None, (("judge", True),), networks.IN_FLOAT64),
+        judge=Contender("judge", ".finetune_step", None, (("judge", True),), networks.IN_FLOAT64),
         target=TARGETS.get((network, scope)) if (size, batch, precision) == (224, 32, "float32") else None,
     )
 

@@ -1,5 +1,6 @@
 """Configurations timed in turn, A B C A B C, each in a fresh process, every sample kept."""
 
+import importlib.util
 import json
 import os
 import statistics
@@ -12,10 +13,19 @@ from typing import Any
 from kimiajax import memory
 
 
+def module_named(name: str) -> str:
+    """The full name of a module; one that begins with a dot is of this package, whatever that is called.
+
+    That is `benchmarks` in the source tree. The wheel has it as `kimiajax.benchmarks`, since a package in site-packages
+    called `benchmarks` would collide with those of other projects.
+    """
+    return importlib.util.resolve_name(name, __package__)
+
+
 def measure_apart(module: str, configuration: dict[str, Any]) -> dict[str, Any]:
     """`python -m MODULE --one CONFIGURATION` in a fresh process: what one leaves in caches and pools does not reach the
     next. It prints its result as JSON in its last line."""
-    command = [sys.executable, "-m", module, "--one", json.dumps(configuration)]
+    command = [sys.executable, "-m", module_named(module), "--one", json.dumps(configuration)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **memory.settings()})
     if done.returncode:
         raise SystemExit(f"{configuration} failed:\n{done.stderr}")

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contender import Work, serve
-from benchmarks.race import OURS, Case, Contender
+from .contender import Work, serve
+from .race import OURS, Case, Contender
 
 SCANS, PATCHES, ROWS, DRAWS, AT_ONCE = 24, 1_325, 5, 10_000, 50
 
@@ -25,12 +25,12 @@ def cases(full: bool = False, **given: Any) -> list[Case]:
             amount=DRAWS * ROWS,
             unit="draws",
             contenders=(
-                Contender(OURS, "benchmarks.metrics"),
-                Contender("numpy", "benchmarks.peers.on_numpy", "scikit_learn_intelex"),
+                Contender(OURS, ".metrics"),
+                Contender("numpy", ".peers.on_numpy", "scikit_learn_intelex"),
             ),
             tolerance={"scores": 1e-5},
             write=write,
-            judge=Contender("judge", "benchmarks.peers.on_numpy"),
+            judge=Contender("judge", ".peers.on_numpy"),
         )
     ]
 

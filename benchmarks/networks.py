@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from benchmarks.race import Contender
 from kimiajax import paper
 from kimiajax.environment import describe_environment
 from kimiajax.finetune.steps import Batch
@@ -26,29 +25,31 @@ from weights_convert.convert import FRAMEWORKS
 from weights_convert.networks import all_files, files_of
 from weights_convert.tables import Table
 
+from .race import Contender
+
 # Relative to the largest output: float32 errs by some 1e-6 in features.
 TOLERANCES: dict[Precision, float] = {"float32": 3e-5, "tf32": 1e-2, "bfloat16": 6e-2}
 NETWORKS = ("vgg16", "inception_v3")
 IN_FLOAT64 = (("JAX_ENABLE_X64", "1"), ("JAX_PLATFORMS", "cpu"))
 E_FLAG = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-individual_dot"
 PEERS = (
-    Contender("keras/jax", "benchmarks.peers.on_keras", "keras_jax", (), (("KERAS_BACKEND", "jax"),)),
+    Contender("keras/jax", ".peers.on_keras", "keras_jax", (), (("KERAS_BACKEND", "jax"),)),
     Contender(
         "keras/jax, best flags",
-        "benchmarks.peers.on_keras",
+        ".peers.on_keras",
         "keras_jax",
         (),
         (("KERAS_BACKEND", "jax"), ("XLA_FLAGS", E_FLAG)),
     ),
     Contender(
         "keras/tensorflow",
-        "benchmarks.peers.on_keras",
+        ".peers.on_keras",
         "keras_tensorflow",
         (),
         (("KERAS_BACKEND", "tensorflow"), ("TF_CPP_MIN_LOG_LEVEL", "2")),
     ),
-    Contender("torch", "benchmarks.peers.on_torch", "torch"),
-    Contender("torch.compile", "benchmarks.peers.on_torch", "torch", (("compile", True),)),
+    Contender("torch", ".peers.on_torch", "torch"),
+    Contender("torch.compile", ".peers.on_torch", "torch", (("compile", True),)),
 )
 SLOWER = ("keras/jax", "torch")  # on a CPU: the same framework in its other setting was as fast, to 2 %, or faster
 

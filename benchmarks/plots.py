@@ -9,9 +9,9 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from benchmarks.compare import read_record
-from benchmarks.interleaved import quartiles
-from benchmarks.race import OURS, seconds_of
+from .compare import read_record
+from .interleaved import quartiles
+from .race import OURS, seconds_of
 
 mpl.use("svg")
 STYLE = {

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.interleaved import quartiles
 from kimiajax import memory
 
-ROOT = Path(__file__).parent.parent
+from .interleaved import module_named, quartiles
+
+ROOT = Path(__file__).parents[1 + __package__.count(".")]  # the folder from which this package is imported
 PEERS = ROOT / ".peers"
 OURS = "kimiajax"
 TURN = 1.0  # seconds that a turn fills at least
@@ -38,7 +39,7 @@ class Contender:
 
     Attributes:
         name: as it is printed.
-        module: the module that prepares and serves it.
+        module: the module that prepares and serves it, see `module_named`.
         environment: the peer environment that it runs in; None for the project's own.
         options: what of the job is its own, such as flags.
         variables: of the process environment.
@@ -132,7 +133,7 @@ class _Process:
         self.log = self.path.with_suffix(".log")
         job = {**case.settings, **case.shared, **dict(contender.options)}
         job |= {"workload": case.workload, "folder": str(folder), "outputs": str(self.path)}
-        command = [str(contender.python), "-m", contender.module, json.dumps(job)]
+        command = [str(contender.python), "-m", module_named(contender.module), json.dumps(job)]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 command,

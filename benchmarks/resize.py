@@ -1,6 +1,6 @@
 """Resizing patches: the filters' speed and how far their pictures lie apart.
 
-    python -m benchmarks.resize [--patch 1000] [--size 224] [--count 64] [--rounds 7] [--out FILE]
+    kimiajax bench resize [--patch 1000] [--size 224] [--count 64] [--rounds 7] [--out FILE]
 
 Claim: `reduce_bilinear` is the fastest filter that averages, and another picture than `box`; so it has a name of its
 own and is never taken silently.
@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.interleaved import measure_in_turn, quartiles, write_record
 from kimiajax.data.pixels import FILTERS, resize
 from kimiajax.data.synthetic import Tissue, draw_tissue
+
+from .interleaved import measure_in_turn, quartiles, write_record
 
 
 def draw(patch: int, count: int) -> list[np.ndarray]:
@@ -44,7 +45,7 @@ def measure(filter: str, threads: int, patch: int, size: int, count: int) -> dic
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.resize")
+    parser = argparse.ArgumentParser(prog="kimiajax bench resize")
     parser.add_argument("--patch", type=int, default=1000)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--count", type=int, default=64)
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     shared = {"patch": options.patch, "size": options.size, "count": options.count}
     threads = sorted({1, os.cpu_count() or 1})
     configurations = [{"filter": name, "threads": n, **shared} for n in threads for name in FILTERS]
-    samples = measure_in_turn("benchmarks.resize", configurations, options.rounds)
+    samples = measure_in_turn(".resize", configurations, options.rounds)
     results = [{**configuration, "samples": found} for configuration, found in zip(configurations, samples)]
     for result in results:
         low, middle, high = quartiles([options.count / sample["seconds"] for sample in result["samples"]])

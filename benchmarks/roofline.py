@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import networks
 from kimiajax import paper
 from kimiajax.environment import describe_environment
 from kimiajax.finetune.blocks import blocks_of
@@ -31,6 +30,8 @@ from kimiajax.models.flops import flops_of
 from kimiajax.models.registry import BACKBONES
 from kimiajax.models.ways import choose_way
 from kimiajax.precision import Precision, compute_dtype, products_in
+
+from . import networks
 
 ROUNDS, SIDE, COPIED = 7, {"cpu": 2048, "gpu": 8192, "tpu": 8192}, {"cpu": 2**26, "gpu": 2**28, "tpu": 2**28}
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(record, indent=1) + "\n")
-        from benchmarks.plots import draw_roofline
+        from .plots import draw_roofline
 
         draw_roofline(record, options.out.with_suffix(".svg"))
     return 0

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contender import peak
-from benchmarks.interleaved import measure_apart, quartiles, write_record
 from kimiajax.models.registry import BACKBONES
+
+from .contender import peak
+from .interleaved import measure_apart, quartiles, write_record
 
 COUNTS, DEVICES = (1_000, 4_000, 27_055), (1, 2, 4, 8)
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     work += [{"devices": count, **shared} for count in options.devices]
     results = []
     for one in work:
-        results.append({**one, "samples": [measure_apart("benchmarks.scaling", one) for _ in range(options.rounds)]})
+        results.append({**one, "samples": [measure_apart(".scaling", one) for _ in range(options.rounds)]})
         print(line_of(results[-1]), flush=True)
     if options.out:
         write_record(options.out, results, claim=__doc__.split("\n\n")[1].removeprefix("Claim: "))
@@ -87,13 +88,14 @@ def step(devices: int, network: str, size: int, batch: int, rounds: int = 10) ->
     import jax
     import optax
 
-    from benchmarks import networks
     from kimiajax import paper
     from kimiajax.finetune.blocks import blocks_of
     from kimiajax.finetune.engines import engine_of
     from kimiajax.finetune.steps import Training
     from kimiajax.models.backbone import Classifier
     from kimiajax.models.registry import BACKBONES
+
+    from . import networks
 
     backbone, engine = BACKBONES[network], engine_of("jit")
     classifier = Classifier(backbone, backbone.trunk, paper.NUM_SCANS)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import read_record
-from benchmarks.race import OURS, said_ratio, seconds_of
+from .compare import read_record
+from .race import OURS, said_ratio, seconds_of
 
 HEAD = ("| work | kimiajax | best peer | times as fast, quartiles of rounds | target | |", "|---|---|---|---|---|---|")
 

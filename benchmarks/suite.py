@@ -8,23 +8,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.compare import SCHEMA_VERSION
-from benchmarks.interleaved import write_record
-from benchmarks.race import OURS, Case, line_of, lines_of, race
 from kimiajax import memory
 from kimiajax.errors import UserError
 from weights_convert.networks import all_files
 
+from .compare import SCHEMA_VERSION
+from .interleaved import write_record
+from .race import OURS, Case, line_of, lines_of, race
+
 WORKLOADS = ("features", "finetune_step", "head", "augment", "svm", "metrics", "distance", "table")
-SIDE = {  # commands of their own: name -> module with a `main`
-    "roofline": "benchmarks.roofline",
-    "scaling": "benchmarks.scaling",
-    "compare": "benchmarks.compare",
-    "cut": "benchmarks.cut",
-    "resize": "benchmarks.resize",
-    "plots": "benchmarks.plots",
-    "show": "benchmarks.show",
-}
+SIDE = ("roofline", "scaling", "compare", "cut", "resize", "plots", "show")  # modules with a `main` of their own
 ROUNDS, QUICK_ROUNDS = 5, 2
 INVALID = 1
 
@@ -38,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     memory.keep_freed()  # and so do all whom this one starts
     if argv and argv[0] in SIDE:
-        return importlib.import_module(SIDE[argv[0]]).main(argv[1:]) or 0
+        return importlib.import_module(f".{argv[0]}", __package__).main(argv[1:]) or 0
     options = _parser().parse_args(argv)
     unknown = [name for name in options.workloads if name not in WORKLOADS]
     if unknown:
@@ -51,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     results, rounds = [], options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     started = time.perf_counter()
     for workload in options.workloads or WORKLOADS:
-        for case in importlib.import_module(f"benchmarks.{workload}").cases(full=options.full, **given):
-            result = race(_with_peers(case, options.peers, options.in_place, options.full), rounds, _say)
+        for case in importlib.import_module(f".{workload}", __package__).cases(full=options.full, **given):
+            case = _with_peers(_convolving(case, options.conv), options.peers, options.in_place, options.full)
+            result = race(case, rounds, _say)
             results.append(result)
             print("\n".join([line_of(result), *lines_of(result)]), flush=True)
             if options.out:
@@ -83,8 +77,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precisions", nargs="+", choices=("float32", "tf32", "bfloat16"))
     parser.add_argument("--engines", nargs="+", choices=("jit", "pmap"))
     parser.add_argument("--scopes", nargs="+", choices=("step", "tail", "whole"))
+    parser.add_argument("--conv", default="auto", choices=("auto", "plain", "fast"), help="how this project convolves")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     return parser
+
+
+def _convolving(case: Case, conv: str) -> Case:
+    """The case with ours told how to convolve, where it was not."""
+    told = [
+        replace(each, options=(("conv", conv), *each.options)) if each.name.startswith(OURS) else each
+        for each in case.contenders
+    ]
+    return replace(case, contenders=tuple(told))
 
 
 def _with_peers(case: Case, peers: Sequence[str], in_place: bool, full: bool) -> Case:

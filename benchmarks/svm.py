@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contender import Work, serve
-from benchmarks.race import OURS, Case, Contender
+from .contender import Work, serve
+from .race import OURS, Case, Contender
 
 SCANS, TRAIN, TEST = 24, 2_400, 1_325
 PEERS = (
-    Contender("scikit-learn", "benchmarks.peers.on_sklearn", "scikit_learn_intelex"),
-    Contender("scikit-learn-intelex", "benchmarks.peers.on_sklearn", "scikit_learn_intelex", (("patched", True),)),
+    Contender("scikit-learn", ".peers.on_sklearn", "scikit_learn_intelex"),
+    Contender("scikit-learn-intelex", ".peers.on_sklearn", "scikit_learn_intelex", (("patched", True),)),
 )
 
 
@@ -32,10 +32,10 @@ def case(width: int) -> Case:
         settings={"features": width},
         amount=1,
         unit="fits",
-        contenders=(Contender(OURS, "benchmarks.svm"), *PEERS),
+        contenders=(Contender(OURS, ".svm"), *PEERS),
         tolerance={"predicted": 0},
         write=lambda folder: write(folder, width),
-        judge=Contender("judge", "benchmarks.peers.on_sklearn"),
+        judge=Contender("judge", ".peers.on_sklearn"),
         target=2.0 if width == 2_048 else None,
     )
 

@@ -16,20 +16,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import networks
-from benchmarks.contender import Work, serve
-from benchmarks.race import OURS, Case, Contender
 from kimiajax.config import TABLE
+
+from . import networks
+from .contender import Work, serve
+from .race import OURS, Case, Contender
 
 SIZE, COMPARED = 224, ("fe_vgg16", "fe_inception_v3")
 SCANS = {"num_scans": 24, "patch_size": SIZE, "grid": (4, 5), "test_patches": (2, 2)}
 PEERS = tuple(
-    Contender(peer.name, "benchmarks.peers.keras_table", peer.environment, (), peer.variables)
+    Contender(peer.name, ".peers.keras_table", peer.environment, (), peer.variables)
     for peer in networks.PEERS
     if peer.name.startswith("keras/")
 )
-ANEW = Contender(OURS, "benchmarks.table")
-KEPT = Contender(f"{OURS}, programs kept", "benchmarks.table", None, (("programs", "kept"),))
+ANEW = Contender(OURS, ".table")
+KEPT = Contender(f"{OURS}, programs kept", ".table", None, (("programs", "kept"),))
 SHORT = (ANEW, *(peer for peer in PEERS if peer.name == "keras/tensorflow"))
 
 
@@ -61,7 +62,7 @@ def case(
         contenders=contenders,
         tolerance=dict.fromkeys(COMPARED, 0),
         write=lambda folder: write(folder, patches_per_scan),
-        judge=Contender("judge", "benchmarks.table", None, (("conv", "plain"), ("rows", COMPARED))),
+        judge=Contender("judge", ".table", None, (("conv", "plain"), ("rows", COMPARED))),
         target=5.0,
         once=True,
         most_rounds=most_rounds,

@@ -3,6 +3,8 @@
 import contextlib
 import signal
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from kimiajax import __version__, commands, memory, processes
@@ -28,7 +30,7 @@ usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -
        kimiajax features NETWORK --scans PATH --out DIR   a block's outputs for any patches, as an array
        kimiajax predict RUN/ROW IMAGES...   what a finished row says of other images, and where it looks
        kimiajax parity NETWORK --reference keras|torch --weights FILE|random   proof that a network is the reference's
-       kimiajax bench [WORKLOAD ...] [--peers all]   how fast it runs, alone or beside others; from the source tree
+       kimiajax bench [WORKLOAD ...] [--peers all]   how fast it runs, alone or beside others
        kimiajax --version [--verbose]   with what a report of a bug needs
 `--debug` after any command shows where an error comes from."""
 
@@ -226,12 +228,6 @@ def _parity(arguments: list[str]) -> int:
 
 
 def _bench(arguments: list[str]) -> int:
-    try:
-        from benchmarks.suite import main as bench
-    except ModuleNotFoundError as error:
-        if error.name != "benchmarks":
-            raise
-        raise UserError(
-            "bench needs the source tree: run it there, or install from there with `pip install -e .`"
-        ) from error
-    return bench(arguments)
+    """The benchmarks lie beside this package in the source tree and inside it in the wheel."""
+    installed = find_spec("kimiajax.benchmarks") is not None
+    return import_module("kimiajax.benchmarks.suite" if installed else "benchmarks.suite").main(arguments)

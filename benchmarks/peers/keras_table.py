@@ -12,7 +12,7 @@ import numpy as np
 from keras import layers
 from sklearn.svm import SVC
 
-from benchmarks.contender import Work, serve
+from ..contender import Work, serve
 
 NETWORKS = {
     "vgg16": {"build": keras.applications.VGG16, "features": "fc2", "from": "block5_conv1", "hidden": 256},

@@ -11,8 +11,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from benchmarks.contender import Work, serve
 from weights_convert.parity.keras_networks import block_layers, block_outputs, build, head_input, name_of, train_after
+
+from ..contender import Work, serve
 
 
 def load(model: keras.Model, folder: str) -> None:

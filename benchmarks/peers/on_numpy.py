@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contender import Work, serve
+from ..contender import Work, serve
 
 
 def metrics(job: dict[str, Any]) -> Work:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from benchmarks.contender import Work, serve
+from ..contender import Work, serve
 
 
 def features(job: dict[str, Any]) -> Work:

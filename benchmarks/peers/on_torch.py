@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.contender import Work, serve
 from weights_convert.parity import torch_networks
+
+from ..contender import Work, serve
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
