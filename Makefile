@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: setup setup-torch demo test test-parity test-slow test-torch test-beam test-faults examples docs bench bench-full bench-gpu bench-peers lint format lock clean
+.PHONY: setup setup-torch demo check test test-parity test-slow test-torch test-beam test-faults examples docs \
+	bench bench-full bench-gpu bench-peers lint format lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -38,28 +39,37 @@ setup-torch: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/kimiajax table demo
 
-# Two processes, since most of the time goes into compiling, on one core. A file's tests share what they set up.
+# Two processes, which steal each other's tests at the end; XDIST="-p no:xdist" runs all in one.
+XDIST ?= -n 2 --dist worksteal
+PYTEST := $(BIN)/python -m pytest
+
+# What a change must pass, and what .ci/run calls.
+check: lint docs test examples test-faults test-parity
+
+# In two calls, since a process reads once how much XLA is to optimise: little, and for some tests as for users.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) $(XDIST)
+	$(PYTEST) $(XDIST) -m "optimised and not parity"
 
 # Minutes each, and the last after `make setup-torch`.
 test-parity: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "parity and not torch"
+	$(PYTEST) $(XDIST) -m "parity and not optimised and not torch and not slow"
+	$(PYTEST) -m "parity and optimised"
 
 # Kills a run at twenty random moments.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-torch: $(STAMP)
-	$(BIN)/python -m pytest -m torch
+	$(PYTEST) -m torch
 
 # Plants every fault of tests/faults/matrix.py and prints the table. --matrix: a fault that was not planted is a failure.
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "faults and not slow" tests/faults --matrix
+	$(PYTEST) $(XDIST) -m "faults and not slow" tests/faults --matrix
 
 # In an environment of its own: Apache Beam wants older versions of some packages than requirements.lock has.
 test-beam: .beam/.ready
-	.beam/bin/python -m pytest -m beam tests/test_beam.py
+	.beam/bin/python -m pytest -m beam tests/pipeline/test_beam.py
 
 .beam/.ready: pyproject.toml
 	$(PYTHON) -m venv --clear .beam
@@ -76,8 +86,10 @@ bench-peers: $(PEERS)
 	.peers/$*/bin/python -m pip install -q --disable-pip-version-check -r $<
 	touch $@
 
-# On synthetic scans and random weights; each script says at its top what it asks and what it printed.
+# On synthetic scans and random weights; each script says at its top what it asks and what it printed. And what the pages
+# of the documentation show.
 examples: $(STAMP)
+	$(PYTEST) $(XDIST) -m examples
 	set -e; for script in $(filter-out examples/scans.py,$(wildcard examples/*.py)); do \
 		echo "== $$script"; $(BIN)/python $$script; done
 
@@ -108,10 +120,11 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Rewrites requirements.lock from pyproject.toml, for Python 3.11 to 3.13 on every platform.
+# Rewrites requirements.lock and tools.lock from pyproject.toml, for Python 3.11 to 3.13 on every platform.
+LOCKED := -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links
 lock: $(STAMP)
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-emit-find-links --group dev pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile $(LOCKED) --group dev pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile $(LOCKED) --group tools -o tools.lock
 
 clean:
-	rm -rf $(VENV) .peers .beam .pytest_cache .ruff_cache
+	rm -rf $(VENV) .peers .beam .cache .pytest_cache .ruff_cache

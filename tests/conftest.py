@@ -1,40 +1,63 @@
 """Every test runs on the CPU, with array shapes checked, and with a cache folder of its own.
 
-Compiling takes most of the time, so a program is compiled once for all tests of a run, in whatever process they are.
+Compiling takes most of the time. So each program is compiled once for all processes of a run and for the runs after it,
+as little optimised as XLA can, but for tests marked `optimised`; and convolutions are plain where a test does not name
+another algorithm.
 """
 
-import atexit
 import os
-import shutil
-import tempfile
+from pathlib import Path
 
-PROGRAMS = tempfile.mkdtemp(prefix="kimiajax-tests-")
-atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
+ROOT = Path(__file__).parents[1]
+UNOPTIMISED = "--xla_backend_optimization_level=0"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["KERAS_BACKEND"] = "jax"
 
 from jaxtyping import install_import_hook
 
 install_import_hook(["kimiajax", "weights_convert"], "beartype.beartype")
 
-from pathlib import Path
-
-import h5py
 import jax
 import numpy as np
 import pytest
+from support.networks import TWO
+from support.once import assert_untouched, once
 
 from kimiajax.data.synthetic import write_synthetic_scans
+from kimiajax.models import ways
 from kimiajax.models.backbone import Backbone
 from kimiajax.models.registry import BACKBONES
+from kimiajax.programs import keep_programs
+from kimiajax.report import figures
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Settles what JAX reads once a process, for this one and for those that it starts."""
+    chosen = config.option.markexpr
+    if "optimised" not in chosen or "not optimised" in chosen:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '').replace(UNOPTIMISED, '')} {UNOPTIMISED}".strip()
+    kept = keep_programs(ROOT / ".cache")  # None in a worker, which inherits the folder
+    if kept is not None:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(kept.folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_autotuned(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measurement on a busy machine may come out either way, and compiles what a test then does not need."""
+    if not request.node.get_closest_marker("autotunes"):
+
+        def measured(*_: object) -> None:
+            raise AssertionError("this test measures convolutions: name one (`--conv plain`), or mark it `autotunes`")
+
+        monkeypatch.setattr(ways, "_measured", measured)
 
 
 @pytest.fixture
@@ -43,67 +66,51 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="session")
-def scans(tmp_path_factory):
-    path = tmp_path_factory.mktemp("scans") / "scans.h5"
-    write_synthetic_scans(path, num_scans=4, patch_size=80, grid=(4, 4), test_patches=(2, 3), seed=5)
-    return path
+def shared(tmp_path_factory: pytest.TempPathFactory):
+    """Makes a folder once for all processes of a test run, see `support.once`: `shared(name, make)`."""
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared"
+    yield lambda name, make: once(root / name, make)
+    assert_untouched(root)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def scans(shared):
+    """A scan file of 4 synthetic scans, 16 training and 11 test patches of 80 x 80 pixels."""
+    options = {"num_scans": 4, "patch_size": 80, "grid": (4, 4), "test_patches": (2, 3), "seed": 5}
+    return shared("scans", lambda folder: write_synthetic_scans(folder / "scans.h5", **options)) / "scans.h5"
+
+
+@pytest.fixture(scope="session")
 def tissues():
     """The examples of a colour set with a training split alone, as colorectal_histology is."""
-    from foreign_sets import colours  # which loads TFDS
+    from support.foreign_sets import colours  # which loads TFDS
 
     return colours(np.random.default_rng(3))
 
 
-@pytest.fixture(scope="module")
-def colour(tissues, tmp_path_factory):
+@pytest.fixture(scope="session")
+def colour(tissues, shared):
     """The folder in which that set is prepared."""
-    from foreign_sets import prepare
+    from support.foreign_sets import prepare
 
-    root = tmp_path_factory.mktemp("sets")
-    prepare(root, {"train": tissues}, shards=2)
-    return root
+    return shared("colour", lambda folder: prepare(folder, {"train": tissues}, shards=2))
 
 
-def write_scans(
-    path: Path,
-    scans: list[np.ndarray],
-    patches: np.ndarray | None = None,
-    targets: np.ndarray | None = None,
-) -> Path:
-    """A scan file in the official layout, with one gray test patch of 8 x 8 per scan unless others are given."""
-    patches = np.full((len(scans), 8, 8), 100, np.uint8) if patches is None else patches
-    targets = np.arange(len(patches)) if targets is None else targets
-    with h5py.File(path, "w") as file:
-        for number, scan in enumerate(scans):
-            file[f"scan{number}/data"] = scan
-            file[f"scan{number}/thumbnail"] = scan[::4, ::4]
-        file["test_data/patches"] = patches
-        file["test_data/targets"] = targets
-    return path
-
-
-def tissue(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    return rng.integers(40, 180, (height, width), dtype=np.uint8)
-
-
-def randomise(variables: dict, rng: np.random.Generator) -> dict:
-    """Every array random, statistics and biases too: constants would hide arrays that are exchanged."""
-
-    def draw(path: tuple, leaf: np.ndarray) -> np.ndarray:
-        match path[-1].key:
-            case "kernel":
-                return (rng.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))).astype(np.float32)
-            case "var" | "scale":
-                return rng.uniform(0.5, 2, leaf.shape).astype(np.float32)
-            case _:
-                return (0.1 * rng.standard_normal(leaf.shape)).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, variables)
+@pytest.fixture(scope="session")
+def two():
+    """Has `fe_two`, `tl_two` and the rest among the rows, in this process, from here on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, TWO.name, TWO)
+        yield
 
 
 @pytest.fixture
 def cnn() -> Backbone:
     return BACKBONES["cnn"]
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures without their drawings, which take most of a report's time."""
+    monkeypatch.setattr(figures, "_svg", lambda canvas: b"<svg/>")

@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from support.python import HAS_TWO
 
 from faults.harness import alone, ask, finish, nothing_changes, refused, start
 from faults.striking import killing
@@ -126,7 +127,7 @@ def test_a_run_that_is_killed_at_a_named_point_ends_as_one_left_alone(point, sca
 
 @pytest.mark.fault("kills")
 def test_a_run_that_is_killed_at_random_moments_of_both_its_phases_ends_as_one_left_alone(scans, tmp_path):
-    kill_again_and_again(scans, tmp_path, ["cnn", "tl_vgg16"], 3)
+    kill_again_and_again(scans, tmp_path, ["cnn", "tl_two"], 3)
 
 
 @pytest.mark.fault("kills")
@@ -140,15 +141,15 @@ def kill_again_and_again(scans, tmp_path, rows, kills):
     size = ["--image-size", "75"] if "tl_inception_v3" in rows else []
     out, moments, hits = tmp_path / "whole", random.Random(7), 0
     command = [*command_of(scans, out, tmp_path / "cache", *size, rows=rows)]
-    assert alone(*command).status == 0  # compiles
+    assert alone(*command, before=HAS_TWO).status == 0  # compiles
     started = time.monotonic()
-    assert alone(*command, "--fresh").status == 0
+    assert alone(*command, "--fresh", before=HAS_TWO).status == 0
     seconds = time.monotonic() - started
     while hits < kills:
         out = tmp_path / f"killed-{hits}"
         command = command_of(scans, out, tmp_path / "cache", *size, rows=rows)
         while hits < kills:
-            process = start(*command)
+            process = start(*command, before=HAS_TWO)
             try:
                 process.communicate(timeout=moments.uniform(0.3, 1.0) * seconds)
                 break
@@ -156,7 +157,7 @@ def kill_again_and_again(scans, tmp_path, rows, kills):
                 process.kill()
                 process.communicate()
                 hits += 1
-        assert alone(*command).status == 0
+        assert alone(*command, before=HAS_TWO).status == 0
         assert result_of(out) == result_of(tmp_path / "whole")
         assert leftovers(out) == []
         for row in rows:
@@ -168,7 +169,7 @@ def kill_again_and_again(scans, tmp_path, rows, kills):
 @pytest.mark.fault("signals")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
 def test_a_signal_saves_ends_with_its_own_status_and_the_same_command_goes_on(scans, cache, tmp_path, number, status):
-    flags = ["--epochs", "300", "--checkpoint-seconds", "999"]
+    flags = ["--epochs", "40", "--checkpoint-seconds", "999"]
     command = command_of(scans, tmp_path / "run", cache, *flags)
     process = start(*command)
     while not (tmp_path / "run" / "history" / "cnn.jsonl").exists():  # the first epoch has ended

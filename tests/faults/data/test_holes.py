@@ -6,8 +6,8 @@ import json
 import h5py
 import numpy as np
 import pytest
-from foreign_sets import prepare as prepare_foreign
 from PIL import Image
+from support.foreign_sets import prepare as prepare_foreign
 
 from faults.data.planting import (
     COMMANDS,

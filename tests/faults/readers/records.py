@@ -5,7 +5,7 @@ import json
 from zlib import crc32
 
 import numpy as np
-from stored_runs import manifest_of, predictions_of, write_run
+from support.stored_runs import manifest_of, predictions_of, write_run
 
 from faults.readers.fuzzing import BLOWS, NUMBERS, VALUES, anywhere, as_text, asked, chooser, damaged, fuzz, remake
 from kimiajax.analysis import analyse

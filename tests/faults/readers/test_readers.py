@@ -31,7 +31,7 @@ READERS = {
 
 
 @pytest.mark.fault("readers")
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in READERS])
+@pytest.mark.parametrize("name", READERS)
 def test_whatever_is_damaged_or_made_up_is_read_or_refused(folder, record_property, name):
     record_property("inputs", READERS[name](folder))
 

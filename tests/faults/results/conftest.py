@@ -5,10 +5,9 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from stored_runs import manifest_of, predictions_of, write_run
+from support.stored_runs import manifest_of, predictions_of, write_run
 
 from faults.results.planting import table
-from kimiajax.report import figures
 
 
 @pytest.fixture(scope="package")
@@ -23,12 +22,6 @@ def run(scans, tmp_path_factory):
 def copy(run, tmp_path):
     """A copy of that run, to be damaged."""
     return shutil.copytree(run, tmp_path / "run")
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Figures without their drawings, which take most of a report's time."""
-    monkeypatch.setattr(figures, "_svg", lambda canvas: b"<svg/>")
 
 
 @pytest.fixture(scope="package")

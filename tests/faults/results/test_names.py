@@ -6,13 +6,13 @@ import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 
-import foreign_sets
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
-from stored_runs import manifest_of, predictions_of, write_run
-from test_slides import draw, write_slide
+from support import foreign_sets
+from support.slides import draw, write_slide
+from support.stored_runs import manifest_of, predictions_of, write_run
 
 from faults.harness import ask, nothing_changes, refused
 from faults.results.pages import DRAWN, Page

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from stored_runs import manifest_of, predictions_of, write_run
+from support.stored_runs import manifest_of, predictions_of, write_run
 
 from faults.harness import ask, nothing_changes, refused
 from faults.results.planting import (

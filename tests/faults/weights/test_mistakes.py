@@ -19,9 +19,6 @@ BUG, PARITY_FAILED, PARITY_NOT_RUN = 1, 3, 4
 # Mistakes that no shape shows, and code in an archive, both under the eyes of Keras
 
 
-by_keras = pytest.mark.xdist_group("weights by Keras")  # its run, a minute or more, is for all of these
-
-
 def lambda_of(folder):
     """A layer's function that leaves a folder behind wherever it is run."""
     return lambda x: (__import__("os").makedirs(folder, exist_ok=True), x)[1]
@@ -58,7 +55,6 @@ def judged(scans, tmp_path_factory):
 
 
 @pytest.mark.fault("pickles")
-@by_keras
 def test_code_in_an_archive_of_keras_is_run_neither_here_nor_by_the_reference(judged):
     import keras
 
@@ -93,7 +89,6 @@ MISTAKES = {
 
 
 @pytest.mark.fault("misfits")
-@by_keras
 @pytest.mark.parametrize("name", MISTAKES)
 def test_where_shapes_coincide_parity_fails_at_the_block(scans, tmp_path, monkeypatch, judged, name):
     """The reference is Keras' own reading of the file, computed once for all of these."""
@@ -110,7 +105,6 @@ def test_where_shapes_coincide_parity_fails_at_the_block(scans, tmp_path, monkey
 
 
 @pytest.mark.fault("misfits")
-@by_keras
 def test_dense_kernels_of_another_image_size_are_refused_with_the_size_that_fits(scans, tmp_path, judged):
     archive, *_ = judged
     refused_whole(scans, tmp_path, archive, "fc1 takes 512 values", "--image-size 32", command=features, size=64)

@@ -117,7 +117,6 @@ def measured(tmp_path_factory):
 
 
 @pytest.mark.fault("pickles")
-@pytest.mark.xdist_group("weights out of proportion")
 @pytest.mark.parametrize("name", HUGE)
 def test_what_is_out_of_all_proportion_is_refused_in_little_memory(measured, name):
     *ended, grown = measured[name]

@@ -1,0 +1,113 @@
+import json
+
+import pytest
+
+from benchmarks import cut, features, resize, suite
+from kimiajax.cli import main
+from kimiajax.finetune.blocks import TrainableBlocks
+from kimiajax.finetune.listing import list_blocks
+from kimiajax.models.registry import BACKBONES
+
+
+def test_cutting_is_timed_beside_a_plain_read_of_the_same_file(tmp_path, capsys):
+    options = ["--sides", "2500", "--layouts", "gzip", "--rounds", "1"]
+    cut.main([*options, "--out", str(tmp_path / "cut.json")])
+    (result,) = json.loads((tmp_path / "cut.json").read_text())["results"]
+    assert [len(result[what]) for what in ("cut", "read")] == [1, 1]
+    assert all(sample["seconds"] > 0 and sample["grown_bytes"] > 0 for sample in result["cut"])
+    assert 0 < result["cut"][0]["patches"] <= 4
+    assert "plain read" in capsys.readouterr().out
+
+
+def test_filters_are_timed_and_compared_with_box(tmp_path, capsys):
+    options = ["--patch", "100", "--size", "24", "--count", "4", "--rounds", "1"]
+    resize.main([*options, "--out", str(tmp_path / "resize.json")])
+    results = json.loads((tmp_path / "resize.json").read_text())["results"]
+    apart = {result["filter"]: result["samples"][0]["mean_from_box"] for result in results}
+    assert apart["box"] == 0 < apart["bilinear"]
+    assert "patches/s" in capsys.readouterr().out
+
+
+SMALL = ["--networks", "vgg16", "--sizes", "32", "--batches", "2", "--rounds", "1", "--conv", "plain"]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("scopes", [["step"], pytest.param(["step", "tail", "whole"], marks=pytest.mark.slow)])
+def test_features_and_steps_of_every_scope_are_the_judges_and_keras_agrees(tmp_path, scopes):
+    out = tmp_path / "record.json"
+    command = ["bench", "features", "finetune_step", *SMALL, "--scopes", *scopes, "--out", str(out)]
+    assert main([*command, "--in-place", "--peers", "keras/jax"]) == 0
+    record = json.loads(out.read_text())
+    assert record["environment"]["devices"]
+    names = [result["name"] for result in record["results"]]
+    assert names[0] == "features vgg16 size 32 batch 2 float32"
+    assert [name.split()[2] for name in names[1:]] == scopes
+    for result in record["results"]:
+        ours, keras = result["contenders"]
+        assert (ours["state"], keras["state"]) == ("valid", "valid"), result
+        if "compile and first step" in ours["phases"]:  # of several programs, where fast convolutions measured faster
+            assert ours["about"]["conv"] == "fast"
+            continue
+        assert {"lower", "compile"} <= {*ours["phases"]} or "fold" in ours["phases"]
+        assert ours["about"]["xla_flops"] > 1e6
+        assert ours["about"]["program_bytes"]["temp"] > 0
+    assert main(["bench", "plots", str(out), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "record-features.svg").stat().st_size > 1000
+    assert (tmp_path / "record-finetune_step.svg").stat().st_size > 1000
+
+
+@pytest.mark.parity
+def test_a_step_is_timed_under_pmap_and_in_bfloat16_too(tmp_path):
+    out = tmp_path / "record.json"
+    options = ["--precisions", "bfloat16", "--engines", "pmap", "--scopes", "step", "--out", str(out)]
+    assert main(["bench", "finetune_step", *SMALL, *options]) == 0
+    (result,) = json.loads(out.read_text())["results"]
+    assert result["contenders"][0]["state"] == "valid"
+    assert result["name"].endswith("bfloat16 pmap")
+
+
+def test_a_roofline_counts_what_the_list_of_blocks_counts_and_names_each_limit(tmp_path, capsys):
+    out = tmp_path / "roofline.json"
+    assert (
+        main(["bench", "roofline", "vgg16", "--batch", "2", "--size", "32", "--conv", "plain", "--out", str(out)]) == 0
+    )
+    record = json.loads(out.read_text())
+    listed = {entry.name: entry.flops for entry in list_blocks(BACKBONES["vgg16"], TrainableBlocks(()), 32, 24)}
+    counted = {row["block"]: row["flops"] for row in record["blocks"]}
+    assert {block: counted[block] for block in BACKBONES["vgg16"].trunk} == {
+        block: 2 * listed[block] for block in BACKBONES["vgg16"].trunk
+    }
+    # Backward through block5 to its kernels and, but for its first layer, to its inputs.
+    forward = sum(2 * listed[block] for block in (*BACKBONES["vgg16"].trunk, "head"))
+    backward = 2 * (2 * listed["block5"] - listed["block5"] / 3 + 2 * listed["head"])
+    assert record["step"]["flops"] == pytest.approx(forward + backward, rel=0.01)
+    assert all(row["limit"] in ("operations", "bytes") and len(row["seconds"]) == 7 for row in record["blocks"])
+    said = capsys.readouterr().out
+    assert "of peak" in said
+    assert ("fewer multiplications" in said) == (record["conv"] == "fast")
+    assert (tmp_path / "roofline.svg").stat().st_size > 1000
+
+
+def test_patches_and_devices_are_scaled_each_in_a_process(tmp_path, capsys):
+    out = tmp_path / "scaling.json"
+    options = ["--size", "32", "--batch", "4", "--counts", "40", "--devices", "2", "--rounds", "1"]
+    assert main(["bench", "scaling", *options, "--out", str(out)]) == 0
+    patches, devices = json.loads(out.read_text())["results"]
+    assert patches["samples"][0]["seconds"] > 0
+    assert devices["samples"][0]["loss"] > 0
+    assert "played by a CPU" in capsys.readouterr().out
+
+
+def test_an_unknown_workload_is_refused_with_those_that_there_are(capsys):
+    assert main(["bench", "speed"]) == 2
+    assert "bench speed: no such workload; choose from features, finetune_step" in capsys.readouterr().err
+
+
+def test_all_peers_are_in_the_short_form_those_that_can_be_the_best_and_any_that_is_named():
+    case = features.case("vgg16", 224, 8, "float32")
+
+    def names(*peers, full):
+        return {each.name for each in suite._with_peers(case, peers, in_place=False, full=full).contenders}
+
+    assert names("all", full=True) - names("all", full=False) == {"keras/jax", "torch"}
+    assert names("torch", full=False) == {"kimiajax", "torch"}

@@ -1,0 +1,344 @@
+"""What a report says of stored runs: the same numbers as `results.json`, read by a machine that sees no picture."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from sklearn.metrics import confusion_matrix
+from support.stored_runs import manifest_of, predictions_of, write_run
+
+from kimiajax.analysis import analyse, beaten_by_histogram, unfit
+from kimiajax.claims import CLAIMS, OPEN
+from kimiajax.cli import main
+from kimiajax.report.results import write_results
+from kimiajax.report.stored import read_run
+from kimiajax.report.tables import SCORES, render_table
+from kimiajax.report.text import FORMATS, notes
+
+pytestmark = pytest.mark.usefixtures("undrawn")  # but for the page that several tests share
+TESTED = [20, 16, 9, 30]
+TABLE = ("cnn", "fe_vgg16", "tl_vgg16", "fe_inception_v3", "tl_inception_v3")
+ETA_P = {
+    **dict(zip(TABLE, (0.5, 0.6, 0.65, 0.8, 0.9))),
+    "floor_histogram": 0.6,
+    "floor_lbp": 0.3,
+    "nn_vgg16_cosine": 0.5,
+}
+VOID = {"meta", "img", "br", "link"}
+
+
+class Page(HTMLParser):
+    """A page's text, its tables as rows of cells, its images, and whether its elements close in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.images, self.cells, self.text, self.open = [], [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "img":
+            self.images.append(dict(attrs))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("td", "th"):
+            self.cells[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if any(tag in ("td", "th") for tag in self.open):
+            self.cells[-1][-1] = " ".join(f"{self.cells[-1][-1]} {data}".split())
+
+    def row(self, first):
+        return next(cells for cells in self.cells if cells and cells[0] == first)
+
+
+def rows_for(seed, manifest, **changes):
+    rng = np.random.default_rng(seed)
+    scans = manifest.labels("test")
+    rows = {row: predictions_of(rng, scans, manifest.num_scans, eta_p) for row, eta_p in ETA_P.items()}
+    return {**rows, **changes}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "run"
+    manifest = manifest_of(TESTED)
+    write_run(folder, manifest, rows_for(0, manifest))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(stored):
+    assert main(["report", str(stored)]) == 0
+    return Page((stored / "report.html").read_text())
+
+
+@pytest.fixture(scope="module")
+def run(stored):
+    return read_run(stored)
+
+
+@pytest.fixture(scope="module")
+def analysis(run):
+    return analyse(run, draws=500)
+
+
+def test_the_pages_numbers_are_those_of_the_results(stored, page):
+    results = json.loads((stored / "results.json").read_text())
+    assert len(results["rows"]) == len(ETA_P)
+    for row in results["rows"]:
+        name = row["approach"] if row["family"] != "retrieval" else f"{row['approach']}, {row['scheme']}"
+        cells = page.row(name)
+        for cell, score in zip(cells[2:5], SCORES):
+            shown, low, high = map(float, re.fullmatch(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", cell).groups())
+            assert shown == pytest.approx(100 * row[score], abs=0.005 + 1e-9)
+            assert low <= shown <= high
+        assert cells[5] == f"{row['correct']}/{row['tested']}"
+        if row["paper"]:
+            assert cells[6] == " / ".join(
+                f"{100 * row['paper'][score]:.2f}" for score in ("eta_p", "eta_w", "eta_total")
+            )
+
+
+def test_the_page_needs_no_network_and_no_script(stored, page):
+    assert not any(tag == "script" for tag, _ in page.tags)
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+    for _, attrs in page.tags:
+        for name in ("src", "href"):
+            assert attrs.get(name, "#").startswith(("#", "data:"))
+    assert "url(" not in (stored / "report.html").read_text()
+
+
+def test_every_picture_has_content_and_words_that_stand_for_it(page):
+    assert len(page.images) > 15
+    for image in page.images:
+        assert len(image["src"]) > 100
+        assert len(image["alt"]) > 15
+    forests = [image["alt"] for image in page.images if image["alt"].startswith("Differences of eta_total")]
+    assert len(forests) == 1
+    assert forests[0].count(" less ") == 10
+
+
+def test_what_runs_are_called_cannot_break_the_page(page):
+    assert "A note of <the run> & its own." in " ".join(page.text)
+
+
+def test_every_section_is_there_and_linked(page):
+    targets = {attrs["href"][1:] for tag, attrs in page.tags if tag == "a"}
+    assert targets == {attrs["id"] for tag, attrs in page.tags if tag == "section"}
+    text = " ".join(" ".join(page.text).split())
+    for claim in CLAIMS:
+        assert claim.sentence in text
+    for said in ("Not comparable", "arXiv:2102.07611", "not verified", "kimiajax table demo", "No audit has seen"):
+        assert said in text
+
+
+def test_confusions_are_scikit_learns(run, analysis):
+    for row, guess in run.predicted.items():
+        np.testing.assert_array_equal(analysis.confusion[row], confusion_matrix(run.scans, guess[0], labels=range(4)))
+
+
+def test_pairs_are_the_tables_ten_and_floors_a_family_of_their_own(analysis):
+    assert len(analysis.pairs) == 10
+    assert {pair.second for pair in analysis.margins} == {"floor_histogram", "floor_lbp"}
+    assert len(analysis.margins) == 10
+
+
+def test_rows_that_do_not_beat_the_histogram_are_named(run, analysis):
+    beaten = beaten_by_histogram(analysis)
+    assert "cnn" in beaten
+    assert "tl_inception_v3" not in beaten
+    assert any(
+        note.startswith("Not shown to be above a gray histogram, by eta_p: CNN (ours)") for note in notes(run, analysis)
+    )
+
+
+def test_the_printed_table_says_what_the_histogram_beats(run):
+    shown = " ".join(render_table(run.results).split())
+    assert "Not above a gray histogram, which knows nothing of tissue: CNN (ours)" in shown
+    assert "TL-Inception-v3." not in shown
+    alone = {**run.results, "rows": [row for row in run.results["rows"] if row["family"] == "table"]}
+    assert "gray histogram" not in render_table(alone)
+
+
+def test_few_test_patches_and_the_smallest_difference_are_told(run, analysis):
+    assert analysis.few == [2]
+    told = " ".join(notes(run, analysis))
+    assert "Fewer than 15 test patches are of scan 2: intervals of eta_w and eta_total may be too short." in told
+    assert f"{100 * analysis.coverage:.0f} of 100 intervals of eta_w hold the truth" in told
+    assert 0.9 < analysis.coverage < 0.97
+    assert f"is {100 * analysis.smallest:.2f} points" in told
+    assert 0.05 < analysis.smallest < 0.5
+
+
+def test_the_analysis_is_kept_beside_the_report(stored, page):
+    kept = json.loads((stored / "report.analysis.json").read_text())
+    assert set(kept["printed"]) == {claim.name for claim in CLAIMS}
+    assert (kept["draws"], kept["seed"], kept["margin_of_claims"]) == (10_000, 0, 0.02)
+    assert len(kept["pairs"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "warning", "reason"),
+    [
+        ({"synthetic": True}, "SYNTHETIC SCANS", "the scans are drawn by a program"),
+        ({"unverified": "is not the official file"}, "NOT VERIFIED: the files that the data",
+         "the data are not known to be those that were published"),
+        ({"audit": {"verdict": "failed", "failed": ["copies"], "date": "x", "kimiajax": "1"}}, "AUDIT FAILED (copies)",
+         "the audit of these data failed"),
+        ({"weights": "random"}, "RANDOM WEIGHTS of vgg16 and inception_v3", "vgg16's weights are random"),
+        ({"complete": False}, "NOT COMPLETE", None),
+        ({}, "NOT KIMIA PATH24", None),
+    ],
+)  # fmt: skip
+def test_what_makes_figures_worthless_stands_at_the_top(tmp_path, settings, warning, reason):
+    manifest = manifest_of(TESTED)
+    write_run(tmp_path, manifest, rows_for(0, manifest), **settings)
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 0
+    text = (tmp_path / "r.html").read_text()
+    assert text.index(warning) < text.index("<h1>")
+    if reason:
+        assert unfit(read_run(tmp_path))["fe_vgg16"] == reason
+        found = analyse(read_run(tmp_path), draws=50).computed["vgg16_tuning_does_not_help"]
+        assert found == (OPEN, reason)
+
+
+def test_seeds_spread_apart_from_the_intervals(tmp_path):
+    manifest = manifest_of(TESTED)
+    seeds = [rows_for(seed, manifest) for seed in range(3)]
+    results = write_run(tmp_path, manifest, {row: np.stack([each[row] for each in seeds]) for row in ETA_P}, seeds=3)
+    assert main(["report", str(tmp_path)]) == 0
+    page = Page((tmp_path / "report.html").read_text())
+    row = next(row for row in results["rows"] if row["name"] == "cnn")
+    cells = page.row("CNN (ours)")
+    assert cells[2].startswith(f"{100 * row['eta_p']:.2f} (")
+    assert cells[5].startswith(f"{100 * row['eta_p_sd']:.2f} / ")
+    assert "Means over seeds 0, 1, 2" in " ".join(page.text)
+    run = read_run(tmp_path)
+    one, all_three = (
+        analyse(each, draws=800).intervals["cnn"]["eta_w"] for each in (read_run(tmp_path / "seed-0"), run)
+    )
+    assert all_three.high - all_three.low < one.high - one.low
+    assert all(format_(run, analyse(run, draws=50)) for format_ in FORMATS.values())
+
+
+def test_runs_with_little_in_them_are_reported_too(tmp_path):
+    manifest = manifest_of([3, 2])
+    for rows in ({"cnn": None}, {"floor_lbp": np.zeros(5, np.int32)}, {"cnn": manifest.labels("test")}):
+        write_run(tmp_path, manifest, rows)
+        assert main(["report", str(tmp_path)]) == 0
+        Page((tmp_path / "report.html").read_text())
+        for name in FORMATS:
+            assert main(["report", str(tmp_path), "--format", name]) == 0
+
+
+def test_the_histogram_is_beaten_only_where_it_was_computed(tmp_path):
+    manifest = manifest_of(TESTED)
+    said = "Every row of the table that has an accuracy is above the gray histogram."
+    rows = rows_for(0, manifest)
+    for changes, found in (
+        ({"floor_histogram": None}, "The gray histogram was not computed."),
+        ({}, "Not shown to be above the gray histogram:"),
+        ({"floor_histogram": (manifest.labels("test") + 1) % 4}, said),
+    ):
+        write_run(tmp_path, manifest, {**rows, **changes})
+        assert main(["report", str(tmp_path)]) == 0
+        text = (tmp_path / "report.html").read_text()
+        assert found in text
+        assert (said in text) == (found == said)
+
+
+def test_seeds_whose_audits_differ_are_marked_by_the_worst(tmp_path):
+    manifest = manifest_of(TESTED)
+    write_run(tmp_path, manifest, {row: np.stack([guess] * 2) for row, guess in rows_for(0, manifest).items()}, seeds=2)
+    failed = {"verdict": "failed", "failed": ["copies"], "date": "x", "kimiajax": "1"}
+    for path in (tmp_path / "seed-1" / "results.json", tmp_path / "results.json"):
+        results = json.loads(path.read_text())
+        results["data"]["audit"] = failed
+        if path.parent == tmp_path:
+            del results["data"]["audit"]
+        write_results(path.parent, results)
+    for name in ("html", *FORMATS):
+        assert main(["report", str(tmp_path), "--format", name]) == 0
+    assert "AUDIT FAILED (copies)" in (tmp_path / "report.html").read_text()
+    assert unfit(read_run(tmp_path))["cnn"] == "the audit of these data failed"
+
+
+def test_a_scan_without_test_patches_is_left_out_and_not_a_number(tmp_path):
+    manifest = manifest_of([5, 0, 6, 4])
+    write_run(tmp_path, manifest, rows_for(0, manifest))
+    assert main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert ">nan<" not in text
+    assert Page(text).row("CNN (ours)")
+
+
+def test_text_formats_carry_the_warnings(tmp_path, capsys):
+    manifest = manifest_of(TESTED)
+    write_run(tmp_path, manifest, rows_for(0, manifest), synthetic=True, weights="my|weights_1.h5")
+    for name, said in (
+        ("markdown", "**SYNTHETIC SCANS"),
+        ("csv", "SYNTHETIC SCANS"),
+        ("latex", r"\multicolumn{5}{l}{\emph{SYNTHETIC SCANS"),
+    ):
+        assert main(["report", str(tmp_path), "--format", name]) == 0
+        shown = capsys.readouterr().out
+        assert said in shown
+        if name == "markdown":
+            assert r"| my\|weights_1.h5 |" in shown
+
+
+def test_a_report_goes_to_a_file_and_its_figures_beside_it(stored, tmp_path, capsys):
+    assert main(["report", str(stored), "--out", str(tmp_path)]) == 2
+    assert "is a folder; name the file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert main(["report", str(stored), "--out", str(tmp_path / "mine.html")]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.html", "mine.analysis.json"}
+
+
+def test_pictures_that_are_gone_are_left_out(tmp_path):
+    manifest = manifest_of(TESTED)
+    write_run(tmp_path, manifest, rows_for(0, manifest))
+    for path in (tmp_path / "pictures").rglob("*.png"):
+        path.unlink()
+    assert main(["report", str(tmp_path)]) == 0
+    assert "Training patch" not in (tmp_path / "report.html").read_text()
+
+
+def test_the_table_as_text_has_the_results_numbers(stored, run, analysis, capsys):
+    lines = list(csv.DictReader(io.StringIO(FORMATS["csv"](run, analysis))))
+    assert [line["row"] for line in lines] == list(ETA_P)
+    for line in lines:
+        row = run.rows[line["row"]]
+        assert float(line["eta_w"]) == row["eta_w"]
+        assert float(line["eta_w_low"]) <= row["eta_w"] <= float(line["eta_w_high"])
+        assert line["eta_p_paper"] == ("" if row["paper"] is None else str(row["paper"]["eta_p"]))
+    cnn = run.rows["cnn"]
+    shown = f"{100 * cnn['eta_p']:.2f} ["
+    assert main(["report", str(stored), "--format", "markdown"]) == 0
+    markdown = capsys.readouterr().out
+    assert f"| CNN (ours) | none | {shown}" in markdown
+    assert "| TL-VGG16 - FE-Inception-v3 | " in markdown
+    assert main(["report", str(stored), "--format", "latex", "--out", str(stored / "t.tex")]) == 0
+    latex = (stored / "t.tex").read_text()
+    assert f"CNN (ours) & {shown}" in latex
+    assert latex.count(r"\midrule") == 3
+    assert latex.count("{tabular}") == 2
+
+
+def test_a_folder_without_a_run_is_named(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "results.json: no such file; give the folder of a run" in capsys.readouterr().err
+    assert main(["report"]) == 2
+    assert "report: needs RUN before any flag" in capsys.readouterr().err
