@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: setup setup-torch demo check test test-parity test-slow test-torch test-beam test-faults examples docs \
-	bench bench-full bench-gpu bench-peers lint format lock clean
+.PHONY: setup setup-torch demo check test test-parity test-slow test-torch test-beam test-faults mutants examples docs \
+	bench bench-full bench-gpu bench-peers lint format lock release-check clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -76,6 +76,30 @@ test-beam: .beam/.ready
 	.beam/bin/python -m pip install -q --disable-pip-version-check -e ".[beam]" beartype pytest
 	touch $@
 
+# Tools that are run by hand, in an environment of their own, so that `make setup` stays short.
+.tools/.ready: tools.lock
+	$(PYTHON) -m venv --clear .tools
+	.tools/bin/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r $<
+	touch $@
+
+# Changes one module in a copy of the tree, one small mistake at a time, and lists those that no test notices:
+# make mutants MODULE=kimiajax/metrics.py [TESTS="tests/unit/test_metrics.py ..."]
+MODULE ?=
+TESTS ?= $(wildcard tests/*/test_$(basename $(notdir $(MODULE)))*.py)
+
+mutants: $(STAMP) .tools/.ready
+	@test -f "$(MODULE)" || { echo 'make mutants MODULE=FILE: name one file, as kimiajax/metrics.py'; exit 2; }
+	@test -n "$(TESTS)" || { echo 'make mutants: no tests are called after $(MODULE); name them with TESTS="FILE ..."'; exit 2; }
+	rm -rf .mutants && mkdir .mutants
+	git ls-files -z | xargs -0 cp --parents -t .mutants
+	ln -s ../.cache .mutants/.cache
+	printf '%s\n' '[cosmic-ray]' 'module-path = "$(MODULE)"' 'timeout = 300.0' 'excluded-modules = []' \
+		'test-command = "$(CURDIR)/$(PYTEST) -x -p no:cacheprovider $(TESTS)"' \
+		'[cosmic-ray.distributor]' 'name = "local"' > .mutants/cosmic-ray.toml
+	cd .mutants && export PYTHONPATH=$(CURDIR)/.mutants PATH=$(CURDIR)/.tools/bin:$$PATH && \
+		cosmic-ray baseline cosmic-ray.toml && cosmic-ray init cosmic-ray.toml session.sqlite && \
+		cosmic-ray exec cosmic-ray.toml session.sqlite && cr-report --surviving-only --show-diff session.sqlite
+
 # The others that are raced against, each in an environment of its own with the versions that its file pins.
 PEERS := $(patsubst benchmarks/peers/%.txt,.peers/%/.ready,$(wildcard benchmarks/peers/*.txt))
 
@@ -126,5 +150,12 @@ lock: $(STAMP)
 	$(BIN)/uv pip compile $(LOCKED) --group dev pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile $(LOCKED) --group tools -o tools.lock
 
+# Builds what a release holds and uses it as whoever installs it does: minutes, and it needs the package index.
+release-check: $(STAMP) .tools/.ready
+	rm -rf dist
+	$(BIN)/uv build -q --no-build-isolation --python $(BIN)/python --out-dir dist .
+	.tools/bin/twine check --strict dist/*.whl dist/*.tar.gz
+	PYTHON=$(PYTHON) .ci/try-wheel dist/*.whl
+
 clean:
-	rm -rf $(VENV) .peers .beam .cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .peers .beam .tools .mutants .cache dist .pytest_cache .ruff_cache
