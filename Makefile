@@ -49,12 +49,12 @@ check: lint docs test examples test-faults test-parity
 # In two calls, since a process reads once how much XLA is to optimise: little, and for some tests as for users.
 test: $(STAMP)
 	$(PYTEST) $(XDIST)
-	$(PYTEST) $(XDIST) -m "optimised and not parity"
+	$(PYTEST) $(XDIST) -m "optimised and not parity" tests/networks
 
 # Minutes each, and the last after `make setup-torch`.
 test-parity: $(STAMP)
 	$(PYTEST) $(XDIST) -m "parity and not optimised and not torch and not slow"
-	$(PYTEST) -m "parity and optimised"
+	$(PYTEST) -m "parity and optimised" tests/networks
 
 # Kills a run at twenty random moments.
 test-slow: $(STAMP)
