@@ -39,11 +39,20 @@ class Saved:
 
     @property
     def outputs(self) -> np.ndarray:
-        """What Keras computes of them: logits, or without top the last block's output."""
+        """Keras' outputs of these images: logits, or without top the last block's output."""
         return np.load(self.folder / "outputs.npy")
 
     def model(self) -> Any:
         return _loaded(self.folder / "x.keras")
+
+    def assert_is_in(self, path: Path) -> None:
+        """Asserts that Keras loads the same arrays from a file, bit for bit."""
+        model = self.model()
+        before = [weight.numpy().copy() for weight in model.weights]
+        model.set_weights([np.full_like(array, np.nan) for array in before])
+        model.load_weights(path)
+        for weight, array in zip(model.weights, before):
+            np.testing.assert_array_equal(weight.numpy(), array, err_msg=weight.path)
 
 
 @functools.cache

@@ -62,14 +62,10 @@ def test_the_names_of_the_published_file_give_the_same_arrays(saved, tmp_path, n
 @pytest.mark.parity
 @pytest.mark.parametrize("network", NETWORKS)
 def test_keras_loads_what_is_exported_bit_for_bit(saved, tmp_path, network):
-    path, model = saved(network, True).path, saved(network, True).model()
+    path = saved(network, True).path
     assert weights_convert(["keras", network, str(path), str(tmp_path / "checkpoint")]) == 0
     assert weights_convert(["export", str(tmp_path / "checkpoint"), str(tmp_path / "back.h5")]) == 0
-    before = [weight.numpy().copy() for weight in model.weights]
-    model.set_weights([np.full_like(array, np.nan) for array in before])
-    model.load_weights(tmp_path / "back.h5")
-    for weight, array in zip(model.weights, before):
-        np.testing.assert_array_equal(weight.numpy(), array, err_msg=weight.path)
+    saved(network, True).assert_is_in(tmp_path / "back.h5")
 
 
 def count(arrays):

@@ -94,14 +94,10 @@ def test_all_layouts_of_one_network_give_the_same_arrays(saved, tmp_path, networ
 @pytest.mark.parametrize("network", ["vgg16", "inception_v3"])
 def test_an_exported_checkpoint_is_loaded_by_keras_with_equal_arrays(saved, tmp_path, network, top):
     """Keras file -> checkpoint -> Keras file -> Keras: bit for bit, in the order of Keras' own layers."""
-    path, model = saved(network, top).path, saved(network, top).model()
+    path = saved(network, top).path
     assert weights_convert(["keras", network, str(path), str(tmp_path / "checkpoint")]) == 0
     assert weights_convert(["export", str(tmp_path / "checkpoint"), str(tmp_path / "back.h5")]) == 0
-    before = [weight.numpy().copy() for weight in model.weights]
-    model.set_weights([np.full_like(array, np.nan) for array in before])
-    model.load_weights(tmp_path / "back.h5")
-    for weight, array in zip(model.weights, before):
-        np.testing.assert_array_equal(weight.numpy(), array, err_msg=weight.path)
+    saved(network, top).assert_is_in(tmp_path / "back.h5")
     again = convert(network, tmp_path / "back.h5").lineage
     first = load_converted(tmp_path / "checkpoint").lineage
     assert again["digest"] == first["digest"]

@@ -13,7 +13,7 @@ SMALL_ROWS = ("cnn", "fe_two", "tl_two")
 
 @pytest.fixture(scope="session", autouse=True)
 def rows_of_two(two):
-    """In every test here."""
+    """Every test here has the rows of the network of two blocks."""
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ FAULTS = (
 
 @pytest.fixture(scope="module")
 def found(shared):
-    """What one process and what two found."""
+    """The findings of one process and of two."""
 
     def make(folder):
         for count in (1, 2):

@@ -1,4 +1,4 @@
-"""What several processes of one test run share: the first that asks makes it, and nobody changes it afterwards."""
+"""Folders that all processes of a test run share: the first that asks makes one, and nobody changes it afterwards."""
 
 import fcntl
 import json

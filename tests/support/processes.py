@@ -22,7 +22,7 @@ def start(program, environment=None):
 
 
 def ends(started, within=300):
-    """Of each process the exit status and what it said; none is left behind."""
+    """Returns each process's exit status and output, and leaves none behind."""
     until = time.monotonic() + within
     try:
         said = [process.communicate(timeout=max(1, until - time.monotonic()))[0] for process in started]

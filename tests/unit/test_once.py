@@ -1,4 +1,4 @@
-"""What the processes of a test run share is made once, and whoever changes it is told of."""
+"""A shared folder is made once a test run, and a change of it is noticed."""
 
 import os
 import threading

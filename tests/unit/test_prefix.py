@@ -26,7 +26,7 @@ def alone():
 
 @pytest.fixture(scope="module")
 def setting():
-    """Of this project's own network, which is small: a training, and variables for it. One for all tests."""
+    """A training of this project's own small network, and variables for it, which all tests share."""
     rng = np.random.default_rng(7)
     backbone = replace(BACKBONES["cnn"], conv="fast")
     classifier = Classifier(backbone, backbone.trunk, 3)
