@@ -67,6 +67,12 @@ def nothing_is_autotuned(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
         monkeypatch.setattr(ways, "_measured", measured)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for `--cache` that the tests of a file share."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)

@@ -35,11 +35,6 @@ if os.geteuid() == 0:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def run(scans, cache, tmp_path_factory):
     """The folder of a finished run with its report."""
     out = tmp_path_factory.mktemp("run") / "run"

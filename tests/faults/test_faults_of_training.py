@@ -72,11 +72,6 @@ def leftovers(out):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def whole(scans, cache, tmp_path_factory):
     """The folder of a run that nobody disturbed."""
     out = tmp_path_factory.mktemp("whole") / "run"

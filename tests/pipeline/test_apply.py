@@ -43,11 +43,6 @@ RANDOM = {"weights": "random", "image_size": SIZE, "conv": "plain"}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def run(scans, cache, tmp_path_factory):
     """The folder of a finished run."""
     out = tmp_path_factory.mktemp("run") / "quick"

@@ -48,11 +48,6 @@ from kimiajax.errors import UsageError, UserError
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def run(colour, cache, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
     assert main(table(colour, out, "--cache", cache)) == 0

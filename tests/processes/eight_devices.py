@@ -10,7 +10,6 @@ from unittest import mock
 
 if __name__ == "__main__":
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "NPROC": "16", "JAX_ENABLE_X64": "1"}
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiling takes all of the time
 
 import jax
 import numpy as np
