@@ -4,6 +4,8 @@ INSTALLER ?= uv# or: pip
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+# Each process that a test starts would otherwise compile anew what it imports, where the environment forbids keeping it.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .PHONY: setup setup-torch demo check test test-parity test-slow test-torch test-beam test-faults mutants examples docs \
