@@ -25,7 +25,7 @@ def main() -> None:
     falling = optax.warmup_cosine_decay_schedule(0.0, 3e-4, warmup_steps=2 * steps, decay_steps=EPOCHS * steps)
     slower = optax.constant_schedule(1e-3)
     trained = {
-        "rmsprop, the paper's": kj.Optimization("rmsprop", 1e-3).over(EPOCHS, steps),
+        "rmsprop, the paper's": kj.Optimization("rmsprop2017", 1e-3).over(EPOCHS, steps),
         "adamw, warm-up, cosine": (optax.adamw(falling, weight_decay=0.01), falling),
         "lion, warm-up, cosine": (optax.lion(falling, weight_decay=0.01), falling),
         "clipped sgd, nesterov": (

@@ -294,7 +294,8 @@ def train_heads(row: Row, studies: Sequence[Study], features: Sequence[Features]
     config, backbone = first.config, first.weights[row.network].backbone
     inputs = [np.asarray(given.train[backbone.bottleneck]) for given in features]
     on_bottleneck = Classifier(backbone, (), first.manifest.num_scans)
-    optimization, blocks = Optimization("rmsprop", config.head_learning_rate), TrainableBlocks(("head",))
+    optimization = Optimization(config.head_optimizer, config.head_learning_rate)
+    blocks = TrainableBlocks(("head",))
     training = _training(first, on_bottleneck, blocks, optimization, config.head_epochs)
     seeds = [study.config.seed for study in studies]
     shape = inputs[0].shape[1:]
@@ -358,6 +359,7 @@ def _about(
     return {
         "blocks": list(blocks.names),
         "frozen_bn": blocks.frozen_bn if blocks.frozen_normalises(backbone) else None,
+        "trained_bn": blocks.trained_bn if blocks.trained_normalises(backbone) else None,
         "augmentation": augmentation,
         "inputs": "patches" if stored is None else f"stored outputs of {stored}",
         "optimization": asdict(optimization),

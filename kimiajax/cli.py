@@ -190,10 +190,11 @@ def _blocks(arguments: list[str]) -> None:
 
     config.validate()
     backbone = BACKBONES[network]
-    blocks = blocks_of(backbone, config.blocks, config.frozen_bn)
+    blocks = blocks_of(backbone, config.blocks, config.frozen_bn, config.trained_bn)
     entries = list_blocks(backbone, blocks, config.image_size, config.classes)
     chosen = f"{network} at {config.image_size} x {config.image_size}, {' '.join(config.blocks)}"
     mode = f"; frozen batch normalisation: {blocks.frozen_bn}" if backbone.statistics else ""
+    mode += f", trained: {blocks.trained_bn}" if blocks.trained_normalises(backbone) else ""
     show(render_blocks(entries, f"{chosen}{mode}."))
 
 

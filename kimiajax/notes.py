@@ -8,6 +8,11 @@ from kimiajax.finetune.blocks import blocks_of
 from kimiajax.lineage import root_of
 from kimiajax.models.weights import Weights, origin_of
 
+REASONS = {
+    "inference": ": stored statistics, on which its head was trained",
+    "keras2017": ", as in the paper's time: the mini-batch's statistics, while its head was trained on stored ones",
+}
+
 
 def notes_of(study: Study) -> list[str]:
     """What a reader must know of the run as a whole."""
@@ -91,6 +96,10 @@ def _training_notes(study: Study) -> list[str]:
             notes.append(f"{approach} trains {', '.join(blocks.names) or 'no weight'}; the paper, its last blocks.")
         if blocks.frozen_normalises(backbone):
             notes.append(f"{approach}: frozen batch normalisation in mode {blocks.frozen_bn}.")
+        if blocks.trained_normalises(backbone):
+            notes.append(
+                f"{approach}: trained batch normalisation in mode {blocks.trained_bn}{REASONS[blocks.trained_bn]}."
+            )
     return notes
 
 

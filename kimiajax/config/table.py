@@ -45,15 +45,17 @@ class TableConfig(PatchConfig):
     """Penalty of the linear SVM."""
     head_epochs: int = 50
     """Epochs of the new head on bottleneck features."""
+    head_optimizer: Literal["rmsprop", "rmsprop2017"] = "rmsprop2017"
+    """Optimizer of the head: RMSprop of Keras 3, or of 2017, which moves the weights of features that hardly fire."""
     head_learning_rate: float = 1e-3
-    """Of the head's RMSprop."""
+    """Learning rate of the head."""
     epochs: int = 200
     """Epochs of fine-tuning, and of training from scratch."""
     learning_rate: float = 1e-4
     """Of fine-tuning, by SGD."""
     momentum: float = 0.9
     """Of fine-tuning's SGD."""
-    optimizer: Literal["sgd", "rmsprop", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "rmsprop", "rmsprop2017", "adam", "adamw"] = "sgd"
     """Of fine-tuning."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Of fine-tuning's learning rate; the last two fall towards 0."""
@@ -69,6 +71,8 @@ class TableConfig(PatchConfig):
     """What is fine-tuned: a preset, or blocks joined by commas; `kimiajax blocks NETWORK` shows them. As --weights."""
     frozen_bn: Literal["inference", "batch", "keras2017"] | None = None
     """Frozen batch normalisation uses its stored statistics (the default), the mini-batch's, or moves them as well."""
+    trained_bn: Literal["inference", "keras2017"] = "keras2017"
+    """Batch normalisation of fine-tuned blocks uses its stored statistics, or the mini-batch's and moves its own."""
     bn_statistics: Literal["synchronised", "local"] = "synchronised"
     """Mini-batch statistics over all devices, or of each device's own patches."""
     batch_norm_momentum: float = 0.99
@@ -168,7 +172,7 @@ class TableConfig(PatchConfig):
         from kimiajax.finetune.blocks import blocks_of
 
         names = setting_of(backbone.name, self.blocks, "paper")
-        return blocks_of(backbone, tuple(names.split(",")), self.frozen_bn)
+        return blocks_of(backbone, tuple(names.split(",")), self.frozen_bn, self.trained_bn)
 
     def networks_named(self) -> list[str]:
         """The networks that settings are given for by name."""

@@ -10,10 +10,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kimiajax.errors import UserError
 from kimiajax.models.backbone import Backbone, Classifier
-from kimiajax.models.norm import Mode, covers
+from kimiajax.models.norm import Mode, TrainedMode, covers
 
 Params = dict[str, Any]
-MODES = Mode.__args__
+MODES, TRAINED_MODES = Mode.__args__, TrainedMode.__args__
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,36 @@ class TrainableBlocks:
     Attributes:
         names: whole blocks ("mixed9", "head"), or parts of one ("mixed6/branch2_conv1/bn"). Batch normalisation trains
             where it is named as a whole; of a single array of it, its bias say, that array moves and it stays frozen.
-        frozen_bn: what the batch normalisation of frozen blocks does in training, as in `Normalisation`: "inference"
-            (it stays as it is), "batch" (mini-batch statistics, nothing stored) or "keras2017" (mini-batch statistics,
-            and the running ones move). That of trainable blocks does the last.
+        frozen_bn: mode of the batch normalisation of frozen blocks in training, as in `Normalisation`: "inference"
+            (stored statistics), "batch" (mini-batch statistics, nothing stored) or "keras2017" (mini-batch statistics,
+            and the stored ones move).
+        trained_bn: mode of the batch normalisation of trained blocks: "keras2017", or "inference", where stored
+            statistics normalise and stay while scale and bias train.
+
+    Raises:
+        UserError: an unknown mode, or names that are no sequence.
     """
 
     names: tuple[str, ...]
     frozen_bn: Mode = "inference"
+    trained_bn: TrainedMode = "keras2017"
 
     def __post_init__(self) -> None:
         if isinstance(self.names, str):
             raise UserError(f"names of blocks are a sequence: write ({self.names!r},)")
         if self.frozen_bn not in MODES:
             valid = ", ".join(MODES)
-            raise UserError(f"frozen batch normalisation: no behaviour {self.frozen_bn!r}; choose from {valid}")
+            raise UserError(f"frozen batch normalisation: no mode {self.frozen_bn!r}; choose from {valid}")
+        if self.trained_bn not in TRAINED_MODES:
+            why = (
+                "predictions would need the statistics that training used, and none are stored"
+                if self.trained_bn == "batch"
+                else ""
+            )
+            raise UserError(
+                f"trained batch normalisation: no mode {self.trained_bn!r}{why and f' ({why})'}; choose from "
+                f"{', '.join(TRAINED_MODES)}"
+            )
 
     def check(self, params: Params) -> None:
         """Raises UserError, with the valid names, for a name that is in no tree like this one."""
@@ -61,6 +77,10 @@ class TrainableBlocks:
     def frozen_normalises(self, backbone: Backbone) -> bool:
         """Whether a backbone has batch normalisation, up to its bottleneck, that does not train."""
         return any(not self.trains(path) for path in backbone.statistics)
+
+    def trained_normalises(self, backbone: Backbone) -> bool:
+        """Whether a backbone has batch normalisation, up to its bottleneck, that trains."""
+        return any(self.trains(path) for path in backbone.statistics)
 
     def labels(self, params: Params) -> Params:
         """A tree like `params` (block name -> parameters) that says "train" or "freeze" at every leaf."""
@@ -121,13 +141,16 @@ def last_blocks(backbone: Backbone, count: int) -> tuple[str, ...]:
     return (*trunk[len(trunk) - count :], "head")
 
 
-def blocks_of(backbone: Backbone, names: Sequence[str], frozen_bn: Mode | None = None) -> TrainableBlocks:
+def blocks_of(
+    backbone: Backbone, names: Sequence[str], frozen_bn: Mode | None = None, trained_bn: TrainedMode = "keras2017"
+) -> TrainableBlocks:
     """What trains, by names of blocks or by the name of one of `PRESETS` or of the network's own cuts.
 
     Args:
         backbone: the network.
         names: one such name, `last2` for the last two blocks, or blocks, parts of blocks, and "head".
-        frozen_bn: what frozen batch normalisation does; by default what the preset says, else "inference".
+        frozen_bn: mode of frozen batch normalisation; by default what the preset says, else "inference".
+        trained_bn: mode of trained batch normalisation.
 
     Raises:
         UserError: a name that is neither, or that is another network's.
@@ -135,23 +158,31 @@ def blocks_of(backbone: Backbone, names: Sequence[str], frozen_bn: Mode | None =
     if not names:
         raise UserError(f"no block of {backbone.name} is named; name some, or a preset: `nothing` trains none")
     cuts = dict(backbone.cuts)
+    chosen, mode = tuple(names), "inference"
     if len(names) == 1 and names[0] in PRESETS:
         _, choose, mode = PRESETS[names[0]]
-        return TrainableBlocks(choose(backbone), frozen_bn or mode)
-    if len(names) == 1 and names[0] in cuts:
-        return TrainableBlocks(cuts[names[0]], frozen_bn or "inference")
-    if len(names) == 1 and (last := LAST.fullmatch(names[0])):
-        return TrainableBlocks(last_blocks(backbone, int(last[1])), frozen_bn or "inference")
-    known = (*weighted_blocks(backbone), "head")
-    unknown = [name for name in names if name.split("/")[0] not in known]
-    if unknown:
-        raise UserError(
-            f"unknown block {unknown[0]!r} of {backbone.name}; choose from {', '.join(known)}, or one preset "
-            f"alone: {', '.join((*PRESETS, *cuts))}, or last2 for the last two blocks; a part of a block is BLOCK/PART"
-        )
-    blocks = TrainableBlocks(tuple(names), frozen_bn or "inference")
+        chosen = choose(backbone)
+    elif len(names) == 1 and names[0] in cuts:
+        chosen = cuts[names[0]]
+    elif len(names) == 1 and (last := LAST.fullmatch(names[0])):
+        chosen = last_blocks(backbone, int(last[1]))
+    else:
+        _check_names(backbone, names)
+    blocks = TrainableBlocks(chosen, frozen_bn or mode, trained_bn)
     if any("/" in name for name in names):
         params = backbone.shapes(backbone.smallest, backbone.trunk)["params"]
         head = jax.eval_shape(lambda: Classifier(backbone, (), 2).init_head(jax.random.key(0), (1,)))
         blocks.check({**params, "head": head})
     return blocks
+
+
+def _check_names(backbone: Backbone, names: Sequence[str]) -> None:
+    """Raises UserError for a name that is no block of the network."""
+    known = (*weighted_blocks(backbone), "head")
+    unknown = [name for name in names if name.split("/")[0] not in known]
+    if unknown:
+        raise UserError(
+            f"unknown block {unknown[0]!r} of {backbone.name}; choose from {', '.join(known)}, or one preset "
+            f"alone: {', '.join((*PRESETS, *dict(backbone.cuts)))}, or last2 for the last two blocks; a part of a "
+            "block is BLOCK/PART"
+        )

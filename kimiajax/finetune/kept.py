@@ -25,7 +25,7 @@ from kimiajax.progress import Silent
 
 Trained = tuple[dict[str, Any], list[Epoch]]
 HISTORIES = "histories.json"
-VERSION = 1  # rises with every change to what training a head computes
+VERSION = 2  # rises with every change to what training a head computes
 
 
 def fit_heads_once(

@@ -8,6 +8,8 @@ import optax
 
 from kimiajax.finetune.blocks import TrainableBlocks
 
+OptimizerName = Literal["sgd", "rmsprop", "rmsprop2017", "adam", "adamw"]
+
 
 class Scheduled(NamedTuple):
     """An optimizer, and the learning rate that it uses in step 0, 1, ..., for the history."""
@@ -21,7 +23,9 @@ class Optimization:
     """How weights are moved: the one place where optimizer, schedule and loss are swapped.
 
     Attributes:
-        optimizer: "sgd", the paper's for fine-tuning; "rmsprop", as Keras 2.0 had it; "adam" or "adamw".
+        optimizer: "sgd", the paper's for fine-tuning; "rmsprop", with 1e-7 inside the root (Keras 3); "rmsprop2017",
+            with 1e-8 outside it (Keras 2.0), so that a weight of a feature that hardly ever fires still moves by the
+            learning rate in each step; "adam" or "adamw".
         learning_rate: the highest.
         momentum: of SGD; the others have none, or their own.
         weight_decay: 0 for none; adds its multiple of a weight to the weight's gradient, but with "adamw", which
@@ -31,7 +35,7 @@ class Optimization:
         label_smoothing: the share of a label that is spread evenly over all classes, in [0, 1).
     """
 
-    optimizer: Literal["sgd", "rmsprop", "adam", "adamw"] = "sgd"
+    optimizer: OptimizerName = "sgd"
     learning_rate: float = 1e-4
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -60,8 +64,8 @@ class Optimization:
             return optax.adamw(schedule, weight_decay=self.weight_decay)
         plain = {
             "sgd": lambda: optax.sgd(schedule, self.momentum),
-            # rho 0.9, epsilon 1e-8 outside the square root
-            "rmsprop": lambda: optax.rmsprop(schedule, decay=0.9, eps=1e-8, eps_in_sqrt=False),
+            "rmsprop": lambda: optax.rmsprop(schedule, decay=0.9, eps=1e-7),
+            "rmsprop2017": lambda: optax.rmsprop(schedule, decay=0.9, eps=1e-8, eps_in_sqrt=False),
             "adam": lambda: optax.adam(schedule),
         }[self.optimizer]()
         return optax.chain(optax.add_decayed_weights(self.weight_decay), plain) if self.weight_decay else plain

@@ -31,7 +31,7 @@ class Training:
     Attributes:
         classifier: blocks of a backbone and a head.
         optimizer: of what trains; frozen leaves never reach it.
-        blocks: what trains, and what frozen batch normalisation does.
+        blocks: what trains, and the modes of batch normalisation.
         augmentation: of gray patches, drawn anew in each step.
         label_smoothing: the share of a label that is spread evenly over all classes, in [0, 1).
         batch_norm_momentum: of running statistics that move; by default the network's own.
@@ -56,6 +56,7 @@ class Training:
         return {
             "blocks": list(self.blocks.names),
             "frozen_bn": self.blocks.frozen_bn,
+            "trained_bn": self.blocks.trained_bn,
             "augmentation": repr(self.augmentation),
             "label_smoothing": self.label_smoothing,
             "batch_norm_momentum": self.batch_norm_momentum,
@@ -65,9 +66,8 @@ class Training:
 
     def normalisation(self, axis: str | None = None) -> Normalisation:
         """What batch normalisation does in a step whose batch is spread over a mapped axis, if it is."""
-        return Normalisation(
-            self.blocks.names, self.blocks.frozen_bn, self.batch_norm_momentum, self.statistic_groups, axis
-        )
+        modes = self.blocks.frozen_bn, self.blocks.trained_bn
+        return Normalisation(self.blocks.names, *modes, self.batch_norm_momentum, self.statistic_groups, axis)
 
     def start(self, variables: dict[str, Any], key: jax.Array) -> TrainState:
         """The state before the first step, as `new_state` makes it."""

@@ -287,7 +287,7 @@ class Backbone:
 
     def still(self, blocks: Sequence[str], normalisation: Normalisation) -> tuple[str, ...]:
         """The first of some blocks, before any that trains or normalises by the mini-batch."""
-        moving = {name.split("/")[0] for name in normalisation.trained}
+        moving = {name.split("/")[0] for name in normalisation.names}
         if normalisation.frozen != "inference":
             moving |= {path[0] for path in self.statistics}
         return tuple(takewhile(lambda block: block not in moving, blocks))

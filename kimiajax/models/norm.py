@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from kimiajax.shapes import Float, Shaped
 
 Mode = Literal["inference", "batch", "keras2017"]
+TrainedMode = Literal["inference", "keras2017"]
 
 
 def covers(names: Iterable[str], path: Sequence[str]) -> bool:
@@ -25,26 +26,28 @@ class Normalisation:
     """How batch normalisation behaves in one call.
 
     Attributes:
-        trained: names of what trains: blocks ("mixed9") or parts of one ("mixed6/branch2_conv1/bn"). It normalises by
-            the mini-batch, and its running statistics move.
-        frozen: what all the rest does. "inference": the running statistics normalise, and stay (tf.keras 2, Keras 3).
-            "batch": the mini-batch's normalise, the running ones stay (Keras 2.1.3 to 2.3.1). "keras2017": the
-            mini-batch's normalise, the running ones move (Keras up to 2.1.2, the paper's time), as where it trains.
+        names: names of what trains: blocks ("mixed9") or parts of one ("mixed6/branch2_conv1/bn").
+        frozen: mode of the layers that are frozen. "inference": the running statistics normalise and stay (tf.keras 2,
+            Keras 3). "batch": the mini-batch's normalise, the running ones stay (Keras 2.1.3 to 2.3.1). "keras2017":
+            the mini-batch's normalise, the running ones move (Keras up to 2.1.2, the paper's time).
+        trained: mode of the layers that train. "keras2017": as above, and as every framework trains a layer unless it
+            is told otherwise. "inference": as above, while scale and bias train (Keras' `training=False`).
         momentum: of the running statistics, new = momentum * old + (1 - momentum) * batch; by default the network's.
         groups: into how many equal runs the batch is cut, each normalised by itself; 1 for the batch as a whole. The
             number of devices gives what is known as local, unsynchronised statistics.
         axis: the mapped axis (of pmap) that the batch is spread over, if it is.
     """
 
-    trained: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     frozen: Mode = "inference"
+    trained: TrainedMode = "keras2017"
     momentum: float | None = None
     groups: int = 1
     axis: str | None = None
 
     def mode(self, path: tuple[str, ...]) -> Mode:
-        """What the batch normalisation at this path does; "keras2017" is what training does, too."""
-        return "keras2017" if covers(self.trained, path) else self.frozen
+        """The mode of the batch normalisation at this path."""
+        return self.trained if covers(self.names, path) else self.frozen
 
 
 INFERENCE = Normalisation()

@@ -18,8 +18,9 @@ from kimiajax.report.pictures import clear_pictures
 from kimiajax.seals import sealed
 from kimiajax.shapes import Int
 
-# 4: how each network convolved; 5: floors, retrieval, pictures; 6: a seal; 7: settings of any network
-SCHEMA_VERSION = 7
+# 4: how each network convolved; 5: floors, retrieval, pictures; 6: a seal; 7: settings of any network; 8: modes
+# of trained batch normalisation, and "rmsprop" names the optimizer of Keras 3
+SCHEMA_VERSION = 8
 
 SCANS = "scans"  # the folder of the pictures of one patch a scan
 

@@ -22,7 +22,7 @@ from kimiajax.seals import is_sealed
 from kimiajax.shapes import Bool, Int
 from kimiajax.shown import first_few
 
-READS = (4, 5, 6, SCHEMA_VERSION)  # of results.json; 4 had no floors, no retrieval and no pictures
+READS = (4, 5, 6, 7, SCHEMA_VERSION)  # of results.json; 4 had no floors, no retrieval and no pictures
 SEALED = 6  # the first that is
 OF_TWO = 6  # the last whose settings were each of VGG16's or Inception-v3's
 ROUNDING = 1e-6

@@ -61,6 +61,7 @@ def apart(left, right):
 PART = TrainableBlocks(("block2", "head"))
 CASES = {
     "all blocks": {},
+    "stored statistics": {"blocks": TrainableBlocks(("block1", "block2", "head"), trained_bn="inference")},
     "batch": {"blocks": dataclasses.replace(PART, frozen_bn="batch"), "augmentation": None},
     "keras2017": {"blocks": dataclasses.replace(PART, frozen_bn="keras2017")},
     "local statistics": {"statistic_groups": 8, "augmentation": None},
@@ -79,8 +80,15 @@ def first_part_for_all(self, batch):
     return jax.tree.map(lambda array: jax.numpy.broadcast_to(array[:3], (8, 3, *array.shape[1:])), batch)
 
 
-REAL_STATISTICS, REAL_KEYS = norm._statistics, steps._keys
+def mode_ignored(self, axis=None):
+    """The default mode of what trains, where a batch is spread over a mapped axis."""
+    return REAL_NORMALISATION(dataclasses.replace(self, blocks=TrainableBlocks(self.blocks.names)), axis)
+
+
+REAL_STATISTICS, REAL_KEYS, REAL_NORMALISATION = norm._statistics, steps._keys, Training.normalisation
+MODE_IGNORED = mock.patch.object(Training, "normalisation", mode_ignored)
 FAULTS = {
+    "mode of what trains ignored": MODE_IGNORED,
     "identical shards": mock.patch.object(PmapEngine, "arranged", first_part_for_all),
     "wrong divisor": mock.patch.object(steps, "_over", wrong_divisor),
     "no sum": mock.patch.object(steps, "_over", lambda axis, tree: tree),
@@ -96,16 +104,16 @@ FAULTS = {
 
 def main():
     (one, *_) = jax.devices()
-    single, found = JitEngine((one,)), {"devices": len(jax.devices())}
+    single, found, alone = JitEngine((one,)), {"devices": len(jax.devices())}, {}
     for name, options in CASES.items():
         for dtype in (np.float32, np.float64) if name == "keras2017" else (np.float64,):
-            expected = end(single, dtype, **options)
+            expected = alone[name] = end(single, dtype, **options)
             for engine in ENGINES:
                 found[f"{name}, {engine}, {dtype.__name__}"] = apart(end(ENGINES[engine](), dtype, **options), expected)
-    right = end(single)
     for name, fault in FAULTS.items():
+        case = "stored statistics" if fault is MODE_IGNORED else "all blocks"
         with fault:
-            found[f"fault: {name}"] = apart(end(PmapEngine()), right)
+            found[f"fault: {name}"] = apart(end(PmapEngine(), **CASES[case]), alone[case])
     classifier, variables, images, _ = setting(np.float64)
     expected = predict(classifier, variables, images, batch_size=BATCH, engine=single)
     for engine in ENGINES:

@@ -19,6 +19,7 @@ from kimiajax.finetune.loop import NonFiniteError, fit, predict
 from kimiajax.finetune.optimizer import Optimization, for_blocks
 from kimiajax.finetune.steps import Batch, Training, train_step
 from kimiajax.models.backbone import Classifier
+from kimiajax.models.norm import Normalisation
 from kimiajax.models.registry import BACKBONES
 
 
@@ -190,16 +191,20 @@ def test_parameters_that_overflow_in_the_very_last_step_stop_the_run(rng):
         fit(training, start, inputs * 100, labels, epochs=1, batch_size=60, seed=0)
 
 
-def test_rmsprop_is_kerass_of_2017():
-    """accumulator = 0.9 a + 0.1 g^2; step = lr g / (sqrt(accumulator) + 1e-8)."""
-    optimizer, params = Optimization("rmsprop", 1e-3).over(1, 2).optimizer, jnp.array([1.0, 1.0])
+@pytest.mark.parametrize(
+    ("name", "root"), [("rmsprop", lambda a: np.sqrt(a + 1e-7)), ("rmsprop2017", lambda a: np.sqrt(a) + 1e-8)]
+)
+def test_rmsprop_is_kerass_of_today_or_of_2017(name, root):
+    """accumulator = 0.9 a + 0.1 g^2; step = lr g / root(accumulator). The second gradient is next to nothing."""
+    optimizer, params = Optimization(name, 1e-3).over(1, 2).optimizer, jnp.array([1.0, 1.0])
     state, accumulator, by_hand = optimizer.init(params), np.zeros(2), np.ones(2)
     for gradient in (np.array([0.5, 1e-9]), np.array([-0.2, 1e-9])):
         updates, state = optimizer.update(jnp.asarray(gradient, jnp.float32), state, params)
         params = optax.apply_updates(params, updates)
         accumulator = 0.9 * accumulator + 0.1 * gradient**2
-        by_hand = by_hand - 1e-3 * gradient / (np.sqrt(accumulator) + 1e-8)
+        by_hand = by_hand - 1e-3 * gradient / root(accumulator)
     np.testing.assert_allclose(params, by_hand, rtol=1e-6)
+    assert (abs(params[1] - 1) > 1e-5) == (name == "rmsprop2017")
 
 
 def vgg16_step(rng, names):
@@ -325,6 +330,21 @@ def test_where_nothing_trains_statistics_alone_can_adapt(rng):
         assert bool(moved) == moves
 
 
+def test_stored_statistics_stay_where_trained_blocks_use_them_while_scale_and_bias_move(rng):
+    classifier, variables = classifier_of("cnn", rng, 32)
+    blocks = TrainableBlocks(("block4", "head"), trained_bn="inference")
+    state, _ = take_steps(classifier, variables, blocks, batch_of(rng, 32), optax.sgd(1e-2), 1)
+    _, moved = unequal_leaves(variables, state.variables)
+    assert not [path for path in moved if "batch_stats" in path]
+    assert {f"['params']['block4']['bn']['{name}']" for name in ("scale", "bias")} < moved
+
+
+def test_stored_statistics_that_moved_would_be_noticed(rng, monkeypatch):
+    monkeypatch.setattr(Training, "normalisation", lambda self, axis=None: Normalisation(self.blocks.names))
+    with pytest.raises(AssertionError):
+        test_stored_statistics_stay_where_trained_blocks_use_them_while_scale_and_bias_move(rng)
+
+
 def test_label_smoothing_spreads_a_share_of_the_label(rng):
     classifier, variables = classifier_of("cnn", rng, 32)
     classifier = replace(classifier, backbone=replace(classifier.backbone, dropout=0.0))
@@ -393,7 +413,13 @@ def test_wrong_names_in_python_are_refused_with_the_valid_ones():
             """
 import kimiajax as kj
 from kimiajax.precision import compute_dtype
-for make in (lambda: kj.TrainableBlocks("head"), lambda: kj.TrainableBlocks((), "typo"), lambda: compute_dtype("half")):
+makers = (
+    lambda: kj.TrainableBlocks("head"),
+    lambda: kj.TrainableBlocks((), "typo"),
+    lambda: kj.TrainableBlocks((), trained_bn="batch"),
+    lambda: compute_dtype("half"),
+)
+for make in makers:
     try:
         make()
     except kj.UserError as error:
@@ -406,6 +432,8 @@ for make in (lambda: kj.TrainableBlocks("head"), lambda: kj.TrainableBlocks((), 
     )
     assert done.stdout.splitlines() == [
         "names of blocks are a sequence: write ('head',)",
-        "frozen batch normalisation: no behaviour 'typo'; choose from inference, batch, keras2017",
+        "frozen batch normalisation: no mode 'typo'; choose from inference, batch, keras2017",
+        "trained batch normalisation: no mode 'batch' (predictions would need the statistics that training used, and "
+        "none are stored); choose from inference, keras2017",
         "no precision 'half'; choose from float32, tf32, bfloat16",
     ], done.stderr

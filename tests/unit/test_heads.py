@@ -1,5 +1,7 @@
 """Heads of several seeds at once against one at a time."""
 
+from dataclasses import asdict
+
 import jax
 import numpy as np
 import optax
@@ -7,10 +9,11 @@ import pytest
 
 from kimiajax.errors import UserError
 from kimiajax.finetune import heads
+from kimiajax.finetune import kept as kept_heads
 from kimiajax.finetune.blocks import TrainableBlocks
 from kimiajax.finetune.heads import fit_heads
 from kimiajax.finetune.kept import fit_heads_once
-from kimiajax.finetune.loop import NonFiniteError, check_labels, fit
+from kimiajax.finetune.loop import Epoch, NonFiniteError, check_labels, fit
 from kimiajax.finetune.optimizer import Optimization
 from kimiajax.finetune.steps import Plan, Training
 from kimiajax.models.backbone import Classifier
@@ -131,9 +134,9 @@ def test_features_of_two_shapes_and_labels_of_no_class_are_refused(rng):
         check_labels(labels[0], 20, CLASSES)
 
 
-def kept(rng, tmp_path, *, rate=1e-3, dropped=0.0, **options):
+def kept(rng, tmp_path, *, optimizer="rmsprop", rate=1e-3, dropped=0.0, **options):
     starts, inputs, labels = setting(np.random.default_rng(0))
-    optimization = Optimization("rmsprop", rate)
+    optimization = Optimization(optimizer, rate)
     training = training_by(optimization.over(3, 3).optimizer)
     inputs[0][0, 0] += dropped
     epochs = [[] for _ in SEEDS]
@@ -156,10 +159,18 @@ def test_heads_are_trained_once_and_found_with_their_history(rng, tmp_path):
     assert told == again == [history for _, history in trained]
 
 
-@pytest.mark.parametrize("change", [{"rate": 2e-3}, {"dropped": 1e-6}, {"epochs": 2}, {"batch_size": 7}])
+@pytest.mark.parametrize(
+    "change", [{"optimizer": "rmsprop2017"}, {"rate": 2e-3}, {"dropped": 1e-6}, {"epochs": 2}, {"batch_size": 7}]
+)
 def test_heads_of_another_training_are_not_found(rng, tmp_path, change):
     kept(rng, tmp_path)
     assert not kept(rng, tmp_path, **change)[1]
+
+
+def test_a_head_of_the_other_epsilon_that_is_found_would_be_noticed(rng, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_heads, "asdict", lambda each: asdict(each) if isinstance(each, Epoch) else {})
+    with pytest.raises(AssertionError):
+        test_heads_of_another_training_are_not_found(rng, tmp_path, {"optimizer": "rmsprop2017"})
 
 
 def test_a_damaged_head_is_trained_again(rng, tmp_path):

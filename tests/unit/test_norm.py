@@ -50,7 +50,7 @@ def test_each_mode_is_what_it_says_and_padding_counts_nowhere(rng, variables, mo
     x = 3 + rng.standard_normal((4, 5, 5, 3)).astype(np.float32)
     mask = jnp.arange(6) < 4 if padded else None
     given = np.concatenate([x, np.full((2, 5, 5, 3), 1e3, np.float32)]) if padded else x
-    y, stats = apply(variables, given, Normalisation((), mode, MOMENTUM), mask)
+    y, stats = apply(variables, given, Normalisation((), mode, momentum=MOMENTUM), mask)
     expected, expected_stats = by_hand(variables, x, mode)
     np.testing.assert_allclose(y[:4], expected, rtol=1e-4, atol=1e-5)
     for name in ("mean", "var"):
@@ -66,11 +66,12 @@ def test_statistics_of_padded_rows_would_be_noticed(rng, variables, monkeypatch)
 REAL_STATISTICS = norm._statistics
 
 
-def test_what_trains_normalises_by_the_batch_whatever_the_frozen_rest_does(rng, variables):
+@pytest.mark.parametrize(("frozen", "trained"), [("inference", "keras2017"), ("batch", "inference")])
+def test_what_trains_has_a_mode_of_its_own_whatever_the_frozen_rest_does(rng, variables, frozen, trained):
     x = rng.standard_normal((4, 5, 5, 3)).astype(np.float32)
     for name in (PATH, "other"):
-        y, stats = apply(variables, x, Normalisation((name,), "inference", MOMENTUM))
-        expected, expected_stats = by_hand(variables, x, "keras2017" if name == PATH else "inference")
+        y, stats = apply(variables, x, Normalisation((name,), frozen, trained, MOMENTUM))
+        expected, expected_stats = by_hand(variables, x, trained if name == PATH else frozen)
         np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(stats["var"], expected_stats["var"], rtol=1e-4)
 

@@ -61,8 +61,8 @@ def test_the_version_before_is_read_as_one_without_floors_and_pictures(stored):
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (3, "of schema version 3, and 4 to 7 are read here; compute the table again"),
-        (8, "of schema version 8, and 4 to 7 are read here; use a newer kimiajax"),
+        (3, "of schema version 3, and 4 to 8 are read here; compute the table again"),
+        (9, "of schema version 9, and 4 to 8 are read here; use a newer kimiajax"),
         (None, "of schema version None"),
     ],
 )

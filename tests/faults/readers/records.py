@@ -191,10 +191,10 @@ def results(folder):
     def made(number):
         choose = chooser(number)
         place = places[max(0, choose(6) - 3)]
-        changed = {**found[place], "schema_version": (5, 5, 4, 7)[choose(4)]}  # versions before 6 had no seal
+        changed = {**found[place], "schema_version": (5, 5, 4, 8)[choose(4)]}  # versions before 6 had no seal
         for _ in range(1 + choose(2)):
             changed = anywhere(changed, choose, VALUES[choose(len(VALUES))])
-        if isinstance(changed, dict) and changed.get("schema_version") == 7:
+        if isinstance(changed, dict) and changed.get("schema_version") == 8:
             changed = sealed(changed)
         read(place, as_text(changed, choose))
 
