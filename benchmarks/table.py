@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kimiajax.config import TABLE
+from kimiajax.config import QUICK, TABLE
 
 from . import networks
 from .contender import Work, serve
@@ -37,7 +37,7 @@ SHORT = (ANEW, *(peer for peer in PEERS if peer.name == "keras/tensorflow"))
 def cases(full: bool = False, **given: Any) -> list[Case]:
     """48 training patches and 3 epochs, in one round, beside the fastest peer; in full 240 patches and 10 epochs, as
     `kimiajax table quick` has them with 10 from a scan, beside Keras on JAX as well."""
-    return [case(10, 10, 50) if full else case(2, 3, 10, most_rounds=1, contenders=SHORT)]
+    return [case(10, QUICK.epochs, QUICK.head_epochs) if full else case(2, 3, 10, most_rounds=1, contenders=SHORT)]
 
 
 def case(
@@ -54,7 +54,7 @@ def case(
         shared={
             "patches_per_scan": patches_per_scan,
             "head_epochs": head_epochs,
-            "learning_rate": 1e-3,
+            "learning_rate": QUICK.learning_rate,
             "programs": "anew",
         },
         amount=1,

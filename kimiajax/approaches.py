@@ -19,6 +19,7 @@ from kimiajax.data.manifest import Manifest
 from kimiajax.errors import UserError
 from kimiajax.finetune.blocks import TrainableBlocks, blocks_of
 from kimiajax.finetune.checkpoints import Checkpoints
+from kimiajax.finetune.diagnosis import wrong_start
 from kimiajax.finetune.engines import Engine
 from kimiajax.finetune.heads import Result
 from kimiajax.finetune.kept import fit_heads_once
@@ -268,6 +269,8 @@ def fine_tune(row: Row, study: Study, features: Features, start: Head) -> Outcom
     options = {"what": f"{row.name}: {', '.join(blocks.names) or 'batch statistics'}", "epochs": epochs}
     variables, history, failure = study.fit(training, variables, train, row.name, "fine_tuning", **options)
     predicted = None if failure else study.predict(row, classifier, variables, test)
+    wrong = wrong_start(head_history, history, causes_of_wrong_start(backbone, config))
+    notes = (*notes, f"{row.approach}: {wrong}") if wrong else notes
     trained = (*(blocks.names if history else ()), *(("head",) if head_history else ()))
     if history and _adapts(backbone, blocks):
         trained = (*trained, "batch statistics")
@@ -275,6 +278,24 @@ def fine_tune(row: Row, study: Study, features: Features, start: Head) -> Outcom
     pictures = () if predicted is None else _explained(study, learnt, predicted)
     histories = {"head": head_history, "fine_tuning": history}
     return Outcome(predicted, learnt, histories, notes, failure, about, pictures=pictures)
+
+
+def causes_of_wrong_start(backbone: Backbone, config: TableConfig) -> list[str]:
+    """What may make fine-tuning start far above its head, the likeliest first, each with its flag."""
+    causes, blocks = [], config.blocks_of(backbone)
+    modes = {
+        "trained": blocks.trained_bn if blocks.trained_normalises(backbone) else "inference",
+        "frozen": blocks.frozen_bn if blocks.frozen_normalises(backbone) else "inference",
+    }
+    for which, mode in modes.items():
+        if mode != "inference":
+            causes.append(
+                f"batch statistics in {which} blocks, whose head was trained on stored ones (--{which}-bn inference)"
+            )
+    if config.augmentation != "none":
+        causes.append("augmented patches, which the head had not seen (--augmentation none)")
+    causes.append(f"too high a learning rate (--learning-rate, here {config.learning_rate:g})")
+    return causes
 
 
 def anything_moves(backbone: Backbone, config: TableConfig) -> bool:

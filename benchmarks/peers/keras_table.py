@@ -2,7 +2,8 @@
 
 The folder holds `patches.npz` (gray uint8 patches of both splits, and their scans) and the weights, `vgg16.h5` and
 `inception_v3.h5`. The protocol is that of `kimiajax table quick`: features into a linear SVM; a head on bottleneck
-features by RMSprop, then head and last blocks together by SGD; and a small network from scratch by Adam.
+features by RMSprop, then head and last blocks together by SGD, batch normalisation in inference mode as Keras' guide to
+transfer learning has it; and a small network from scratch by Adam.
 """
 
 from pathlib import Path
@@ -56,7 +57,8 @@ def fine_tune(name, whole, train, scans, test, classes, config):
     head.compile(keras.optimizers.RMSprop(1e-3), loss)
     head.fit(bottleneck, scans, batch_size=32, epochs=config["head_epochs"], verbose=0)
 
-    model = keras.Model(trunk.input, head(trunk.output))
+    images = keras.Input(train.shape[1:])
+    model = keras.Model(images, head(trunk(images, training=False)))
     trunk.trainable = True
     train_from = network["from"]
     names = [layer.name for layer in trunk.layers]

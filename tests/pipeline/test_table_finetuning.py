@@ -2,6 +2,7 @@
 
 import struct
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from support.python import kimiajax_with_two
 from support.runs import RANDOM, SMALL, predictions, rows_of
 
+from kimiajax import approaches
 from kimiajax.approaches import stored_tap
 from kimiajax.cli import main
 from kimiajax.config import QUICK, TableConfig
 from kimiajax.data.augment import AUGMENTATIONS
+from kimiajax.finetune import diagnosis
 from kimiajax.finetune.engines import ENGINES
 from kimiajax.models.registry import BACKBONES
 from kimiajax.models.weights import load_converted, load_weights
@@ -160,3 +163,47 @@ def test_bfloat16_is_run_and_said(scans, tmp_path):
     assert any("in bfloat16" in note for note in results["notes"])
     kept = load_converted(tmp_path / "checkpoints" / "cnn").variables
     assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {np.dtype("float32")}
+
+
+def statistics_moved(out, row, network, size=32):
+    """Whether any running statistic of a row is not that of the random weights that it began with."""
+    backbone = BACKBONES[network]
+    before = load_weights(backbone, "random", image_size=size, blocks=backbone.trunk).variables["batch_stats"]
+    after = load_converted(out / "checkpoints" / row).variables["batch_stats"]
+    return not jax.tree.all(jax.tree.map(np.array_equal, before, after))
+
+
+def assert_modes_are_kept(out, **rows):
+    """From scratch by the mini-batch whatever the setting; statistics move where the mode says so."""
+    found = rows_of(out)[1]
+    for row, mode in rows.items():
+        assert found[row]["training"]["trained_bn"] == mode
+        assert statistics_moved(out, row, row.removeprefix("tl_")) == (mode == "keras2017")
+
+
+def test_quick_fine_tunes_on_stored_statistics_and_trains_from_scratch_on_those_of_the_mini_batch(small_run):
+    assert_modes_are_kept(small_run, cnn="keras2017", tl_two="inference")
+    notes = rows_of(small_run)[0]["notes"]
+    assert any("TL-Two: trained batch normalisation in mode inference: stored" in note for note in notes)
+
+
+def test_a_row_from_scratch_that_took_stored_statistics_would_be_noticed(scans, tmp_path, monkeypatch):
+    monkeypatch.setattr(approaches, "blocks_of", partial(approaches.blocks_of, trained_bn="inference"))
+    command = ["table", "quick", "--scans", str(scans), *SMALL, "--rows", "cnn", "--out", str(tmp_path)]
+    assert main(command) == 0
+    with pytest.raises(AssertionError):
+        assert_modes_are_kept(tmp_path, cnn="keras2017")
+
+
+def test_a_wrong_start_and_a_lost_head_are_told_of_their_row(scans, tmp_path, monkeypatch):
+    """With thresholds that any run passes."""
+    for name, value in {"SHOCK": 0, "LEARNT": 0, "LOST": 100}.items():
+        monkeypatch.setattr(diagnosis, name, value)
+    command = ["table", "paper", "--scans", str(scans), *SMALL, *RANDOM, "--rows", "tl_two", "--out", str(tmp_path)]
+    assert main(command) == 0
+    notes = rows_of(tmp_path)[0]["notes"]
+    (start,) = [note for note in notes if note.startswith("TL-Two: fine-tuning starts wrong: the loss of its first")]
+    assert "batch statistics in trained blocks" in start
+    assert "--trained-bn inference" in start
+    (lost,) = [note for note in notes if "fine-tuning lost it" in note]
+    assert lost.startswith("TL-Two")
