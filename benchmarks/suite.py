@@ -17,7 +17,8 @@ from .interleaved import write_record
 from .race import OURS, Case, line_of, lines_of, race
 
 WORKLOADS = ("features", "finetune_step", "head", "augment", "svm", "metrics", "distance", "table")
-SIDE = ("roofline", "scaling", "compare", "cut", "resize", "plots", "show")  # modules with a `main` of their own
+# Modules with a `main` of their own.
+SIDE = ("roofline", "scaling", "compare", "cut", "resize", "choices", "plots", "show")
 ROUNDS, QUICK_ROUNDS = 5, 2
 INVALID = 1
 

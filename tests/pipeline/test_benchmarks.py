@@ -1,8 +1,11 @@
 import json
 
+import numpy as np
 import pytest
+from support.runs import RANDOM, rows_of
+from support.runs import SMALL as SMALL_TABLE
 
-from benchmarks import cut, features, resize, suite
+from benchmarks import choices, cut, features, resize, suite
 from kimiajax.cli import main
 from kimiajax.finetune.blocks import TrainableBlocks
 from kimiajax.finetune.listing import list_blocks
@@ -111,3 +114,24 @@ def test_all_peers_are_in_the_short_form_those_that_can_be_the_best_and_any_that
 
     assert names("all", full=True) - names("all", full=False) == {"keras/jax", "torch"}
     assert names("torch", full=False) == {"kimiajax", "torch"}
+
+
+def test_choices_are_run_one_at_a_time_and_compared_with_the_protocol(scans, two, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(choices, "NETWORKS", ("two",))
+    monkeypatch.setattr(choices, "NORMALISED", ("two",))
+    variants = {"quick": (), "the head alone": ("--blocks", "head_only"), "of 2017": ("--trained-bn", "keras2017")}
+    monkeypatch.setattr(choices, "VARIANTS", variants)
+    command = ["bench", "choices", "--out", str(tmp_path), "--scans", str(scans), *RANDOM, *SMALL_TABLE, "--seeds", "2"]
+    assert main(command) == 0
+    results = json.loads((tmp_path / "choices.json").read_text())["results"]
+    assert [told["variant"] for told in results] == list(variants)
+    for told in results:
+        assert told["eta_p"] == [
+            row["eta_p"]
+            for seed in (0, 1)
+            for row in rows_of(tmp_path / told["variant"].replace(" ", "-") / f"seed-{seed}")[1].values()
+        ]
+    assert results[0]["difference"] is None
+    expected = np.mean(results[1]["eta_p"]) - np.mean(results[0]["eta_p"])
+    assert results[1]["difference"] == pytest.approx(expected)
+    assert "the head alone" in capsys.readouterr().out
