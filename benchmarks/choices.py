@@ -1,4 +1,4 @@
-"""What each choice of the protocol changes: `kimiajax table quick`, one setting at a time.
+"""The effect of each choice of the protocol: `kimiajax table quick`, one setting at a time.
 
     kimiajax bench choices --out FOLDER --scans FILE --weights vgg16=FILE inception_v3=FILE [--flags of the table]
 

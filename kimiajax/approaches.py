@@ -281,7 +281,7 @@ def fine_tune(row: Row, study: Study, features: Features, start: Head) -> Outcom
 
 
 def causes_of_wrong_start(backbone: Backbone, config: TableConfig) -> list[str]:
-    """What may make fine-tuning start far above its head, the likeliest first, each with its flag."""
+    """Likely causes of fine-tuning that starts far above its head, the likeliest first, each with its flag."""
     causes, blocks = [], config.blocks_of(backbone)
     modes = {
         "trained": blocks.trained_bn if blocks.trained_normalises(backbone) else "inference",

@@ -17,7 +17,7 @@ class BlocksConfig:
     frozen_bn: Literal["inference", "batch", "keras2017"] | None = None
     """What frozen batch normalisation does; by default what the preset says."""
     trained_bn: Literal["inference", "keras2017"] = "keras2017"
-    """What trained batch normalisation does; `table quick` uses inference."""
+    """Mode of trained batch normalisation; `table quick` uses inference."""
     image_size: int = 224
     """Side of the network's input in pixels."""
     classes: int = 24

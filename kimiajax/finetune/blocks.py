@@ -79,7 +79,7 @@ class TrainableBlocks:
         return any(not self.trains(path) for path in backbone.statistics)
 
     def trained_normalises(self, backbone: Backbone) -> bool:
-        """Whether a backbone has batch normalisation, up to its bottleneck, that trains."""
+        """Tells whether a backbone has batch normalisation, up to its bottleneck, that trains."""
         return any(self.trains(path) for path in backbone.statistics)
 
     def labels(self, params: Params) -> Params:

@@ -1,4 +1,4 @@
-"""What went wrong in fine-tuning, told from its losses: a start far above the head, and a head that was lost."""
+"""Diagnoses of fine-tuning from its losses: a start far above the head, and a head that was lost."""
 
 from collections.abc import Mapping, Sequence
 

@@ -166,7 +166,7 @@ def test_bfloat16_is_run_and_said(scans, tmp_path):
 
 
 def statistics_moved(out, row, network, size=32):
-    """Whether any running statistic of a row is not that of the random weights that it began with."""
+    """Tells whether any running statistic of a row differs from the random weights that it began with."""
     backbone = BACKBONES[network]
     before = load_weights(backbone, "random", image_size=size, blocks=backbone.trunk).variables["batch_stats"]
     after = load_converted(out / "checkpoints" / row).variables["batch_stats"]
@@ -196,7 +196,7 @@ def test_a_row_from_scratch_that_took_stored_statistics_would_be_noticed(scans, 
 
 
 def test_a_wrong_start_and_a_lost_head_are_told_of_their_row(scans, tmp_path, monkeypatch):
-    """With thresholds that any run passes."""
+    """Thresholds are such that any run passes them."""
     for name, value in {"SHOCK": 0, "LEARNT": 0, "LOST": 100}.items():
         monkeypatch.setattr(diagnosis, name, value)
     command = ["table", "paper", "--scans", str(scans), *SMALL, *RANDOM, "--rows", "tl_two", "--out", str(tmp_path)]

@@ -1,4 +1,4 @@
-"""What is said of fine-tuning that starts far above its head, or loses it."""
+"""Sentences about fine-tuning that starts far above its head, or loses it."""
 
 import pytest
 
