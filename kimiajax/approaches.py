@@ -282,16 +282,12 @@ def fine_tune(row: Row, study: Study, features: Features, start: Head) -> Outcom
 
 def causes_of_wrong_start(backbone: Backbone, config: TableConfig) -> list[str]:
     """Likely causes of fine-tuning that starts far above its head, the likeliest first, each with its flag."""
-    causes, blocks = [], config.blocks_of(backbone)
-    modes = {
-        "trained": blocks.trained_bn if blocks.trained_normalises(backbone) else "inference",
-        "frozen": blocks.frozen_bn if blocks.frozen_normalises(backbone) else "inference",
-    }
-    for which, mode in modes.items():
-        if mode != "inference":
-            causes.append(
-                f"batch statistics in {which} blocks, whose head was trained on stored ones (--{which}-bn inference)"
-            )
+    modes = _modes(backbone, config.blocks_of(backbone))
+    causes = [
+        f"batch statistics in {which} blocks, whose head was trained on stored ones (--{which}-bn inference)"
+        for which in ("trained", "frozen")
+        if modes[f"{which}_bn"] not in (None, "inference")
+    ]
     if config.augmentation != "none":
         causes.append("augmented patches, which the head had not seen (--augmentation none)")
     causes.append(f"too high a learning rate (--learning-rate, here {config.learning_rate:g})")
@@ -379,11 +375,18 @@ def _about(
     """What trained and how, as JSON takes it."""
     return {
         "blocks": list(blocks.names),
-        "frozen_bn": blocks.frozen_bn if blocks.frozen_normalises(backbone) else None,
-        "trained_bn": blocks.trained_bn if blocks.trained_normalises(backbone) else None,
+        **_modes(backbone, blocks),
         "augmentation": augmentation,
         "inputs": "patches" if stored is None else f"stored outputs of {stored}",
         "optimization": asdict(optimization),
+    }
+
+
+def _modes(backbone: Backbone, blocks: TrainableBlocks) -> dict[str, str | None]:
+    """The modes of batch normalisation; None where the network has none that is frozen, or trains."""
+    return {
+        "frozen_bn": blocks.frozen_bn if blocks.frozen_normalises(backbone) else None,
+        "trained_bn": blocks.trained_bn if blocks.trained_normalises(backbone) else None,
     }
 
 

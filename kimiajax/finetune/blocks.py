@@ -44,14 +44,10 @@ class TrainableBlocks:
             valid = ", ".join(MODES)
             raise UserError(f"frozen batch normalisation: no mode {self.frozen_bn!r}; choose from {valid}")
         if self.trained_bn not in TRAINED_MODES:
-            why = (
-                "predictions would need the statistics that training used, and none are stored"
-                if self.trained_bn == "batch"
-                else ""
-            )
+            why = " (predictions would need the statistics that training used, and none are stored)"
             raise UserError(
-                f"trained batch normalisation: no mode {self.trained_bn!r}{why and f' ({why})'}; choose from "
-                f"{', '.join(TRAINED_MODES)}"
+                f"trained batch normalisation: no mode {self.trained_bn!r}{why if self.trained_bn == 'batch' else ''}; "
+                f"choose from {', '.join(TRAINED_MODES)}"
             )
 
     def check(self, params: Params) -> None:

@@ -8,8 +8,6 @@ import optax
 
 from kimiajax.finetune.blocks import TrainableBlocks
 
-OptimizerName = Literal["sgd", "rmsprop", "rmsprop2017", "adam", "adamw"]
-
 
 class Scheduled(NamedTuple):
     """An optimizer, and the learning rate that it uses in step 0, 1, ..., for the history."""
@@ -35,7 +33,7 @@ class Optimization:
         label_smoothing: the share of a label that is spread evenly over all classes, in [0, 1).
     """
 
-    optimizer: OptimizerName = "sgd"
+    optimizer: Literal["sgd", "rmsprop", "rmsprop2017", "adam", "adamw"] = "sgd"
     learning_rate: float = 1e-4
     momentum: float = 0.9
     weight_decay: float = 0.0
