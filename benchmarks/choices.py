@@ -44,8 +44,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 def rows_of(flags: Sequence[str]) -> list[str]:
     """The rows that a variant concerns: a network without batch normalisation has no mode of it."""
-    modes = {"--trained-bn", "--frozen-bn"}
-    networks = NORMALISED if set(flags[::2]) and set(flags[::2]) <= modes else NETWORKS
+    networks = NORMALISED if {"--trained-bn", "--frozen-bn"} & set(flags) else NETWORKS
     return [f"tl_{network}" for network in networks]
 
 

@@ -200,14 +200,13 @@ def setting_of(network: str, given: Sequence[str], default: str) -> str:
 
 PAPER = TableConfig()
 
-# The learning rate is the highest at which both networks improve on their heads (docs/real_weights.md). Few epochs, so
-# running statistics that move follow sooner than the paper's.
+# The paper's learning rate, at which both networks improve on their heads (docs/real_weights.md). Few epochs, so running
+# statistics that move follow sooner than the paper's.
 QUICK = replace(
     PAPER,
     patches_per_scan=20,
     head_optimizer="rmsprop",
     epochs=10,
-    learning_rate=2e-4,
     augmentation="none",
     trained_bn="inference",
     batch_norm_momentum=0.9,
