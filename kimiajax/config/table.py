@@ -200,7 +200,7 @@ def setting_of(network: str, given: Sequence[str], default: str) -> str:
 
 PAPER = TableConfig()
 
-# The paper's learning rate, at which both networks improve on their heads (docs/real_weights.md). Few epochs, so running
+# At the paper's learning rate both networks improve on their heads (docs/real_weights.md). Few epochs, so running
 # statistics that move follow sooner than the paper's.
 QUICK = replace(
     PAPER,
