@@ -69,17 +69,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = [told for network in NETWORKS for told in _told(f"tl_{network}", runs, scans)]
     for told in results:
         print(_line(told))
-    first = runs[BASE].seeds[0]
-    write_record(
-        options.out / "choices.json",
-        results,
-        data={name: first["data"][name] for name in ("scans", "train", "test", "manifest_sha256", "pixels_sha256")},
-        weights={
-            network: {name: lineage.get(name) for name in ("source", "source_sha256", "digest")}
-            for network, lineage in first["weights"].items()
-        },
-    )
+    write_record(options.out / "choices.json", results, **provenance(runs[BASE].seeds[0]))
     return 0
+
+
+def provenance(results: dict[str, Any]) -> dict[str, Any]:
+    """Returns which patches and weights a run used, from its `results.json`, without the folders where they lay."""
+    return {
+        "data": {
+            "file": Path(results["data"]["source"]).name,
+            **{name: results["data"][name] for name in ("scans", "train", "test", "manifest_sha256", "pixels_sha256")},
+        },
+        "weights": {
+            network: {"file": Path(lineage["source"]).name, "digest": lineage["digest"]}
+            for network, lineage in results["weights"].items()
+        },
+    }
 
 
 def _told(row: str, runs: dict[str, Any], scans: np.ndarray) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from .race import OURS, Case, line_of, lines_of, race
 
 WORKLOADS = ("features", "finetune_step", "head", "augment", "svm", "metrics", "distance", "table")
 # Modules with a `main` of their own.
-SIDE = ("roofline", "scaling", "compare", "cut", "resize", "choices", "plots", "show")
+SIDE = ("roofline", "scaling", "compare", "cut", "resize", "choices", "curves", "plots", "show")
 ROUNDS, QUICK_ROUNDS = 5, 2
 INVALID = 1
 

@@ -5,8 +5,9 @@ import pytest
 from support.runs import RANDOM, rows_of
 from support.runs import SMALL as SMALL_TABLE
 
-from benchmarks import choices, cut, features, resize, suite
+from benchmarks import choices, curves, cut, features, resize, suite
 from kimiajax.cli import main
+from kimiajax.errors import UserError
 from kimiajax.finetune.blocks import TrainableBlocks
 from kimiajax.finetune.listing import list_blocks
 from kimiajax.models.registry import BACKBONES
@@ -135,3 +136,26 @@ def test_choices_are_run_one_at_a_time_and_compared_with_the_protocol(scans, two
     expected = np.mean(results[1]["eta_p"]) - np.mean(results[0]["eta_p"])
     assert results[1]["difference"] == pytest.approx(expected)
     assert "the head alone" in capsys.readouterr().out
+
+
+def test_curves_of_runs_are_their_histories_and_scores(small_run, tmp_path):
+    record = tmp_path / "curves.json"
+    assert main(["bench", "curves", str(small_run), "--out", str(record)]) == 0
+    results, rows = json.loads(record.read_text()), rows_of(small_run)[1]
+    assert [told["row"] for told in results["results"]] == list(rows)
+    for told in results["results"]:
+        row = rows[told["row"]]
+        assert told["correct"] / told["tested"] == row["eta_p"]
+        for phase in ("head", "fine_tuning"):
+            losses = [epoch["loss"] for epoch in (row["history"] or {}).get(phase, ())]
+            assert told[phase] == pytest.approx(losses, abs=1e-4)
+    assert record.with_suffix(".svg").read_text().count("<svg") == 1
+    assert str(small_run.parent) not in record.read_text()
+
+
+def test_curves_of_runs_without_fine_tuning_are_refused(tmp_path, scans):
+    out = tmp_path / "run"
+    command = ["table", "quick", "--rows", "floor_mean_sd", *SMALL_TABLE, "--scans", str(scans), "--out", str(out)]
+    assert main(command) == 0
+    with pytest.raises(UserError, match="no row was fine-tuned"):
+        curves.main([str(out), "--out", str(tmp_path / "curves.json")])
