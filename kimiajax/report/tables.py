@@ -35,7 +35,7 @@ def render_table(results: dict[str, Any]) -> str:
             *(_score(row, score) for score in SCORES),
             *([] if seeds else ["-" if row["correct"] is None else f"{row['correct']}/{row['tested']}"]),
             *("" if row["paper"] is None else percent(row["paper"][score]) for score in SCORES),
-            f"{row['seconds']:.1f}",
+            f"{row['seconds']:.{int(row['seconds'] < 100)}f}",  # whole from 100 on: wider figures would be cut
         )
     text = io.StringIO()
     console = Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False)

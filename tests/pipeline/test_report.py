@@ -172,6 +172,11 @@ def test_the_printed_table_says_what_the_histogram_beats(run):
     assert "gray histogram" not in render_table(alone)
 
 
+def test_the_printed_table_cuts_no_seconds_beside_a_long_name_of_weights(run):
+    rows = [{**row, "weights": "inception_v3_photographs_notop.h5", "seconds": 12345.6} for row in run.results["rows"]]
+    assert render_table({**run.results, "rows": rows}).count(" 12346\n") == len(rows)
+
+
 def test_few_test_patches_and_the_smallest_difference_are_told(run, analysis):
     assert analysis.few == [2]
     told = " ".join(notes(run, analysis))
