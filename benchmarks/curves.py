@@ -1,6 +1,6 @@
 """`kimiajax bench curves RUN... --out FILE.json`: how finished runs trained, side by side, as a record and a picture.
 
-Claim: none. The record holds, for each row of each run, the loss of every epoch and the accuracy on the test patches;
+Claim: none. The record holds, for each row of each run, the loss of every epoch and the correct test patches;
 the picture, beside the record as .svg, has one panel for each fine-tuned row and one line for each run. Dashed is the
 loss at which the head ended. Of a run of several seeds, the first is drawn.
 """
@@ -18,7 +18,7 @@ from kimiajax.report.stored import StoredRun, read_run
 
 from .choices import provenance
 from .interleaved import write_record
-from .plots import COLOURS, STYLE
+from .plots import STYLE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,9 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = [told for run in runs for told in _told(run)]
     if not any(told["fine_tuning"] for told in results):
         raise UserError(f"{', '.join(map(str, options.runs))}: no row was fine-tuned, so there is no curve to draw")
-    about = [provenance(run.seeds[0]) for run in runs]
-    weights = {network: lineage for each in about for network, lineage in each["weights"].items()}
-    write_record(options.out, results, data=[each["data"] for each in about], weights=weights)
+    write_record(options.out, results, runs={run.folder.name: provenance(run.seeds[0]) for run in runs})
     draw_curves(results, options.out.with_suffix(".svg"))
     for told in results:
         print(f"{told['run']:24} {told['row']:20} {told['correct']} of {told['tested']} test patches")
@@ -75,12 +73,12 @@ def draw_curves(results: Sequence[dict[str, Any]], path: Path) -> None:
     with rc_context(STYLE):
         figure, panels = plt.subplots(1, len(rows), figsize=(4.6 * len(rows), 3), squeeze=False)
         for panel, row in zip(panels[0], rows):
-            for told, colour in zip((told for told in tuned if told["row"] == row), COLOURS):
+            for told in (told for told in tuned if told["row"] == row):
                 losses = told["fine_tuning"]
                 label = f"{told['run']}: {told['correct']} of {told['tested']}"
-                panel.semilogy(range(1, len(losses) + 1), losses, color=colour, lw=1.2, label=label)
+                (line,) = panel.semilogy(range(1, len(losses) + 1), losses, lw=1.2, label=label)
                 if told["head"]:
-                    panel.axhline(told["head"][-1], color=colour, lw=0.8, ls="--")
+                    panel.axhline(told["head"][-1], color=line.get_color(), lw=0.8, ls="--")
             panel.set_title(row)
             panel.set_xlabel("epoch of fine-tuning")
             panel.set_ylabel("loss, nats")

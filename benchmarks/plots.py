@@ -23,7 +23,6 @@ STYLE = {
     "axes.titlelocation": "left",
 }
 OUR_COLOUR, PEER_COLOUR, BOUND_COLOUR = "#0b6e4f", "#9aa5b1", "#c44536"
-COLOURS = (OUR_COLOUR, BOUND_COLOUR, "#0b5fa5", "#b35900", "#57606a")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
