@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from kimiajax.errors import UserError
+from kimiajax.models.registry import BACKBONES
 from kimiajax.statistics import compare_pairs
 
 from .interleaved import write_record
 
 BASE = "quick"
 NETWORKS = ("vgg16", "inception_v3")
-NORMALISED = ("inception_v3",)  # of these, those with batch normalisation
 VARIANTS: dict[str, tuple[str, ...]] = {
     BASE: (),
     "the head alone": ("--blocks", "head_only"),
@@ -44,8 +45,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 def rows_of(flags: Sequence[str]) -> list[str]:
     """The rows that a variant concerns: a network without batch normalisation has no mode of it."""
-    networks = NORMALISED if {"--trained-bn", "--frozen-bn"} & set(flags) else NETWORKS
-    return [f"tl_{network}" for network in networks]
+    of_modes = {"--trained-bn", "--frozen-bn"} & set(flags)
+    return [f"tl_{network}" for network in NETWORKS if BACKBONES[network].statistics or not of_modes]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,8 +89,10 @@ def provenance(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _told(row: str, runs: dict[str, Any], scans: np.ndarray) -> list[dict[str, Any]]:
-    """One row in every variant that concerns it, the base first."""
+    """Returns the entries of one row, one for each variant in which it has an accuracy, the base first."""
     correct = {name: run.correct(row) for name, run in runs.items() if row in run.predicted}
+    if BASE not in correct:
+        raise UserError(f"{row} has no accuracy in {runs[BASE].folder}, so there is nothing to compare choices with")
     pairs = [(name, BASE) for name in correct if name != BASE]
     against = {pair.first: pair for pair in compare_pairs(scans, correct, pairs)}
     told = []

@@ -1,8 +1,9 @@
 """`kimiajax bench curves RUN... --out FILE.json`: how finished runs trained, side by side, as a record and a picture.
 
-Claim: none. The record holds, for each row of each run, the loss of every epoch and the correct test patches;
-the picture, beside the record as .svg, has one panel for each fine-tuned row and one line for each run. Dashed is the
-loss at which the head ended. Of a run of several seeds, the first is drawn.
+Claim: none. The record holds, for each row of each run that has an accuracy, its correct test patches and the loss of
+every epoch of its head and its fine-tuning. The picture, beside the record as .svg, has one panel
+for each fine-tuned row and one line for each run. Dashed is the loss at which the head ended. Of several seeds the
+first is drawn.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from matplotlib import rc_context
 
 from kimiajax.errors import UserError
 from kimiajax.report.stored import StoredRun, read_run
+from kimiajax.shown import first_few
 
 from .choices import provenance
 from .interleaved import write_record
@@ -25,13 +27,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Reads the runs, writes the record and draws it.
 
     Raises:
-        UserError: a folder without a run, or no run with a fine-tuned row.
+        UserError: a folder without a run, two of one name, or no run with a fine-tuned row.
     """
     parser = argparse.ArgumentParser(prog="kimiajax bench curves", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders that `kimiajax table` wrote")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args(argv)
     runs = [read_run(folder) for folder in options.runs]
+    names = [run.folder.name for run in runs]
+    if twice := first_few(dict.fromkeys(name for name in names if names.count(name) > 1)):
+        raise UserError(f"two of the runs are called {twice}; the record tells runs by the names of their folders")
     results = [told for run in runs for told in _told(run)]
     if not any(told["fine_tuning"] for told in results):
         raise UserError(f"{', '.join(map(str, options.runs))}: no row was fine-tuned, so there is no curve to draw")
@@ -44,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _told(run: StoredRun) -> list[dict[str, Any]]:
+    """Returns the entries of a run in the record, one a row."""
     told = []
     for row in run.seeds[0]["rows"]:
         if row["name"] not in run.predicted:

@@ -281,15 +281,17 @@ def fine_tune(row: Row, study: Study, features: Features, start: Head) -> Outcom
 
 
 def causes_of_wrong_start(backbone: Backbone, config: TableConfig) -> list[str]:
-    """Likely causes of fine-tuning that starts far above its head, the likeliest first, each with its flag."""
+    """Returns likely causes of fine-tuning that starts far above its head, the likeliest first, with their flags."""
     modes = _modes(backbone, config.blocks_of(backbone))
     causes = [
-        f"batch statistics in {which} blocks, whose head was trained on stored ones (--{which}-bn inference)"
+        f"batch statistics in {which} blocks, while the head was trained on stored ones (--{which}-bn inference)"
         for which in ("trained", "frozen")
         if modes[f"{which}_bn"] not in (None, "inference")
     ]
     if config.augmentation != "none":
         causes.append("augmented patches, which the head had not seen (--augmentation none)")
+    if config.label_smoothing:
+        causes.append("smoothed labels, which the head was not trained on (--label-smoothing 0)")
     causes.append(f"too high a learning rate (--learning-rate, here {config.learning_rate:g})")
     return causes
 

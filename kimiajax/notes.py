@@ -12,6 +12,7 @@ REASONS = {
     "inference": ": stored statistics, on which its head was trained",
     "keras2017": ", as in the paper's time: the mini-batch's statistics, while its head was trained on stored ones",
 }
+OF_RANDOM = ": the mini-batch's statistics, since stored ones of random weights say nothing of tissue"
 
 
 def notes_of(study: Study) -> list[str]:
@@ -34,7 +35,7 @@ def notes_of(study: Study) -> list[str]:
         notes.append(f"Not audited: `kimiajax data audit {data['flags']}`{drawn} tells whether to trust these data.")
     elif audit is not None and audit["failed"]:
         notes.append(f"The audit of these data FAILED ({', '.join(audit['failed'])}): no figure here can be relied on.")
-    random = [network for network, loaded in study.weights.items() if root_of(loaded.lineage)["source"] == "random"]
+    random = _random(study)
     if random:
         notes.append(f"{' and '.join(random)}: random weights, so their rows say nothing about pre-training.")
     tuned = [network for network, loaded in study.weights.items() if "trained_blocks" in loaded.lineage]
@@ -61,9 +62,14 @@ def notes_of(study: Study) -> list[str]:
     return notes
 
 
+def _random(study: Study) -> list[str]:
+    """Returns the networks whose weights began random."""
+    return [network for network, loaded in study.weights.items() if root_of(loaded.lineage)["source"] == "random"]
+
+
 def _training_notes(study: Study) -> list[str]:
     """What a reader must know of how networks were run and the fine-tuned rows trained."""
-    config, notes = study.config, []
+    config, notes, random = study.config, [], _random(study)
     if config.precision != "float32":
         notes.append(f"Convolutions and matrix products in {config.precision}.")
     fast = [network for network, loaded in study.weights.items() if loaded.conv == "fast"]
@@ -97,9 +103,9 @@ def _training_notes(study: Study) -> list[str]:
         if blocks.frozen_normalises(backbone):
             notes.append(f"{approach}: frozen batch normalisation in mode {blocks.frozen_bn}.")
         if blocks.trained_normalises(backbone):
-            notes.append(
-                f"{approach}: trained batch normalisation in mode {blocks.trained_bn}{REASONS[blocks.trained_bn]}."
-            )
+            of_random = blocks.trained_bn == "keras2017" and backbone.name in random
+            reason = OF_RANDOM if of_random else REASONS[blocks.trained_bn]
+            notes.append(f"{approach}: trained batch normalisation in mode {blocks.trained_bn}{reason}.")
     return notes
 
 

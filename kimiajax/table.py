@@ -221,8 +221,7 @@ def _record(row: Row, run: Run, outcome: Outcome, seconds: float) -> None:
         counts = np.bincount(manifest.labels("train"))
         lost = lost_head(outcome.history, counts.max() / counts.sum())
         if np.ptp(outcome.predicted) == 0 < np.ptp(manifest.labels("test")):
-            why = lost or "it learnt nothing."
-            run.note(f"{row.approach} predicts one and the same scan for every patch: {why}")
+            run.note(f"{row.approach} predicts one and the same scan for every patch{f': {lost}' if lost else '.'}")
         elif lost:
             run.note(f"{row.approach}: {lost}")
     else:

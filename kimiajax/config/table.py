@@ -72,7 +72,7 @@ class TableConfig(PatchConfig):
     frozen_bn: Literal["inference", "batch", "keras2017"] | None = None
     """Frozen batch normalisation uses its stored statistics (the default), the mini-batch's, or moves them as well."""
     trained_bn: Literal["inference", "keras2017"] = "keras2017"
-    """Batch normalisation of fine-tuned blocks uses its stored statistics, or the mini-batch's and moves its own."""
+    """Batch normalisation of fine-tuned blocks uses its stored statistics, or the mini-batch's and moves the stored."""
     bn_statistics: Literal["synchronised", "local"] = "synchronised"
     """Mini-batch statistics over all devices, or of each device's own patches."""
     batch_norm_momentum: float = 0.99
@@ -200,8 +200,8 @@ def setting_of(network: str, given: Sequence[str], default: str) -> str:
 
 PAPER = TableConfig()
 
-# At the paper's learning rate both networks improve on their heads (docs/real_weights.md). Few epochs, so running
-# statistics that move follow sooner than the paper's.
+# At the paper's learning rate both networks improve on their heads, on training patches that were held out
+# (docs/real_weights.md). Few epochs, so running statistics that move follow sooner than the paper's.
 QUICK = replace(
     PAPER,
     patches_per_scan=20,

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from kimiajax.finetune.loop import Epoch
 
-SHOCK, NEGLIGIBLE = 2.0, 0.1  # a first loss above this multiple of the head's; a head's loss below counts as this
+SHOCK = 2.0  # a first loss above this multiple of the head's last loss is a wrong start
+NEGLIGIBLE = 0.1  # a smaller loss of the head is taken for this
 LEARNT, LOST = 1.5, 0.5  # accuracy over that of guessing the largest class; accuracy after over that before
 
 
 def wrong_start(head: Sequence[Epoch], tuning: Sequence[Epoch], causes: Sequence[str]) -> str | None:
-    """A sentence where the first epoch's loss is more than twice the larger of the head's last loss and 0.1.
+    """Returns a sentence where the first epoch's loss is more than twice the larger of the head's last loss and 0.1.
 
     Args:
         head, tuning: the epochs of both phases.
@@ -24,7 +25,7 @@ def wrong_start(head: Sequence[Epoch], tuning: Sequence[Epoch], causes: Sequence
 
 
 def lost_head(history: Mapping[str, Sequence[Epoch]], largest_share: float) -> str | None:
-    """A sentence where a head had learnt and fine-tuning more than halved its training accuracy.
+    """Returns a sentence where a head had learnt and fine-tuning more than halved its training accuracy.
 
     Args:
         history: the epochs of each phase of a row.

@@ -25,6 +25,7 @@ from kimiajax.shown import first_few
 READS = (4, 5, 6, 7, SCHEMA_VERSION)  # of results.json; 4 had no floors, no retrieval and no pictures
 SEALED = 6  # the first that is
 OF_TWO = 6  # the last whose settings were each of VGG16's or Inception-v3's
+OF_2017 = 7  # the last that knew the trained batch normalisation and the RMSprop of 2017 alone
 ROUNDING = 1e-6
 NO_RESULTS = "no results of this program, or damaged"
 LATER = {"family": "table", "retrieval": None, "pictures": []}  # what rows have since
@@ -148,7 +149,18 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: was changed after it was written; compute the table again")
     if wrong := first_few(faults(found)):
         raise UserError(f"{path}: {NO_RESULTS} ({wrong}); run it anew")
-    return {**found, "config": _of_any_network(found["config"])} if version <= OF_TWO else found
+    return {**found, "config": as_of_today(found["config"], version)}
+
+
+def as_of_today(config: dict[str, Any], version: int) -> dict[str, Any]:
+    """Returns the settings of an older schema version under their names and values of today."""
+    if version <= OF_TWO:
+        config = _of_any_network(config)
+    if version <= OF_2017:
+        config = {**config, "trained_bn": "keras2017", "head_optimizer": "rmsprop2017"}
+        if config.get("optimizer") == "rmsprop":
+            config["optimizer"] = "rmsprop2017"
+    return config
 
 
 def _of_any_network(config: dict[str, Any]) -> dict[str, Any]:

@@ -17,14 +17,14 @@ from kimiajax.errors import UserError
 from kimiajax.files import write_text
 from kimiajax.parsing import parse_json
 from kimiajax.report.html import flat, page
-from kimiajax.report.stored import rerun
+from kimiajax.report.stored import OF_2017, as_of_today, rerun
 from kimiajax.report.tables import SCORES, WIDTH
 from kimiajax.seals import is_sealed
 from kimiajax.shown import cautions, percent
 from kimiajax.statistics import DRAWS
 
 SWEEP = "sweep.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had the settings of results.json 7
 TITLES = {
     "patches": "training patches a scan",
     "augmentations": "augmentation of fine-tuning",
@@ -51,11 +51,13 @@ def read_sweep(folder: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: no sweep of this program, or damaged ({type(error).__name__}); run it anew"
         ) from error
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path}: of schema version {version}, and {SCHEMA_VERSION} is read here; run the sweep again")
+    if version not in (1, SCHEMA_VERSION):
+        raise UserError(
+            f"{path}: of schema version {version}, and 1 to {SCHEMA_VERSION} are read here; run the sweep again"
+        )
     if not is_sealed(results):
         raise UserError(f"{path}: was changed after it was written; the same `kimiajax sweep` mends it")
-    return results
+    return {**results, "config": as_of_today(results["config"], OF_2017)} if version == 1 else results
 
 
 def render_sweep(results: dict[str, Any]) -> str:

@@ -209,6 +209,14 @@ def test_a_record_that_was_changed_is_refused(swept, config, tmp_path):
             read_sweep(tmp_path)
 
 
+def test_a_sweep_of_the_version_before_is_read_with_the_meanings_of_its_settings(swept, config, tmp_path):
+    record = json.loads((config.out / "sweep.json").read_text())
+    del record["config"]["trained_bn"], record["config"]["head_optimizer"]
+    (tmp_path / "sweep.json").write_text(json.dumps(sealed({**record, "schema_version": 1})))
+    read = read_sweep(tmp_path)["config"]
+    assert (read["trained_bn"], read["head_optimizer"]) == ("keras2017", "rmsprop2017")
+
+
 def test_the_command_takes_presets_and_refuses_others(capsys):
     assert main(["sweep", "large"]) == 2
     assert "no such preset; choose from demo, quick, paper" in capsys.readouterr().err

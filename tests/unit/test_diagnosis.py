@@ -1,5 +1,7 @@
 """Sentences about fine-tuning that starts far above its head, or loses it."""
 
+from dataclasses import replace
+
 import pytest
 
 from kimiajax.approaches import causes_of_wrong_start
@@ -38,6 +40,7 @@ def test_where_either_phase_has_no_epochs_nothing_is_said():
         ("inception_v3", QUICK, ["--learning-rate"]),
         ("vgg16", PAPER, ["--augmentation none", "--learning-rate"]),
         ("inception_v3", PAPER, ["--trained-bn inference", "--augmentation none", "--learning-rate"]),
+        ("vgg16", replace(QUICK, label_smoothing=0.1), ["--label-smoothing 0", "--learning-rate"]),
     ],
 )
 def test_causes_are_those_that_the_settings_allow_batch_statistics_first(network, config, flags):

@@ -58,6 +58,21 @@ def test_the_version_before_is_read_as_one_without_floors_and_pictures(stored):
     assert run.results["pictures"] == run.rows["cnn"]["pictures"] == []
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop"])
+def test_settings_of_version_7_are_read_under_the_names_that_they_have_now(stored, optimizer):
+    config = json.loads((stored / "results.json").read_text())["config"]
+    config |= {"optimizer": optimizer, "learning_rate": 1e-3}
+    known = {name: value for name, value in config.items() if not name.endswith(("_bn", "head_optimizer"))}
+    rewrite(stored, schema_version=7, config=known)
+    read = read_run(stored).results
+    assert read["config"]["trained_bn"] == "keras2017"
+    assert read["config"]["head_optimizer"] == "rmsprop2017"
+    assert read["config"]["optimizer"] == {"sgd": "sgd", "rmsprop": "rmsprop2017"}[optimizer]
+    again = rerun({**read, "preset": "quick"}, {"quick": PRESETS["quick"][1].as_dict()})
+    assert "--head-optimizer rmsprop2017" in again
+    assert "--trained-bn keras2017" in again
+
+
 @pytest.mark.parametrize(
     ("version", "message"),
     [
