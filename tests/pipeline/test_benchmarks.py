@@ -119,7 +119,6 @@ def test_all_peers_are_in_the_short_form_those_that_can_be_the_best_and_any_that
 
 def test_choices_are_run_one_at_a_time_and_compared_with_the_protocol(scans, two, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(choices, "NETWORKS", ("two",))
-    monkeypatch.setattr(choices, "NORMALISED", ("two",))
     variants = {"quick": (), "the head alone": ("--blocks", "head_only"), "of 2017": ("--trained-bn", "keras2017")}
     monkeypatch.setattr(choices, "VARIANTS", variants)
     command = ["bench", "choices", "--out", str(tmp_path), "--scans", str(scans), *RANDOM, *SMALL_TABLE, "--seeds", "2"]
