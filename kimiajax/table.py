@@ -27,7 +27,7 @@ from kimiajax.errors import UserError
 from kimiajax.features import extract_taps
 from kimiajax.files import sha256_file
 from kimiajax.finetune.checkpoints import Checkpoints
-from kimiajax.finetune.diagnosis import lost_head
+from kimiajax.finetune.diagnosis import learnt_nothing, lost_head
 from kimiajax.finetune.engines import Engine, engine_of
 from kimiajax.finetune.loop import Record
 from kimiajax.interruption import Interruption
@@ -219,9 +219,11 @@ def _record(row: Row, run: Run, outcome: Outcome, seconds: float) -> None:
         predictions = write_predictions(run.out, row.name, manifest, outcome.predicted)
         entry["predictions_sha256"] = sha256_file(predictions)
         counts = np.bincount(manifest.labels("train"))
-        lost = lost_head(outcome.history, counts.max() / counts.sum())
+        largest = counts.max() / counts.sum()
+        lost = lost_head(outcome.history, largest)
         if np.ptp(outcome.predicted) == 0 < np.ptp(manifest.labels("test")):
-            run.note(f"{row.approach} predicts one and the same scan for every patch{f': {lost}' if lost else '.'}")
+            why = lost or ("it learnt nothing." if learnt_nothing(outcome.history, largest) else None)
+            run.note(f"{row.approach} predicts one and the same scan for every patch{f': {why}' if why else '.'}")
         elif lost:
             run.note(f"{row.approach}: {lost}")
     else:

@@ -24,6 +24,17 @@ def wrong_start(head: Sequence[Epoch], tuning: Sequence[Epoch], causes: Sequence
     )
 
 
+def learnt_nothing(history: Mapping[str, Sequence[Epoch]], largest_share: float) -> bool:
+    """Returns whether a row was trained and no phase ended above 1.5 times the accuracy of guessing.
+
+    Args:
+        history: the epochs of each phase.
+        largest_share: of the training patches, that of the most frequent class.
+    """
+    ended = [epochs[-1].accuracy for epochs in history.values() if epochs]
+    return bool(ended) and max(ended) <= LEARNT * largest_share
+
+
 def lost_head(history: Mapping[str, Sequence[Epoch]], largest_share: float) -> str | None:
     """Returns a sentence where a head had learnt and fine-tuning more than halved its training accuracy.
 

@@ -6,7 +6,7 @@ import pytest
 
 from kimiajax.approaches import causes_of_wrong_start
 from kimiajax.config import PAPER, QUICK
-from kimiajax.finetune.diagnosis import lost_head, wrong_start
+from kimiajax.finetune.diagnosis import learnt_nothing, lost_head, wrong_start
 from kimiajax.finetune.loop import Epoch
 from kimiajax.models.registry import BACKBONES
 
@@ -59,3 +59,17 @@ def test_a_head_is_lost_where_it_had_learnt_more_than_to_guess_and_half_of_that_
     if said:
         assert f"{before:.0%} of the training patches right" in said
         assert f"it ended at {after:.0%}" in said
+
+
+@pytest.mark.parametrize(
+    ("history", "nothing"),
+    [
+        ({"head": epochs(3.2, accuracy=0.05), "fine_tuning": epochs(3.1, accuracy=0.06)}, True),
+        ({"head": epochs(0.1, accuracy=0.95), "fine_tuning": epochs(9.0, accuracy=0.06)}, False),
+        ({"training": epochs(0.5, accuracy=0.07)}, False),
+        ({"head": []}, False),
+        ({}, False),  # an SVM
+    ],
+)
+def test_nothing_was_learnt_where_no_phase_ended_above_guessing(history, nothing):
+    assert learnt_nothing(history, 1 / 24) == nothing
