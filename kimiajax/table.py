@@ -219,7 +219,7 @@ def _record(row: Row, run: Run, outcome: Outcome, seconds: float) -> None:
         predictions = write_predictions(run.out, row.name, manifest, outcome.predicted)
         entry["predictions_sha256"] = sha256_file(predictions)
         counts = np.bincount(manifest.labels("train"))
-        largest = counts.max() / counts.sum()
+        largest = float(counts.max() / counts.sum())
         lost = lost_head(outcome.history, largest)
         if np.ptp(outcome.predicted) == 0 < np.ptp(manifest.labels("test")):
             why = lost or ("it learnt nothing." if learnt_nothing(outcome.history, largest) else None)
