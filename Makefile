@@ -85,12 +85,12 @@ test-beam: .beam/.ready
 	touch $@
 
 # Changes one module in a copy of the tree, one small mistake at a time, and lists those that no test notices:
-# make mutants MODULE=kimiajax/metrics.py [TESTS="tests/unit/test_metrics.py ..."]
+# make mutants MODULE=kimiajax/evaluation/metrics.py [TESTS="tests/unit/test_metrics.py ..."]
 MODULE ?=
 TESTS ?= $(wildcard tests/*/test_$(basename $(notdir $(MODULE)))*.py)
 
 mutants: $(STAMP) .tools/.ready
-	@test -f "$(MODULE)" || { echo 'make mutants MODULE=FILE: name one file, as kimiajax/metrics.py'; exit 2; }
+	@test -f "$(MODULE)" || { echo 'make mutants MODULE=FILE: name one file, as kimiajax/evaluation/metrics.py'; exit 2; }
 	@test -n "$(TESTS)" || { echo 'make mutants: no tests are called after $(MODULE); name them with TESTS="FILE ..."'; exit 2; }
 	rm -rf .mutants && mkdir .mutants
 	git ls-files -z | xargs -0 cp --parents -t .mutants

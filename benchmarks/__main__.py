@@ -2,7 +2,7 @@
 
 import sys
 
-from kimiajax.ending import ended
+from kimiajax.runtime.exit_codes import ended
 
 from .suite import main
 

@@ -45,8 +45,8 @@ def write(folder: Path) -> None:
     matrix that these make, in 2**-16, of (row, column) about the centre."""
     import jax
 
-    from kimiajax.data.augment import KERAS_TODAY, matrix_of
-    from kimiajax.data.synthetic import Tissue, draw_tissue
+    from kimiajax.data.sources.synthetic import Tissue, draw_tissue
+    from kimiajax.training.augment import KERAS_TODAY, matrix_of
 
     rng = np.random.default_rng(0)
     tissue = draw_tissue(Tissue.draw(rng), 4 * SIDE, 4 * SIDE, rng)
@@ -63,7 +63,7 @@ def prepare(job: dict[str, Any]) -> Work:
     import jax
     import jax.numpy as jnp
 
-    from kimiajax.data.augment import KERAS_TODAY, Draws, warp
+    from kimiajax.training.augment import KERAS_TODAY, Draws, warp
 
     with np.load(Path(job["folder"]) / "patches.npz") as arrays:
         images, draws = (

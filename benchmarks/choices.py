@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from kimiajax.errors import UserError
+from kimiajax.evaluation.statistics import compare_pairs
 from kimiajax.models.registry import BACKBONES
-from kimiajax.statistics import compare_pairs
 
 from .interleaved import write_record
 
@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs and the record")
     options, of_table = parser.parse_known_args(argv)
 
-    from kimiajax.cli import main as kimiajax
-    from kimiajax.report.stored import read_run
+    from kimiajax.cli.main import main as kimiajax
+    from kimiajax.runs.reader import read_run
 
     given = ["--seeds", "3", "--patches-per-scan", "all", *of_table]
     runs = {}

@@ -15,8 +15,8 @@ import matplotlib.pyplot as plt
 from matplotlib import rc_context
 
 from kimiajax.errors import UserError
-from kimiajax.report.stored import StoredRun, read_run
-from kimiajax.shown import first_few
+from kimiajax.runs.reader import StoredRun, read_run
+from kimiajax.text import first_few
 
 from .choices import provenance
 from .interleaved import write_record

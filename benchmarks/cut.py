@@ -22,8 +22,8 @@ import h5py
 import numpy as np
 
 from kimiajax.data.patches import cut_patches
-from kimiajax.data.scans import Scans
-from kimiajax.data.synthetic import Tissue, draw_tissue
+from kimiajax.data.sources.scan_file import Scans
+from kimiajax.data.sources.synthetic import Tissue, draw_tissue
 
 from .contender import peak
 from .interleaved import measure_in_turn, quartiles, write_record

@@ -46,7 +46,7 @@ def prepare(job: dict[str, Any]) -> Work:
     import jax
     import jax.numpy as jnp
 
-    from kimiajax.retrieval import nearest
+    from kimiajax.features.retrieval import nearest
 
     with np.load(Path(job["folder"]) / "features.npz") as arrays:
         gallery, queries = jnp.asarray(arrays["gallery"]), jnp.asarray(arrays["queries"])

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kimiajax.features import Extractor
+from kimiajax.features.extract import Extractor
 from kimiajax.models.registry import BACKBONES
 
 from . import networks

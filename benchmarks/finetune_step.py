@@ -19,13 +19,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from kimiajax import paper
-from kimiajax.finetune.blocks import blocks_of
-from kimiajax.finetune.engines import engine_of
-from kimiajax.finetune.optimizer import Optimization
-from kimiajax.finetune.prefix import PrefixedStep
-from kimiajax.finetune.steps import Training
 from kimiajax.models.backbone import Backbone, Classifier, Variables
 from kimiajax.models.registry import BACKBONES
+from kimiajax.training.engines import engine_of
+from kimiajax.training.freezing import blocks_of
+from kimiajax.training.frozen_prefix import PrefixedStep
+from kimiajax.training.optimizer import Optimization
+from kimiajax.training.steps import Training
 
 from . import networks
 from .contender import Work, serve

@@ -41,9 +41,9 @@ def write(folder: Path) -> None:
     import jax
 
     from kimiajax import paper
-    from kimiajax.finetune.steps import order_of
     from kimiajax.models.backbone import Classifier
     from kimiajax.models.registry import BACKBONES
+    from kimiajax.training.steps import order_of
 
     rng = np.random.default_rng(0)
     labels = np.arange(COUNT, dtype=np.int32) % paper.NUM_SCANS
@@ -59,11 +59,11 @@ def prepare(job: dict[str, Any]) -> Work:
     import optax
 
     from kimiajax import paper
-    from kimiajax.finetune.blocks import TrainableBlocks
-    from kimiajax.finetune.heads import fit_heads
-    from kimiajax.finetune.steps import Training
     from kimiajax.models.backbone import Classifier
     from kimiajax.models.registry import BACKBONES
+    from kimiajax.training.freezing import TrainableBlocks
+    from kimiajax.training.heads import fit_heads
+    from kimiajax.training.steps import Training
 
     with np.load(Path(job["folder"]) / "head.npz") as arrays:
         given = {name: arrays[name] for name in arrays.files}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kimiajax import memory
+from kimiajax.runtime import allocator
 
 
 def module_named(name: str) -> str:
@@ -26,7 +26,7 @@ def measure_apart(module: str, configuration: dict[str, Any]) -> dict[str, Any]:
     """`python -m MODULE --one CONFIGURATION` in a fresh process: what one leaves in caches and pools does not reach the
     next. It prints its result as JSON in its last line."""
     command = [sys.executable, "-m", module_named(module), "--one", json.dumps(configuration)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **memory.settings()})
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **allocator.settings()})
     if done.returncode:
         raise SystemExit(f"{configuration} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -49,7 +49,9 @@ def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
 
 def write_record(path: Path, results: Any, **about: Any) -> None:
     """Writes what was measured, with where and what else is said about it, as JSON."""
-    from kimiajax.environment import describe_environment  # here only: it brings jax along, seconds for each process
+    from kimiajax.runtime.environment import (
+        describe_environment,  # here only: it brings jax along, seconds for each process
+    )
 
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {**about, "environment": describe_environment(), "results": results}

@@ -49,7 +49,7 @@ def prepare(job: dict[str, Any]) -> Work:
     import jax
     import jax.numpy as jnp
 
-    from kimiajax.statistics import correct_of_scan, scores_of
+    from kimiajax.evaluation.statistics import correct_of_scan, scores_of
 
     with np.load(Path(job["folder"]) / "draws.npz") as arrays:
         labels, predicted, places = (jnp.asarray(arrays[name]) for name in ("labels", "predicted", "places"))

@@ -15,15 +15,15 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kimiajax import paper
-from kimiajax.environment import describe_environment
-from kimiajax.finetune.steps import Batch
 from kimiajax.models.backbone import Backbone, Classifier, Variables
+from kimiajax.models.conv_autotune import choose_way
 from kimiajax.models.registry import BACKBONES
-from kimiajax.models.ways import choose_way
-from kimiajax.precision import Precision
+from kimiajax.runtime.environment import describe_environment
+from kimiajax.runtime.precision import Precision
+from kimiajax.training.steps import Batch
 from weights_convert.convert import FRAMEWORKS
-from weights_convert.networks import all_files, files_of
-from weights_convert.tables import Table
+from weights_convert.mapping import Table
+from weights_convert.mappings import all_files, files_of
 
 from .race import Contender
 
@@ -95,7 +95,7 @@ def _tables(network: str) -> dict[str, Table]:
 
 
 def model_of(network: str) -> dict[str, Any]:
-    """What the other frameworks' sides need to know of a network: see `weights_convert.parity.job.Job`."""
+    """What the other frameworks' sides need to know of a network: see `kimiajax.parity.job.Job`."""
     backbone, model = BACKBONES[network], files_of(network, "keras").model
     return {
         "application": model.application,

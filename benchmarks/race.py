@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from kimiajax import memory
+from kimiajax.runtime import allocator
 
 from .interleaved import module_named, quartiles
 
@@ -138,7 +138,7 @@ class _Process:
             self.process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**os.environ, **memory.settings(), **dict(contender.variables)},
+                env={**os.environ, **allocator.settings(), **dict(contender.variables)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

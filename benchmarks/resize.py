@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from kimiajax.data.pixels import FILTERS, resize
-from kimiajax.data.synthetic import Tissue, draw_tissue
+from kimiajax.data.resize import FILTERS, resize
+from kimiajax.data.sources.synthetic import Tissue, draw_tissue
 
 from .interleaved import measure_in_turn, quartiles, write_record
 

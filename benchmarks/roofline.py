@@ -21,15 +21,15 @@ import numpy as np
 import optax
 
 from kimiajax import paper
-from kimiajax.environment import describe_environment
-from kimiajax.finetune.blocks import blocks_of
-from kimiajax.finetune.engines import JitEngine
-from kimiajax.finetune.steps import Training, train_step
 from kimiajax.models.backbone import Backbone, Classifier
+from kimiajax.models.conv_autotune import choose_way
 from kimiajax.models.flops import flops_of
 from kimiajax.models.registry import BACKBONES
-from kimiajax.models.ways import choose_way
-from kimiajax.precision import Precision, compute_dtype, products_in
+from kimiajax.runtime.environment import describe_environment
+from kimiajax.runtime.precision import Precision, compute_dtype, products_in
+from kimiajax.training.engines import JitEngine
+from kimiajax.training.freezing import blocks_of
+from kimiajax.training.steps import Training, train_step
 
 from . import networks
 

@@ -62,7 +62,7 @@ def features(patches: int, network: str, size: int, batch: int) -> dict[str, Any
     """Seconds of extracting the features of so many patches, compiled before, and the memory that it took."""
     import jax
 
-    from kimiajax.features import extract_features
+    from kimiajax.features.extract import extract_features
     from kimiajax.models.registry import BACKBONES
 
     backbone = BACKBONES[network]
@@ -89,11 +89,11 @@ def step(devices: int, network: str, size: int, batch: int, rounds: int = 10) ->
     import optax
 
     from kimiajax import paper
-    from kimiajax.finetune.blocks import blocks_of
-    from kimiajax.finetune.engines import engine_of
-    from kimiajax.finetune.steps import Training
     from kimiajax.models.backbone import Classifier
     from kimiajax.models.registry import BACKBONES
+    from kimiajax.training.engines import engine_of
+    from kimiajax.training.freezing import blocks_of
+    from kimiajax.training.steps import Training
 
     from . import networks
 

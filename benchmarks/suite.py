@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kimiajax import memory
 from kimiajax.errors import UserError
-from weights_convert.networks import all_files
+from kimiajax.runtime import allocator
+from weights_convert.mappings import all_files
 
 from .compare import SCHEMA_VERSION
 from .interleaved import write_record
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         UserError: no such workload.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    memory.keep_freed()  # and so do all whom this one starts
+    allocator.keep_freed()  # and so do all whom this one starts
     if argv and argv[0] in SIDE:
         return importlib.import_module(f".{argv[0]}", __package__).main(argv[1:]) or 0
     options = _parser().parse_args(argv)

@@ -50,7 +50,7 @@ def write(folder: Path, width: int) -> None:
 
 
 def prepare(job: dict[str, Any]) -> Work:
-    from kimiajax.svm import fit_linear_svm
+    from kimiajax.features.svm import fit_linear_svm
 
     with np.load(Path(job["folder"]) / "train.npz") as train, np.load(Path(job["folder"]) / "test.npz") as test:
         features, labels, tested = train["features"], train["labels"], test["features"]

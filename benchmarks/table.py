@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kimiajax.config import QUICK, TABLE
+from kimiajax.experiments.config import QUICK, TABLE
 
 from . import networks
 from .contender import Work, serve
@@ -71,12 +71,12 @@ def case(
 
 def write(folder: Path, patches_per_scan: int) -> None:
     """The scan file, the patches at the networks' size for the peers, and the weights as Keras saves them."""
-    from kimiajax.data.opening import open_scans
+    from kimiajax.data.open_scans import open_scans
+    from kimiajax.data.patch_arrays import prepare_patches
     from kimiajax.data.patches import Rules
-    from kimiajax.data.reading import prepare_patches
-    from kimiajax.data.synthetic import write_synthetic_scans
+    from kimiajax.data.sources.synthetic import write_synthetic_scans
     from kimiajax.models.registry import BACKBONES
-    from kimiajax.models.weights import load_weights
+    from kimiajax.weights.load import load_weights
     from weights_convert.export import export
 
     write_synthetic_scans(folder / "scans.h5", seed=0, **SCANS)
@@ -104,7 +104,7 @@ def prepare(job: dict[str, Any]) -> Work:
     command += ["--rows", *job.get("rows", TABLE)]
 
     def run() -> None:
-        from kimiajax.cli import main
+        from kimiajax.cli.main import main
 
         if main(command):
             raise SystemExit("the table failed")

@@ -14,7 +14,7 @@ import optax
 from scans import head_of, options_of
 
 import kimiajax as kj
-from kimiajax.statistics import wilson
+from kimiajax.evaluation.statistics import wilson
 
 EPOCHS, BATCH = 20, 32
 

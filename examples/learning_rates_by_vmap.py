@@ -20,7 +20,7 @@ import optax
 from scans import Task, head_of, options_of
 
 import kimiajax as kj
-from kimiajax.finetune.steps import Plan, train_steps
+from kimiajax.training.steps import Plan, train_steps
 
 RATES = np.logspace(-4, -0.5, 8, dtype=np.float32)
 EPOCHS = 20

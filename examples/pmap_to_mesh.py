@@ -22,7 +22,7 @@ import optax
 from scans import Task, head_of, options_of
 
 import kimiajax as kj
-from kimiajax.finetune.steps import Batch
+from kimiajax.training.steps import Batch
 
 RATE, STEPS = 0.01, 3
 

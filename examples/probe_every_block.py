@@ -18,9 +18,9 @@ import numpy as np
 from scans import options_of, patches_of
 
 import kimiajax as kj
-from kimiajax.data.pixels import gray_to_unit_rgb
+from kimiajax.evaluation.statistics import wilson
+from kimiajax.models.inputs import gray_to_unit_rgb
 from kimiajax.report.figures import BLUE, GREY, STYLE
-from kimiajax.statistics import wilson
 
 BATCH = 32
 

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 
 import kimiajax as kj
-from kimiajax.data.reading import Patches
-from kimiajax.data.synthetic import write_synthetic_scans
-from kimiajax.models.weights import default_cache
-from kimiajax.programs import keep_programs
+from kimiajax.data.patch_arrays import Patches
+from kimiajax.data.sources.synthetic import write_synthetic_scans
+from kimiajax.io.cache import default_cache
+from kimiajax.runtime.compilation_cache import keep_programs
 
 
 class Task(NamedTuple):

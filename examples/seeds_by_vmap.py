@@ -21,7 +21,7 @@ import optax
 from scans import head_of, options_of
 
 import kimiajax as kj
-from kimiajax.statistics import intervals_of_rows
+from kimiajax.evaluation.statistics import intervals_of_rows
 
 SEEDS = range(8)
 

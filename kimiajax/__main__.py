@@ -1,5 +1,5 @@
 import sys
 
-from kimiajax.cli import main
+from kimiajax.cli.main import main
 
 sys.exit(main())

@@ -25,12 +25,12 @@ import pytest
 from support.networks import TWO
 from support.once import assert_untouched, once
 
-from kimiajax.data.synthetic import write_synthetic_scans
-from kimiajax.models import ways
+from kimiajax.data.sources.synthetic import write_synthetic_scans
+from kimiajax.models import conv_autotune
 from kimiajax.models.backbone import Backbone
 from kimiajax.models.registry import BACKBONES
-from kimiajax.programs import keep_programs
 from kimiajax.report import figures
+from kimiajax.runtime.compilation_cache import keep_programs
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,7 +64,7 @@ def nothing_is_autotuned(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
         def measured(*_: object) -> None:
             raise AssertionError("this test measures convolutions: name one (`--conv plain`), or mark it `autotunes`")
 
-        monkeypatch.setattr(ways, "_measured", measured)
+        monkeypatch.setattr(conv_autotune, "_measured", measured)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from kimiajax.ending import ended
+from kimiajax.runtime.exit_codes import ended
 from weights_convert.convert import FRAMEWORKS, convert
 from weights_convert.export import export, must_be_new
-from weights_convert.networks import all_files
+from weights_convert.mappings import all_files
 
 
 def main(argv: list[str] | None = None) -> int:

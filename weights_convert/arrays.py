@@ -18,8 +18,8 @@ import h5py
 import numpy as np
 
 from kimiajax.errors import UserError
-from kimiajax.files import HDF5_SIGNATURE, guess, open_hdf5
-from kimiajax.parsing import is_name, quoted
+from kimiajax.io.files import HDF5_SIGNATURE, guess, open_hdf5
+from kimiajax.text import is_name, quoted
 
 PICKLE = (
     "a pickle, which can run any program and is never loaded; turn it into safetensors where torch 2.6 or later is: "

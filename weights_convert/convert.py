@@ -11,19 +11,19 @@ import jax
 import numpy as np
 
 from kimiajax import __version__
-from kimiajax.checkpoints import digest
 from kimiajax.errors import UserError
-from kimiajax.files import sha256_file
+from kimiajax.io.files import sha256_file
+from kimiajax.io.json_records import parse_json
+from kimiajax.io.pytrees import digest
 from kimiajax.models.backbone import Backbone, Classifier, Variables
+from kimiajax.models.checkpoint import LINEAGE_FORMAT, Weights, origin_of, published_lineage, top_of
 from kimiajax.models.registry import BACKBONES
-from kimiajax.models.weights import LINEAGE_FORMAT, Weights, origin_of, published_lineage, top_of
-from kimiajax.parsing import parse_json
-from weights_convert import keras, torch
+from weights_convert import keras_h5, safetensors
 from weights_convert.arrays import Stored, framework_of
-from weights_convert.networks import all_files, files_of
-from weights_convert.tables import IMAGENET, Destination, Files, Table
+from weights_convert.mapping import IMAGENET, Destination, Files, Table
+from weights_convert.mappings import all_files, files_of
 
-FRAMEWORKS = {"keras": keras, "torch": torch}
+FRAMEWORKS = {"keras": keras_h5, "torch": safetensors}
 LONGEST_LIST = 2_000  # characters of what is wrong with a file
 BACKGROUND_CLASSES = 1001  # TensorFlow-Slim's ImageNet classes, whose first is the background
 
@@ -112,11 +112,11 @@ def _exported_lineage(network: str, attributes: dict[str, Any], variables: Varia
     Raises:
         UserError: its arrays are not those that were exported.
     """
-    if keras.LINEAGE not in attributes:
+    if keras_h5.LINEAGE not in attributes:
         return {}
     parent, inherited, same = None, {}, False
     with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError):
-        parent = parse_json(attributes[keras.LINEAGE])
+        parent = parse_json(attributes[keras_h5.LINEAGE])
         inherited = {key: parent[key] for key in ("label_offset", "expected_input")}
         origin_of(parent)
         told = parent["format"], parent["network"], parent["digest"]
@@ -124,7 +124,7 @@ def _exported_lineage(network: str, attributes: dict[str, Any], variables: Varia
     if not same:
         raise UserError(
             f"{path}: its arrays are not those that its lineage speaks of: it was changed after its export; remove the "
-            f"attribute {keras.LINEAGE!r} to take it as a file of Keras"
+            f"attribute {keras_h5.LINEAGE!r} to take it as a file of Keras"
         )
     return {"parent": parent, **inherited}
 

@@ -8,11 +8,11 @@ import h5py
 import numpy as np
 
 from kimiajax.errors import UserError
-from kimiajax.files import new_file
+from kimiajax.io.files import new_file
 from kimiajax.models.backbone import Variables
-from kimiajax.models.weights import load_converted
-from weights_convert import keras
-from weights_convert.networks import all_files
+from kimiajax.models.checkpoint import load_converted
+from weights_convert import keras_h5
+from weights_convert.mappings import all_files
 
 
 def export(checkpoint: Path, path: Path) -> str:
@@ -54,7 +54,7 @@ def export(checkpoint: Path, path: Path) -> str:
     with new_file(path) as aside, h5py.File(aside, "w") as file:
         file.attrs["layer_names"] = [layer.encode() for layer in layers]
         file.attrs["backend"], file.attrs["keras_version"] = b"jax", b"3.0.0"
-        file.attrs[keras.LINEAGE] = json.dumps(weights.lineage)
+        file.attrs[keras_h5.LINEAGE] = json.dumps(weights.lineage)
         for layer, leaves in layers.items():
             group = file.create_group(layer)
             group.attrs["weight_names"] = [f"{layer}/{leaf}".encode() for leaf in leaves]

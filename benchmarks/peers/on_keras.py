@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from weights_convert.parity.keras_networks import block_layers, block_outputs, build, head_input, name_of, train_after
+from kimiajax.parity.keras_networks import block_layers, block_outputs, build, head_input, name_of, train_after
 
 from ..contender import Work, serve
 

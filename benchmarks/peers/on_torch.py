@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from weights_convert.parity import torch_networks
+from kimiajax.parity import torch_networks
 
 from ..contender import Work, serve
 

@@ -1,1 +1,1 @@
-"""Scans, patches and pixels. Nothing here knows a model, and nothing imports jax, but that Grain does in `feed.py`."""
+"""Scans, patches and pixels. Nothing here knows a model, and nothing but Grain, in `grain_loader.py`, imports jax."""

@@ -3,14 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
-from kimiajax.data.folders import HEADER
-from kimiajax.data.images import encode_gray
 from kimiajax.data.manifest import SPLITS, Manifest, Patch
-from kimiajax.data.reading import check_of, marked
-from kimiajax.data.source import PatchSource, Source, Track, no_track, sha256_of
+from kimiajax.data.patch_arrays import check_of, marked
+from kimiajax.data.sources.image_files import encode_gray
+from kimiajax.data.sources.image_folder import HEADER
+from kimiajax.data.sources.source import PatchSource, Source, Track, no_track, sha256_of
 from kimiajax.data.survey import in_threads
 from kimiajax.errors import UserError
-from kimiajax.files import new_folder
+from kimiajax.io.files import new_folder
 
 
 def export_patches(source: Source, manifest: Manifest, out: Path, *, track: Track = no_track) -> Manifest:

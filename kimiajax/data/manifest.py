@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from kimiajax.errors import UserError
-from kimiajax.files import new_file
-from kimiajax.parsing import LONGEST_NAME, is_name, parse_json, quoted
-from kimiajax.seals import SEAL, is_sealed, sealed
+from kimiajax.io.files import new_file
+from kimiajax.io.json_records import SEAL, is_sealed, parse_json, sealed
 from kimiajax.shapes import Int
+from kimiajax.text import LONGEST_NAME, is_name, quoted
 
 FORMAT = 1
 Split = Literal["train", "test"]

@@ -13,11 +13,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from kimiajax.cache import keep_file, kept_file
 from kimiajax.data.manifest import Manifest, Patch
-from kimiajax.data.source import BACKGROUND, Candidates, Gridded, Precut, Source, Track, no_track
+from kimiajax.data.sources.source import BACKGROUND, Candidates, Gridded, Precut, Source, Track, no_track
 from kimiajax.data.survey import SMALLEST_PATCH, VERSION, Inspect, Survey, survey_scan
 from kimiajax.errors import UsageError, UserError
+from kimiajax.io.cache import keep_file, kept_file
 
 DAMAGED = (OSError, ValueError, KeyError, EOFError, NotImplementedError, BadZipFile, zlib.error)  # what a .npz raises
 CUTTING = ("grid", "homogeneity", "background")  # of the rules, what scans are cut by

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from kimiajax.data.raster import Region
-from kimiajax.data.source import Gridded, NotScannedError
+from kimiajax.data.sources.hdf5_raster import Region
+from kimiajax.data.sources.source import Gridded, NotScannedError
 from kimiajax.shapes import Bool, Float, Int, UInt8
 
 VERSION = 1  # rises with every change to what a survey holds or decides

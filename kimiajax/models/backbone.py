@@ -13,9 +13,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kimiajax.errors import UserError
-from kimiajax.models.conv import KEPT, Conv, Sides, Way, convolving, folded, tile_of
+from kimiajax.models.batch_norm import INFERENCE, Normalisation
+from kimiajax.models.conv import KEPT, Conv, Way, convolving, tile_of
 from kimiajax.models.head import Head
-from kimiajax.models.norm import INFERENCE, Normalisation
+from kimiajax.models.winograd import Sides, folded
 from kimiajax.shapes import Float, Shaped
 
 Array = jax.Array | np.ndarray

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 
 from kimiajax.models.backbone import Backbone
+from kimiajax.models.batch_norm import INFERENCE, BatchNorm, Normalisation
 from kimiajax.models.conv import Conv
-from kimiajax.models.norm import INFERENCE, BatchNorm, Normalisation
 from kimiajax.shapes import Float, Shaped
 
 CONVOLUTIONS = {  # block: (features, kernel, stride); strides in place of pooling are 5 x faster on a CPU

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from kimiajax.models.backbone import KERAS, Backbone, PublishedFile
+from kimiajax.models.batch_norm import INFERENCE, BatchNorm, Normalisation
 from kimiajax.models.conv import Conv, max_pool, zero_padded
-from kimiajax.models.norm import INFERENCE, BatchNorm, Normalisation
 from kimiajax.shapes import Float, Shaped
 
 EPSILON = 1.001e-5  # as in the checkpoint
@@ -133,7 +133,7 @@ BACKBONE = Backbone(
     hidden=1024,
     dropout=0.0,
     smallest=32,
-    mapping="weights_convert.networks.densenet121",
+    mapping="weights_convert.mappings.densenet121",
     published=(  # no SHA-256 is known to us
         PublishedFile(
             f"{KERAS}/densenet/densenet121_weights_tf_dim_ordering_tf_kernels.h5",

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from kimiajax.models import conv
 from kimiajax.models.backbone import KERAS, Backbone, PublishedFile
-from kimiajax.models.norm import INFERENCE, BatchNorm, Normalisation
+from kimiajax.models.batch_norm import INFERENCE, BatchNorm, Normalisation
 from kimiajax.shapes import Float, Shaped
 
 EPSILON = 1e-3  # as in the checkpoint
@@ -230,7 +230,7 @@ BACKBONE = Backbone(
     hidden=1024,
     dropout=0.0,
     smallest=75,
-    mapping="weights_convert.networks.inception_v3",
+    mapping="weights_convert.mappings.inception_v3",
     published=(
         PublishedFile(
             f"{KERAS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels.h5",

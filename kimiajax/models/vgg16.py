@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 
 from kimiajax.models.backbone import KERAS, Backbone, PublishedFile
+from kimiajax.models.batch_norm import INFERENCE, Normalisation
 from kimiajax.models.conv import Conv, max_pool
-from kimiajax.models.norm import INFERENCE, Normalisation
 from kimiajax.shapes import Float, Shaped
 
 CONVOLUTIONS = {  # block: (features, convolutions)
@@ -82,7 +82,7 @@ BACKBONE = Backbone(
     hidden=256,
     dropout=0.5,
     smallest=32,
-    mapping="weights_convert.networks.vgg16",
+    mapping="weights_convert.mappings.vgg16",
     published=(  # no SHA-256 of the first is known to us
         PublishedFile(
             f"{KERAS}/vgg16/vgg16_weights_tf_dim_ordering_tf_kernels.h5",

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from kimiajax.report.tables import WIDTH
+from kimiajax.report.table import WIDTH
 
 
 def render_blocks(entries: Sequence[Any], headline: str) -> str:

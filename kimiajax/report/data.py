@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from kimiajax import paper
-from kimiajax.data.audit import Audit
-from kimiajax.data.explain import BACKGROUND, HOMOGENEITY, Count
+from kimiajax.data.audit.audit import Audit
+from kimiajax.data.audit.rule_counts import BACKGROUND, HOMOGENEITY, Count
 from kimiajax.data.patches import GRIDS
-from kimiajax.report.tables import WIDTH
+from kimiajax.report.table import WIDTH
 
 
 def render_counts(counts: list[Count], names: Sequence[str], test: Sequence[int] | None, background: int) -> str:

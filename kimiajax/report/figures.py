@@ -10,10 +10,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-from kimiajax.claims import LEVEL
+from kimiajax.evaluation.claims import LEVEL
+from kimiajax.evaluation.statistics import Interval
 from kimiajax.shapes import Float, Int
-from kimiajax.shown import over_seeds
-from kimiajax.statistics import Interval
+from kimiajax.text import over_seeds
 
 WIDTH = 4.7  # inches: as wide as a phone, so that nothing is made smaller there
 INK, GREY, BLUE, ORANGE = "#1b1f24", "#6a737d", "#0b5fa5", "#b35900"  # at least 4.5 : 1 on white

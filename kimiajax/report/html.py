@@ -8,30 +8,32 @@ from typing import Any
 import numpy as np
 
 from kimiajax import __version__, paper
-from kimiajax.analysis import Analysis, beaten_by_histogram
-from kimiajax.claims import CLAIMS, FAILS, HOLDS, LEVEL, MARGIN
-from kimiajax.config import PRESETS
 from kimiajax.errors import UserError
-from kimiajax.files import new_file
-from kimiajax.lineage import ancestry
-from kimiajax.report import text
-from kimiajax.report.marks import warnings_of
-from kimiajax.report.pictures import is_picture
-from kimiajax.report.stored import StoredRun, rerun
-from kimiajax.report.tables import SCORES, headline
-from kimiajax.shown import over_seeds, p_value, percent, points, visible
+from kimiajax.evaluation.analysis import Analysis, beaten_by_histogram
+from kimiajax.evaluation.claims import CLAIMS, FAILS, HOLDS, LEVEL, MARGIN
+from kimiajax.io.files import new_file
+from kimiajax.io.lineage import ancestry
+from kimiajax.report import formats
+from kimiajax.runs.pictures import is_picture
+from kimiajax.runs.reader import Presets, StoredRun, rerun
+from kimiajax.runs.warnings import SCORES, headline, warnings_of
+from kimiajax.text import over_seeds, p_value, percent, points, visible
 
 MARKS = {HOLDS: "yes", FAILS: "no"}  # a class of the verdict's colour
 SHOWN_PAIRS = SCORES[::-1]  # eta_total first
 
 
-def write_report(run: StoredRun, analysis: Analysis, path: Path | None = None) -> Path:
+def write_report(
+    run: StoredRun, analysis: Analysis, path: Path | None = None, *, presets: Presets | None = None
+) -> Path:
     """Writes the report, and beside it the analysis: `report.analysis.json`.
 
     Args:
         run: as `read_run` reads it.
         analysis: of it.
         path: by default `report.html` in the run's folder.
+        presets: the settings of each preset, by name, so that the command at the end holds only what departs from
+            them.
 
     Raises:
         UserError: matplotlib or jinja2 is not installed.
@@ -39,7 +41,7 @@ def write_report(run: StoredRun, analysis: Analysis, path: Path | None = None) -
     path = path or run.folder / "report.html"
     if path.is_dir():
         raise UserError(f"--out {path}: is a folder; name the file, {path / 'report.html'} say")
-    content = page("report.html.j2", lambda figures: context(run, analysis, figures))
+    content = page("report.html.j2", lambda figures: context(run, analysis, figures, presets or {}))
     figures_of_it = json.dumps(analysis.as_dict(), indent=2, allow_nan=False)
     with new_file(path) as aside, new_file(path.with_name(f"{path.stem}.analysis.json")) as beside:  # both, or neither
         aside.write_text(content, encoding="utf-8", newline="")
@@ -74,9 +76,9 @@ def page(template: str, context_of: Callable[[Any], dict[str, Any]]) -> str:
     return visible(environment.get_template(template).render(context_of(figures)))
 
 
-def context(run: StoredRun, analysis: Analysis, figures: Any) -> dict[str, Any]:
+def context(run: StoredRun, analysis: Analysis, figures: Any, presets: Presets) -> dict[str, Any]:
     """What the template takes, section by section."""
-    results, names = run.results, text.labels(run)
+    results, names = run.results, formats.labels(run)
     rows = [{**row, "label": names[row["name"]]} for row in results["rows"]]
     guess = 1 / run.manifest.num_scans
     scored = [row for row in rows if row["eta_p"] is not None]
@@ -90,13 +92,13 @@ def context(run: StoredRun, analysis: Analysis, figures: Any) -> dict[str, Any]:
         "several": len(run.seeds) > 1,
         "seeds": results.get("seeds", [results["config"]["seed"]]),
         "families": [
-            (text.FAMILIES[family], [_row(row, analysis, run) for row in rows if row["family"] == family])
-            for family in text.FAMILIES
+            (formats.FAMILIES[family], [_row(row, analysis, run) for row in rows if row["family"] == family])
+            for family in formats.FAMILIES
             if any(row["family"] == family for row in rows)
         ],
         "scores": SCORES,
         "overview": [figures.scores_figure(rows, analysis.intervals, "eta_total", guess**2)] if scored else [],
-        "notes": text.notes(run, analysis),
+        "notes": formats.notes(run, analysis),
         "forests": [figures.forest_figure(analysis.pairs, names, score) for score in SHOWN_PAIRS if analysis.pairs],
         "pairs": [(names[pair.first], names[pair.second], pair) for pair in analysis.pairs],
         "claims": [(claim, analysis.printed[claim.name], analysis.computed[claim.name]) for claim in CLAIMS],
@@ -136,7 +138,7 @@ def context(run: StoredRun, analysis: Analysis, figures: Any) -> dict[str, Any]:
         ],
         "environment": flat(run.seeds[0]["environment"]),
         "config": [(name, _plain(value)) for name, value in results["config"].items()],
-        "rerun": rerun(results, {name: default.as_dict() for name, (_, default) in PRESETS.items()}),
+        "rerun": rerun(results, presets),
         "draws": analysis.draws,
         "margin": MARGIN,
         "over_seeds": over_seeds(len(run.seeds)),
@@ -149,9 +151,9 @@ def _row(row: dict[str, Any], analysis: Analysis, run: StoredRun) -> dict[str, A
     return {
         **row,
         "intervals": intervals,
-        "spread": text.spread(row) if len(run.seeds) > 1 else None,
-        "count": text.counts(row),
-        "published": text.papers(row),
+        "spread": formats.spread(row) if len(run.seeds) > 1 else None,
+        "count": formats.counts(row),
+        "published": formats.papers(row),
     }
 
 

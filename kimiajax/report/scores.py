@@ -7,9 +7,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from kimiajax.report.tables import WIDTH
-from kimiajax.scoring import Scored
-from kimiajax.shown import cautions, percent
+from kimiajax.evaluation.scoring import Scored
+from kimiajax.report.table import WIDTH
+from kimiajax.text import cautions, percent
 
 SCORES = (  # name, the name of its interval, what it is
     ("eta_p", "eta_p", "eta_p: correct test patches by all test patches"),

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from kimiajax.cli import main
+from kimiajax.cli.main import main
 
 
 class Ended(NamedTuple):
@@ -37,7 +37,7 @@ def start(*arguments: object, limits: str = "", before: str = "", **options: obj
         before: Python that runs in that process before the command does.
         options: of the process.
     """
-    code = f"{before}\nimport sys\nfrom kimiajax.cli import main\nsys.exit(main(sys.argv[1:]))"
+    code = f"{before}\nimport sys\nfrom kimiajax.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     if limits:
         command = ["bash", "-c", f'ulimit {limits}; exec "$@"', "bash", *command]

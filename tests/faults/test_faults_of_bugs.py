@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from faults.harness import ask, refused
-from kimiajax import commands
+from kimiajax.cli import commands
 from weights_convert.__main__ import main as converter
 
 BUG = 1

@@ -8,8 +8,8 @@ import pytest
 from support.processes import command_of, ends, start_two, wait_for
 from support.runs import rows_of
 
-from kimiajax.cli import main
-from kimiajax.processes import LOST
+from kimiajax.cli.main import main
+from kimiajax.runtime.distributed import LOST
 
 pytestmark = pytest.mark.usefixtures("two")
 

@@ -12,10 +12,10 @@ import pytest
 
 from faults.harness import alone, ask, files_of, finish, nothing_changes, refused, start
 from faults.striking import forbidding, killing
-from kimiajax import features
 from kimiajax.data.manifest import header_of, read_manifest
-from kimiajax.locks import LOCK
-from kimiajax.report.stored import read_run
+from kimiajax.features import extract
+from kimiajax.io.locks import LOCK
+from kimiajax.runs.reader import read_run
 
 ROWS = ["--rows", "floor_histogram", "floor_mean_sd"]
 TABLE = ["table", "quick", "--image-size", "32", "--patches-per-scan", "4", "--conv", "plain"]
@@ -192,7 +192,7 @@ def test_a_second_run_is_refused_with_who_holds_the_folder_and_a_dead_ones_is_ta
     first.send_signal(signal.SIGKILL)
     finish(first)
     assert json.loads((out / LOCK).read_text())["pid"] == first.pid
-    again = alone(*command, before=killing("kimiajax.finetune.loop:fit"))
+    again = alone(*command, before=killing("kimiajax.training.loop:fit"))
     assert f"taken over from process {first.pid} on " in again.said
 
 
@@ -201,7 +201,7 @@ def test_a_run_on_another_machine_holds_the_folder_while_it_lives(copy, scans, c
     """A holder elsewhere, whom this machine's locks do not know: it touches the file, and then does not any more."""
     command = [*TABLE, *ROWS, "--scans", scans, "--cache", cache, "--out", copy]
     (copy / LOCK).write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "2031-01-01T00:00:00", "born": 1}))
-    patient = "from kimiajax import locks; locks.PATIENCE = 3"
+    patient = "from kimiajax.io import locks; locks.PATIENCE = 3"
     waiting = start(*command, before=patient)
     while waiting.poll() is None:
         os.utime(copy / LOCK)
@@ -227,7 +227,7 @@ def test_two_writers_of_one_cache_both_end_well_with_the_same_arrays(scans, tmp_
 
 
 @pytest.mark.fault("writers")
-@pytest.mark.parametrize("where", ["kimiajax.features:_compute", "kimiajax.files:put_folder"])
+@pytest.mark.parametrize("where", ["kimiajax.features.extract:_compute", "kimiajax.io.files:put_folder"])
 def test_a_killed_writer_of_a_cache_leaves_nothing_that_is_found_and_the_next_one_clears_up(scans, tmp_path, where):
     command = [*NETWORK, "--scans", scans, "--cache", tmp_path / "cache", "--out", tmp_path / "out"]
     assert (
@@ -251,7 +251,7 @@ def test_a_clock_that_jumps_changes_no_result(scans, cache, tmp_path, clock):
     commands = [[*TABLE, *TRAINS, "--scans", scans, "--cache", cache, "--out", tmp_path / name] for name in names]
     wrong = f"import time; time.time = {clock}"
     assert ask(*commands[0]).status == 0
-    killed = alone(*commands[1], before=f"{wrong}\n{killing('kimiajax.finetune.loop:epoch_of', 3)}")
+    killed = alone(*commands[1], before=f"{wrong}\n{killing('kimiajax.training.loop:epoch_of', 3)}")
     assert killed.status == -signal.SIGKILL
     assert alone(*commands[1], before=wrong).status == 0
     a, b = (read_run(tmp_path / name) for name in names)
@@ -282,7 +282,7 @@ def test_features_of_another_version_of_the_program_are_not_found(scans, tmp_pat
     command = [*NETWORK, "--scans", scans, "--cache", tmp_path / "cache"]
     assert ask(*command, "--out", tmp_path / "a").status == 0
     for name in ("VERSION", "__version__"):
-        monkeypatch.setattr(features, name, f"{getattr(features, name)}+")
+        monkeypatch.setattr(extract, name, f"{getattr(extract, name)}+")
         other = ask(*command, "--out", tmp_path / name)
         assert (other.status, "found in" in other.said) == (0, False)
 

@@ -14,13 +14,14 @@ from support.python import HAS_TWO
 
 from faults.harness import alone, ask, finish, nothing_changes, refused, start
 from faults.striking import killing
-from kimiajax import table
-from kimiajax.checkpoints import load_tree
-from kimiajax.data.synthetic import write_synthetic_scans
-from kimiajax.finetune.checkpoints import Checkpoints
-from kimiajax.models.weights import Weights, load_weights
-from kimiajax.report.results import write_results
-from kimiajax.seals import is_sealed
+from kimiajax.data.sources.synthetic import write_synthetic_scans
+from kimiajax.experiments import runner
+from kimiajax.io.json_records import is_sealed
+from kimiajax.io.pytrees import load_tree
+from kimiajax.models.checkpoint import Weights
+from kimiajax.runs.layout import write_results
+from kimiajax.training.checkpoints import Checkpoints
+from kimiajax.weights.load import load_weights
 
 TINY = ["--image-size", "32", "--patches-per-scan", "4", "--head-epochs", "3", "--batch-size", "4", "--epochs", "4"]
 TRAINING = [*TINY, "--augmentation", "keras2017", "--checkpoint-seconds", "0", "--conv", "plain"]
@@ -28,18 +29,18 @@ LEFTOVERS = ("*kimiajax-partial*", "*orbax-checkpoint-tmp*", "unfinished")
 
 # Where a run is killed: the function, which of its calls, before or after it, and what its arguments must hold.
 POINTS = {
-    "patches are read and not yet kept": ("kimiajax.data.reading:put_folder",),
+    "patches are read and not yet kept": ("kimiajax.data.patch_arrays:put_folder",),
     "the manifest's header is in place and the manifest is not": ("pathlib:Path.replace", 1, "before", "manifest.csv"),
-    "nothing is saved yet": ("kimiajax.finetune.checkpoints:Checkpoints.save",),
-    "a state is being saved": ("kimiajax.finetune.checkpoints:Checkpoints.save", 2, "after"),
-    "an epoch ends": ("kimiajax.finetune.loop:epoch_of", 3),
-    "the last state is saved": ("kimiajax.table:_record",),
-    "predictions are written and results are not": ("kimiajax.table:write_predictions", 1, "after"),
-    "what was learnt is being saved": ("kimiajax.models.weights:save_tree",),
-    "what was learnt is written and not yet named": ("kimiajax.files:put_folder",),
-    "pictures are to be written": ("kimiajax.table:write_pictures", 2),
+    "nothing is saved yet": ("kimiajax.training.checkpoints:Checkpoints.save",),
+    "a state is being saved": ("kimiajax.training.checkpoints:Checkpoints.save", 2, "after"),
+    "an epoch ends": ("kimiajax.training.loop:epoch_of", 3),
+    "the last state is saved": ("kimiajax.experiments.runner:_record",),
+    "predictions are written and results are not": ("kimiajax.experiments.runner:write_predictions", 1, "after"),
+    "what was learnt is being saved": ("kimiajax.models.checkpoint:save_tree",),
+    "what was learnt is written and not yet named": ("kimiajax.io.files:put_folder",),
+    "pictures are to be written": ("kimiajax.experiments.runner:write_pictures", 2),
     "results are written and not yet named": ("pathlib:Path.replace", 2, "before", "results.json"),
-    "the row is finished and its states are not cleared": ("kimiajax.table:_clear_states",),
+    "the row is finished and its states are not cleared": ("kimiajax.experiments.runner:_clear_states",),
 }
 
 
@@ -83,7 +84,7 @@ def whole(scans, cache, tmp_path_factory):
 def stopped(scans, cache, whole, tmp_path_factory):
     """The folder of a run that was stopped after several states were saved."""
     out = tmp_path_factory.mktemp("stopped") / "run"
-    before = killing("kimiajax.finetune.loop:epoch_of", 3, "before", "", int(signal.SIGTERM))
+    before = killing("kimiajax.training.loop:epoch_of", 3, "before", "", int(signal.SIGTERM))
     assert alone(*command_of(scans, out, cache), before=before).status == 143
     assert len(states_of(out)) == 2
     return out
@@ -246,7 +247,9 @@ def test_what_a_killed_save_left_is_no_state_and_goes(again, whole, monkeypatch)
 @pytest.mark.fault("checkpoints")
 def test_a_living_runs_unfinished_state_is_not_touched(again):
     out, command = again
-    process = start(*command, before="import time; from kimiajax import table; table._run = lambda *a: time.sleep(99)")
+    process = start(
+        *command, before="import time; from kimiajax.experiments import runner; runner._run = lambda *a: time.sleep(99)"
+    )
     while not (out / ".lock").read_text().count(str(process.pid)):
         assert process.poll() is None
         time.sleep(0.05)
@@ -343,7 +346,7 @@ def test_a_loss_that_is_not_finite_ends_the_row_without_an_accuracy(scans, cache
 
 
 def table_status():
-    from kimiajax.cli import ROW_FAILED
+    from kimiajax.cli.main import ROW_FAILED
 
     return ROW_FAILED
 
@@ -354,7 +357,7 @@ def blind(tmp_path):
     weights = load_weights("vgg16", "random", image_size=32)
     params = jax.tree.map(np.asarray, weights.variables["params"])
     params["fc2"]["dense"]["bias"] = np.full_like(params["fc2"]["dense"]["bias"], -1e9)
-    from kimiajax.checkpoints import digest
+    from kimiajax.io.pytrees import digest
 
     variables = {**weights.variables, "params": params}
     Weights(variables, {**weights.lineage, "digest": digest(variables)}).save(tmp_path / "blind")
@@ -370,13 +373,13 @@ def test_features_that_are_the_same_for_every_patch_give_no_accuracy(scans, cach
 
 @pytest.mark.fault("constants")
 def test_a_row_that_says_one_scan_for_everything_is_called_so(scans, cache, tmp_path, monkeypatch):
-    predicted = table._record
+    predicted = runner._record
 
     def one_scan(row, run, outcome, seconds):
         outcome = type(outcome)(np.zeros_like(outcome.predicted), *tuple(vars(outcome).values())[1:])
         predicted(row, run, outcome, seconds)
 
-    monkeypatch.setattr(table, "_record", one_scan)
+    monkeypatch.setattr(runner, "_record", one_scan)
     ended = ask(*command_of(scans, tmp_path / "run", cache, rows=["floor_histogram"]))
     assert ended.status == 0
     assert "predicts one and the same scan for every patch." in " ".join(ended.shown.split())

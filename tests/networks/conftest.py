@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from weights_convert.networks import files_of
+from weights_convert.mappings import files_of
 
 CLASSES = 5
 # The last convolutions see 4 x 4 and 3 x 3 pixels: no kernel is its centre only.

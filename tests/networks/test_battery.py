@@ -13,11 +13,11 @@ import pytest
 from kimiajax.errors import UserError
 from kimiajax.models import conv
 from kimiajax.models.backbone import Backbone
-from kimiajax.models.battery import check_backbone
-from kimiajax.models.norm import INFERENCE, BatchNorm, Normalisation
+from kimiajax.models.batch_norm import INFERENCE, BatchNorm, Normalisation
+from kimiajax.models.conformance import check_backbone
 from kimiajax.models.registry import BACKBONES
-from weights_convert.keras import batch_norm, dense
-from weights_convert.tables import Convention, Files, KerasModel
+from weights_convert.keras_h5 import batch_norm, dense
+from weights_convert.mapping import Convention, Files, KerasModel
 
 BLOCKS = ("first", "second", "pooled")
 

@@ -12,13 +12,13 @@ import pytest
 from support.networks import randomise
 
 from kimiajax.errors import UserError
-from kimiajax.finetune.blocks import TrainableBlocks
-from kimiajax.finetune.steps import Batch, Training, gradients_of
-from kimiajax.models import conv, ways
+from kimiajax.models import conv, conv_autotune
 from kimiajax.models.backbone import Classifier
 from kimiajax.models.conv import KEPT, Conv, avg_pool, convolving, max_pool
+from kimiajax.models.conv_autotune import Choice, choose_way
 from kimiajax.models.registry import BACKBONES
-from kimiajax.models.ways import Choice, choose_way
+from kimiajax.training.freezing import TrainableBlocks
+from kimiajax.training.steps import Batch, Training, gradients_of
 
 SIZES = [(3, 3), (5, 5), (1, 7), (7, 1), (3, 1), (1, 1)]
 
@@ -265,7 +265,7 @@ def test_where_fast_cannot_be_had_it_is_refused_and_auto_is_plain(options, reaso
 @pytest.mark.parametrize(("fast", "way"), [(1.0, "fast"), (1.9, "plain"), (2.0, "plain")])
 def test_auto_takes_what_is_clearly_faster_and_keeps_the_measurement(tmp_path, monkeypatch, fast, way):
     measured = mock.Mock(return_value={"plain": 2.0, "fast": fast})
-    monkeypatch.setattr(ways, "_measured", measured)
+    monkeypatch.setattr(conv_autotune, "_measured", measured)
     for _ in range(2):
         assert choose_way("auto", BACKBONES["vgg16"], 32, 8, cache=tmp_path).way == way
     assert measured.call_count == 1
@@ -281,9 +281,9 @@ def test_auto_takes_what_is_clearly_faster_and_keeps_the_measurement(tmp_path, m
 
 @pytest.mark.autotunes
 def test_both_ways_are_measured_and_a_network_without_a_fast_way_is_plain():
-    layer, shape = ways._costliest(BACKBONES["inception_v3"], 75)
+    layer, shape = conv_autotune._costliest(BACKBONES["inception_v3"], 75)
     assert (layer.features, layer.size, layer.padding) == (192, (3, 3), "VALID")
-    assert all(seconds > 0 for seconds in ways._measured(layer, shape, 1).values())
+    assert all(seconds > 0 for seconds in conv_autotune._measured(layer, shape, 1).values())
     assert choose_way("auto", BACKBONES["cnn"], 32, 8).way == "plain"
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from support.networks import randomise
 
-from kimiajax import gradcam
-from kimiajax.data.pixels import gray_to_unit_rgb
 from kimiajax.errors import UserError
-from kimiajax.gradcam import OPACITY, RAMP, at_layer, default_layer, grad_cam, overlay
+from kimiajax.features import gradcam
+from kimiajax.features.gradcam import OPACITY, RAMP, at_layer, default_layer, grad_cam, overlay
 from kimiajax.models import backbone as networks
 from kimiajax.models.backbone import Classifier
 from kimiajax.models.inception_v3 import convolutions
+from kimiajax.models.inputs import gray_to_unit_rgb
 from kimiajax.models.registry import BACKBONES
 
 CLASSES = 3

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kimiajax.finetune.blocks import blocks_of
 from kimiajax.models.registry import BACKBONES
-from kimiajax.models.weights import load_weights
+from kimiajax.training.freezing import blocks_of
+from kimiajax.weights.load import load_weights
 from weights_convert.__main__ import main as weights_convert
 from weights_convert.convert import convert
 

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from kimiajax.cli import main
+from kimiajax.cli.main import main
 from kimiajax.models.registry import BACKBONES
-from weights_convert.parity.certificate import Sides, compare
-from weights_convert.parity.job import Job
+from kimiajax.parity.certificate import Sides, compare
+from kimiajax.parity.job import Job
 
 JOB = Job(
     network="vgg16",

@@ -15,19 +15,19 @@ import numpy as np
 import optax
 import pytest
 
-from kimiajax.cli import main
-from kimiajax.config import ParityConfig
-from kimiajax.data.scans import Scans
-from kimiajax.finetune.optimizer import Optimization
+from kimiajax.cli.main import main
+from kimiajax.data.sources.scan_file import Scans
 from kimiajax.models import conv, inception_v3
+from kimiajax.models.checkpoint import Weights
 from kimiajax.models.inception_v3 import Conv
 from kimiajax.models.registry import BACKBONES
-from kimiajax.models.weights import Weights
-from kimiajax.progress import Silent
-from weights_convert.parity import ours
-from weights_convert.parity.certificate import FAILED, VERIFIED, render
-from weights_convert.parity.job import Job
-from weights_convert.parity.run import add_head, certify, prepare, run_reference
+from kimiajax.parity import ours
+from kimiajax.parity.certificate import FAILED, VERIFIED, render
+from kimiajax.parity.config import ParityConfig
+from kimiajax.parity.job import Job
+from kimiajax.parity.run import add_head, certify, prepare, run_reference
+from kimiajax.runtime.progress import Silent
+from kimiajax.training.optimizer import Optimization
 
 pytestmark = pytest.mark.parity
 

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from kimiajax.cli import main
-from kimiajax.config import ParityConfig
-from kimiajax.models.weights import Weights
-from kimiajax.progress import Silent
-from weights_convert.parity.run import add_head, certify, prepare, run_reference
+from kimiajax.cli.main import main
+from kimiajax.models.checkpoint import Weights
+from kimiajax.parity.config import ParityConfig
+from kimiajax.parity.run import add_head, certify, prepare, run_reference
+from kimiajax.runtime.progress import Silent
 
 pytestmark = [pytest.mark.torch, pytest.mark.parity]
 
@@ -34,7 +34,7 @@ def test_timms_vgg16_is_verified(tmp_path, capsys):
     """Its dense layers are convolutions; the reference knows its file by the names."""
     from safetensors.torch import save_file
 
-    from weights_convert.parity.torch_networks import TimmVGG16, randomise
+    from kimiajax.parity.torch_networks import TimmVGG16, randomise
 
     network = TimmVGG16(classes=7, side=2)
     randomise(network, 0)

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from support.networks import randomise
 
-from kimiajax.checkpoints import save_tree
 from kimiajax.errors import UserError
+from kimiajax.io.pytrees import save_tree
 from kimiajax.models.backbone import Classifier, PublishedFile
+from kimiajax.models.checkpoint import Weights, fine_tuned, load_converted
 from kimiajax.models.registry import BACKBONES
-from kimiajax.models.weights import Weights, fine_tuned, load_converted, load_weights
+from kimiajax.weights.load import load_weights
 from weights_convert.__main__ import main as weights_convert
 from weights_convert.convert import convert
 

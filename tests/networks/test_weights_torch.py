@@ -16,7 +16,7 @@ def saved(tmp_path_factory):
     """(network's class, with top) -> (torch network with random arrays, path of its .safetensors), built once each."""
     from safetensors.torch import save_file
 
-    from weights_convert.parity import torch_networks as networks
+    from kimiajax.parity import torch_networks as networks
 
     folder, built = tmp_path_factory.mktemp("torch"), {}
     builders = {

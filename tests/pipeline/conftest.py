@@ -6,7 +6,7 @@ import sys
 import pytest
 from support.runs import RANDOM, SMALL
 
-from kimiajax.cli import main
+from kimiajax.cli.main import main
 
 SMALL_ROWS = ("cnn", "fe_two", "tl_two")
 

@@ -11,27 +11,31 @@ from PIL import Image
 from support.scan_files import tissue
 from support.slides import draw, write_slide
 
-from kimiajax import apply, feature_files
-from kimiajax.apply import Applied, apply_row, file_names, write_predictions_csv
-from kimiajax.cli import main
+from kimiajax.cli.main import main
 from kimiajax.data.export import export_patches
-from kimiajax.data.images import read_gray
-from kimiajax.data.inputs import read_inputs
+from kimiajax.data.inference_inputs import read_inputs
 from kimiajax.data.manifest import read_manifest
-from kimiajax.data.opening import open_scans
+from kimiajax.data.open_scans import open_scans
+from kimiajax.data.patch_arrays import prepare_patches
 from kimiajax.data.patches import Rules, cut_patches
-from kimiajax.data.pixels import gray_to_unit_rgb, resize
-from kimiajax.data.reading import prepare_patches
+from kimiajax.data.resize import resize
+from kimiajax.data.sources.image_files import read_gray
 from kimiajax.errors import UserError
-from kimiajax.feature_files import export_features
-from kimiajax.features import extract_taps
-from kimiajax.gradcam import grad_cam, overlay
+from kimiajax.evaluation.scoring import score
+from kimiajax.experiments import inference
+from kimiajax.experiments.inference import apply_row, file_names
+from kimiajax.features import export
+from kimiajax.features.export import export_features
+from kimiajax.features.extract import extract_taps
+from kimiajax.features.gradcam import grad_cam, overlay
 from kimiajax.models.backbone import Classifier
-from kimiajax.models.weights import load_converted, load_weights
-from kimiajax.progress import Silent
-from kimiajax.report.applied import render_applied
-from kimiajax.report.results import write_results
-from kimiajax.scoring import score
+from kimiajax.models.checkpoint import load_converted
+from kimiajax.models.inputs import gray_to_unit_rgb
+from kimiajax.report.predictions import render_applied
+from kimiajax.runs.layout import write_results
+from kimiajax.runs.predictions import Applied, write_predictions_csv
+from kimiajax.runtime.progress import Silent
+from kimiajax.weights.load import load_weights
 
 SIZE = 32
 SMALL = ["--image-size", str(SIZE), "--patches-per-scan", "4", "--batch-size", "4", "--conv", "plain"]
@@ -223,9 +227,9 @@ def test_features_of_many_patches_are_never_held_at_once(scans, tmp_path, monkey
         held.append(len(images))
         return extract_taps(backbone, variables, images, batch_size=2, **options)
 
-    monkeypatch.setattr(feature_files, "extract_taps", noted)
-    monkeypatch.setattr(feature_files, "batch_size_for", lambda *_: 2)
-    monkeypatch.setattr(feature_files, "AT_ONCE", 4 * 4 * (4 * 4 * 64))  # bytes of four patches' outputs
+    monkeypatch.setattr(export, "extract_taps", noted)
+    monkeypatch.setattr(export, "batch_size_for", lambda *_: 2)
+    monkeypatch.setattr(export, "AT_ONCE", 4 * 4 * (4 * 4 * 64))  # bytes of four patches' outputs
     export_features("cnn", scans, tmp_path / "parts", **options)
     whole, parts = (np.load(tmp_path / name / "features.npy", mmap_mode="r") for name in ("whole", "parts"))
     assert max(held) == 4 < sum(held) == len(whole)
@@ -270,7 +274,7 @@ def test_features_go_to_a_new_folder_which_is_whole_or_not_there(scans, tmp_path
     def broken(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(feature_files, "_ids", broken)
+    monkeypatch.setattr(export, "_ids", broken)
     with pytest.raises(KeyboardInterrupt):
         export_features("cnn", scans, tmp_path / "out", **RANDOM)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
@@ -326,7 +330,7 @@ def test_a_row_goes_on_convolving_as_its_run_did_where_it_can(run, exported, tmp
         return extract_taps(replace(backbone, conv="plain"), *given, **options)  # compiled already
 
     heard, ways = [], []
-    monkeypatch.setattr(feature_files, "extract_taps", noted)
+    monkeypatch.setattr(export, "extract_taps", noted)
     folder = changed(run, tmp_path / "run", results=fast)
     apply_row(folder / "tl_two", [exported / "test" / "s1" / "0.png"], progress=Listener())
     assert ways == [way]
@@ -398,7 +402,7 @@ def test_a_failure_at_the_pictures_leaves_no_folder(run, exported, tmp_path, mon
         apply_row(run / "cnn", image, pictures=tmp_path / "maps", layer="pooled")
     with pytest.raises(UserError, match=r"fe_two: an SVM, into which Grad-CAM cannot look; .*\(cnn, tl_two\)"):
         apply_row(run / "fe_two", image, pictures=tmp_path / "maps")
-    monkeypatch.setattr(apply, "overlay", lambda *_: 1 / 0)
+    monkeypatch.setattr(inference, "overlay", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         apply_row(run / "cnn", image, pictures=tmp_path / "maps")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kimiajax.data.kimia_path24 import FILE
-from kimiajax.data.sets import prepared_in
+from kimiajax.data.tfds.builders import FILE
+from kimiajax.data.tfds.datasets import prepared_in
 
 pytestmark = pytest.mark.beam
 NAME = "kimia_path24/patch80_full_h0.99_bg220_scans4"
@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 import tensorflow_datasets as tfds
 from kimiajax.data import examples, kimia_path24
-from kimiajax.data.preparing import prepare
+from kimiajax.data.tfds.prepare import prepare
 
 name, manual_dir, data_dir, shard_bytes, fault, *options = sys.argv[1:]
 options = options or None

@@ -6,11 +6,11 @@ from support.runs import RANDOM, rows_of
 from support.runs import SMALL as SMALL_TABLE
 
 from benchmarks import choices, curves, cut, features, resize, suite
-from kimiajax.cli import main
+from kimiajax.cli.main import main
 from kimiajax.errors import UserError
-from kimiajax.finetune.blocks import TrainableBlocks
-from kimiajax.finetune.listing import list_blocks
 from kimiajax.models.registry import BACKBONES
+from kimiajax.training.freezing import TrainableBlocks
+from kimiajax.training.summary import list_blocks
 
 
 def test_cutting_is_timed_beside_a_plain_read_of_the_same_file(tmp_path, capsys):

@@ -35,13 +35,13 @@ from support.foreign_sets import (
 )
 from tensorflow_datasets import features as kinds
 
-from kimiajax.cli import main
-from kimiajax.data.folders import Folder
-from kimiajax.data.images import read_gray
-from kimiajax.data.opening import open_scans
+from kimiajax.cli.main import main
+from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patches import cut_patches
-from kimiajax.data.prepared import Prepared
-from kimiajax.data.sets import Dataset, prepared_in, quiet_tfds
+from kimiajax.data.sources.image_files import read_gray
+from kimiajax.data.sources.image_folder import Folder
+from kimiajax.data.tfds.datasets import Dataset, prepared_in, quiet_tfds
+from kimiajax.data.tfds.source import Prepared
 from kimiajax.errors import UsageError, UserError
 
 # A colour set with a training split alone, as colorectal_histology is

@@ -17,12 +17,14 @@ from support.scan_files import write_scans
 
 from benchmarks.show import table_of
 from benchmarks.suite import main as bench
-from kimiajax import table
-from kimiajax.cli import main
-from kimiajax.data.synthetic import write_synthetic_scans
+from kimiajax.cli.main import main
+from kimiajax.data.config import flag
+from kimiajax.data.sources.synthetic import write_synthetic_scans
+from kimiajax.experiments import runner
 from kimiajax.models.backbone import Classifier
+from kimiajax.models.checkpoint import fine_tuned
 from kimiajax.models.registry import BACKBONES
-from kimiajax.models.weights import fine_tuned, load_weights
+from kimiajax.weights.load import load_weights
 from weights_convert.export import export
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +126,7 @@ def test_the_guides_package_is_verified_against_its_keras(my_package):
 def test_the_tutorials_commands_and_its_example_run_as_they_stand(tmp_path, monkeypatch, capsys):
     """But for the clone and the setup; on fewer scans, and fewer and smaller patches."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(table, "SYNTHETIC", {**table.SYNTHETIC, "num_scans": 4})
+    monkeypatch.setattr(runner, "SYNTHETIC", {**runner.SYNTHETIC, "num_scans": 4})
     blocks = re.findall(r"```sh\n(.*?)```", PAGES["docs/tutorial.md"], re.S)
     commands = [shlex.split(line) for block in blocks for line in block.splitlines() if line.startswith(".venv/bin/")]
     assert [command[1] for command in commands] == ["--version", "table", "report", "data", "predict"]
@@ -198,11 +200,14 @@ def test_no_placeholder_is_left():
 def test_flags_that_are_shown_exist(capsys):
     from dataclasses import fields, is_dataclass
 
-    from kimiajax import config
+    import kimiajax.cli.config as of_commands
+    import kimiajax.experiments.sweep_config as of_tables
+    import kimiajax.parity.config as of_parity
     from weights_convert.__main__ import main as weights_convert
 
-    kinds = [kind for kind in vars(config).values() if isinstance(kind, type) and is_dataclass(kind)]
-    known = {config.flag(field.name) for kind in kinds for field in fields(kind)}
+    named = [value for module in (of_commands, of_tables, of_parity) for value in vars(module).values()]
+    kinds = [kind for kind in named if isinstance(kind, type) and is_dataclass(kind)]
+    known = {flag(field.name) for kind in kinds for field in fields(kind)}
     with pytest.raises(SystemExit):
         weights_convert(["torch", "--help"])
     with pytest.raises(SystemExit):

@@ -11,13 +11,14 @@ import pytest
 from sklearn.metrics import confusion_matrix
 from support.stored_runs import manifest_of, predictions_of, write_run
 
-from kimiajax.analysis import analyse, beaten_by_histogram, unfit
-from kimiajax.claims import CLAIMS, OPEN
-from kimiajax.cli import main
-from kimiajax.report.results import write_results
-from kimiajax.report.stored import read_run
-from kimiajax.report.tables import SCORES, render_table
-from kimiajax.report.text import FORMATS, notes
+from kimiajax.cli.main import main
+from kimiajax.evaluation.analysis import analyse, beaten_by_histogram, unfit
+from kimiajax.evaluation.claims import CLAIMS, OPEN
+from kimiajax.report.formats import FORMATS, notes
+from kimiajax.report.table import render_table
+from kimiajax.runs.layout import write_results
+from kimiajax.runs.reader import read_run
+from kimiajax.runs.warnings import SCORES
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # but for the page that several tests share
 TESTED = [20, 16, 9, 30]

@@ -6,9 +6,9 @@ import shutil
 import pytest
 from support.runs import RANDOM, predictions, rows_of
 
-from kimiajax.cli import main
-from kimiajax.data.synthetic import write_synthetic_scans
-from kimiajax.report.results import write_results
+from kimiajax.cli.main import main
+from kimiajax.data.sources.synthetic import write_synthetic_scans
+from kimiajax.runs.layout import write_results
 
 SMALL = ["--image-size", "32", "--patches-per-scan", "4", "--head-epochs", "3", "--batch-size", "4", "--conv", "plain"]
 QUICKEST = [*SMALL, "--epochs", "2", "--rows", "cnn", "fe_two", *RANDOM]

@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kimiajax.approaches import all_rows
-from kimiajax.cli import main
-from kimiajax.config import SweepConfig
+from kimiajax.cli.main import main
 from kimiajax.errors import UserError
-from kimiajax.progress import Silent
-from kimiajax.report.stored import read_results, read_run
-from kimiajax.report.swept import read_sweep, render_sweep, sweep_csv, values_of
-from kimiajax.seals import sealed
-from kimiajax.sweep import Place, plan_of, run_sweep
+from kimiajax.experiments.sweep import Place, plan_of, run_sweep
+from kimiajax.experiments.sweep_config import SweepConfig
+from kimiajax.experiments.table1 import all_rows
+from kimiajax.io.json_records import sealed
+from kimiajax.report.sweep import render_sweep, sweep_csv, values_of
+from kimiajax.runs.reader import read_results, read_run
+from kimiajax.runs.sweep_file import read_sweep
+from kimiajax.runtime.progress import Silent
 
 CENTRE = {"rows": ("fe_two", "tl_two", "floor_histogram"), "patches_per_scan": 4, "augmentation": "none"}
 AXES = {"patches": (2, 4), "augmentations": ("none", "strong"), "depths": (0, 1, 2, 9)}

@@ -14,12 +14,13 @@ from support.runs import RANDOM, SMALL, predictions, rows_of
 from support.scan_files import write_scans
 from support.scores import counted_by_hand
 
-from kimiajax.checkpoints import load_tree
-from kimiajax.cli import main
-from kimiajax.config import FLOORS, RETRIEVAL, TABLE
-from kimiajax.data.synthetic import write_synthetic_scans
+from kimiajax.cli.main import main
+from kimiajax.data.sources.synthetic import write_synthetic_scans
+from kimiajax.experiments.config import FLOORS, RETRIEVAL, TABLE
+from kimiajax.io.pytrees import load_tree
+from kimiajax.models.checkpoint import Weights, load_converted
 from kimiajax.models.registry import BACKBONES
-from kimiajax.models.weights import Weights, load_converted, load_weights
+from kimiajax.weights.load import load_weights
 from weights_convert.__main__ import main as weights_convert
 
 ROWS = [*TABLE, *FLOORS, *RETRIEVAL]
@@ -316,7 +317,7 @@ def test_a_word_that_is_no_command_or_preset_is_named(capsys, command, message):
 
 
 def test_an_unexpected_error_says_that_it_is_a_bug(capsys, monkeypatch, scans, tmp_path):
-    monkeypatch.setattr("kimiajax.table.prepare_patches", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("kimiajax.experiments.runner.prepare_patches", lambda *_, **__: 1 / 0)
     assert main(["table", "quick", "--scans", str(scans), "--rows", "cnn", "--out", str(tmp_path)]) == 1
     assert "this is a bug, not your input: ZeroDivisionError" in capsys.readouterr().err
 
@@ -415,7 +416,7 @@ def test_a_run_leaves_the_pictures_that_its_report_shows(real_run, tmp_path):
 
 
 def test_fine_tuned_rows_leave_a_map_of_where_they_look(scans, tmp_path, monkeypatch):
-    monkeypatch.setattr("kimiajax.approaches.SHOWN", (1, 3, 9))
+    monkeypatch.setattr("kimiajax.experiments.approaches.SHOWN", (1, 3, 9))
     command = ["table", "quick", "--scans", str(scans), *SMALL, *RANDOM, "--rows", "tl_two", "--epochs", "0"]
     assert main([*command, "--head-epochs", "0", "--out", str(tmp_path)]) == 0
     pictures = rows_of(tmp_path)[1]["tl_two"]["pictures"]

@@ -10,16 +10,17 @@ import pytest
 from support.python import kimiajax_with_two
 from support.runs import RANDOM, SMALL, predictions, rows_of
 
-from kimiajax import approaches
-from kimiajax.approaches import stored_tap
-from kimiajax.cli import main
-from kimiajax.config import QUICK, TableConfig
-from kimiajax.data.augment import AUGMENTATIONS
-from kimiajax.finetune import diagnosis
-from kimiajax.finetune.engines import ENGINES
+from kimiajax.cli.main import main
+from kimiajax.experiments import approaches
+from kimiajax.experiments.approaches import stored_tap
+from kimiajax.experiments.config import QUICK, TableConfig
+from kimiajax.models.checkpoint import load_converted
 from kimiajax.models.registry import BACKBONES
-from kimiajax.models.weights import load_converted, load_weights
-from kimiajax.precision import Precision
+from kimiajax.runtime.precision import Precision
+from kimiajax.training import diagnosis
+from kimiajax.training.augment import AUGMENTATIONS
+from kimiajax.training.engines import ENGINES
+from kimiajax.weights.load import load_weights
 
 
 def test_the_paper_preset_runs_cut_short_and_augments(scans, tmp_path):

@@ -15,15 +15,15 @@ import jax
 import numpy as np
 import optax
 
-from kimiajax.data.augment import KERAS_2017
-from kimiajax.finetune import engines, feeds, steps
-from kimiajax.finetune.blocks import TrainableBlocks
-from kimiajax.finetune.engines import ENGINES, JitEngine, PmapEngine
-from kimiajax.finetune.loop import fit, predict
-from kimiajax.finetune.steps import Training
-from kimiajax.models import norm
+from kimiajax.models import batch_norm
 from kimiajax.models.backbone import Classifier
 from kimiajax.models.registry import BACKBONES
+from kimiajax.training import engines, input_feeds, steps
+from kimiajax.training.augment import KERAS_2017
+from kimiajax.training.engines import ENGINES, JitEngine, PmapEngine
+from kimiajax.training.freezing import TrainableBlocks
+from kimiajax.training.loop import fit, predict
+from kimiajax.training.steps import Training
 
 CNN = BACKBONES["cnn"]
 COUNT, BATCH, SIZE = 33, 20, 32  # batches of 20 and 13 on eight devices: 24 rows, of which 4 and 11 are padding
@@ -47,7 +47,7 @@ def end(engine, dtype=np.float64, feed="resident", looped=False, **options):
     options = {"blocks": TrainableBlocks(("block1", "block2", "head")), "augmentation": KERAS_2017} | options
     training = Training(classifier, optax.sgd(0.01, momentum=0.9), **options)
     how = {"epochs": 1, "batch_size": BATCH, "seed": 3, "engine": engine, "feed": feed}
-    with mock.patch.object(feeds, "loops", return_value=looped):
+    with mock.patch.object(input_feeds, "loops", return_value=looped):
         trained, history = fit(training, variables, images, labels, **how)
     leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(trained)]
     return np.concatenate(leaves), history[0].loss
@@ -85,7 +85,7 @@ def mode_ignored(self, axis=None):
     return REAL_NORMALISATION(dataclasses.replace(self, blocks=TrainableBlocks(self.blocks.names)), axis)
 
 
-REAL_STATISTICS, REAL_KEYS, REAL_NORMALISATION = norm._statistics, steps._keys, Training.normalisation
+REAL_STATISTICS, REAL_KEYS, REAL_NORMALISATION = batch_norm._statistics, steps._keys, Training.normalisation
 MODE_IGNORED = mock.patch.object(Training, "normalisation", mode_ignored)
 FAULTS = {
     "mode of what trains ignored": MODE_IGNORED,
@@ -93,10 +93,10 @@ FAULTS = {
     "wrong divisor": mock.patch.object(steps, "_over", wrong_divisor),
     "no sum": mock.patch.object(steps, "_over", lambda axis, tree: tree),
     "padding counted in statistics": mock.patch.object(
-        norm, "_statistics", lambda y, mask, axis: REAL_STATISTICS(y, None, axis)
+        batch_norm, "_statistics", lambda y, mask, axis: REAL_STATISTICS(y, None, axis)
     ),
     "statistics of each device": mock.patch.object(
-        norm, "_statistics", lambda y, mask, axis: REAL_STATISTICS(y, mask, None)
+        batch_norm, "_statistics", lambda y, mask, axis: REAL_STATISTICS(y, mask, None)
     ),
     "draws by place on the device": mock.patch.object(steps, "_keys", lambda state, index: REAL_KEYS(state, index % 3)),
 }

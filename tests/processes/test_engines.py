@@ -10,8 +10,8 @@ import pytest
 from eight_devices import CASES, FAULTS
 
 from kimiajax.errors import UserError
-from kimiajax.finetune.engines import ENGINES, JitEngine, engine_of
-from kimiajax.finetune.steps import Plan
+from kimiajax.training.engines import ENGINES, JitEngine, engine_of
+from kimiajax.training.steps import Plan
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import pytest
 PROGRAM = """
 import resource, sys
 import numpy as np
-from kimiajax import memory
+from kimiajax.runtime import allocator
 
-kept = sys.argv[1] == "keep" and memory.keep_freed()
+kept = sys.argv[1] == "keep" and allocator.keep_freed()
 for _ in range(2):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     np.ones(2**23)  # 64 MiB, beyond what glibc would keep
-print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, memory.settings())
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, allocator.settings())
 """
 
 
@@ -40,11 +40,11 @@ def test_a_large_array_that_was_freed_is_handed_out_again_without_page_faults():
 
 
 def test_the_variables_say_to_a_child_process_what_the_options_say_to_this_one():
-    from kimiajax import memory
+    from kimiajax.runtime import allocator
 
-    kept, faults, settings = told("keep", **memory.VARIABLES)
+    kept, faults, settings = told("keep", **allocator.VARIABLES)
     assert not kept
-    assert settings == str(memory.VARIABLES)
+    assert settings == str(allocator.VARIABLES)
     if told("keep")[0]:
         assert faults < 100 < told("leave")[1]
 

@@ -9,8 +9,8 @@ from support.processes import command_of, ends, free_port, start, start_two, wai
 from support.python import WITH_TWO
 from support.runs import rows_of
 
-from kimiajax.cli import main
-from kimiajax.processes import LOST
+from kimiajax.cli.main import main
+from kimiajax.runtime.distributed import LOST
 
 pytestmark = pytest.mark.usefixtures("two")
 FAULTS = (
@@ -113,7 +113,7 @@ def test_pmap_is_refused_for_several_processes(scans, tmp_path):
     [("os._exit(0)", 0), ("os._exit(3)", 3), ("os.abort()", LOST), ("os.kill(os.getpid(), 9)", 137)],
 )
 def test_a_supervised_child_gives_its_status_and_an_abort_is_a_lost_peer(ends_by, status):
-    program = f"import os\nfrom kimiajax.processes import supervised\nos._exit(supervised(lambda: {ends_by}))"
+    program = f"import os\nfrom kimiajax.runtime.distributed import supervised\nos._exit(supervised(lambda: {ends_by}))"
     ((ended, said),) = ends([start(["-c", program])])
     assert ended == status
     assert ("another process of this run was lost" in said) == (status == LOST)
@@ -121,7 +121,7 @@ def test_a_supervised_child_gives_its_status_and_an_abort_is_a_lost_peer(ends_by
 
 def test_a_child_does_not_outlive_its_supervisor(tmp_path):
     program = (
-        "import os, time\nfrom kimiajax.processes import supervised\n"
+        "import os, time\nfrom kimiajax.runtime.distributed import supervised\n"
         f"def work():\n    open({str(tmp_path / 'pid')!r} + 'x', 'w').write(str(os.getpid()))\n"
         f"    os.rename({str(tmp_path / 'pid')!r} + 'x', {str(tmp_path / 'pid')!r})\n    time.sleep(60)\n    return 0\n"
         "supervised(work)"

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from kimiajax import programs
+from kimiajax.runtime import compilation_cache
 
 PROGRAM = """
 import sys, jax, jax.numpy as jnp
 from pathlib import Path
-from kimiajax import programs
-programs.LEAST_SECONDS = 0
-kept = programs.keep_programs(Path(sys.argv[1]))
+from kimiajax.runtime import compilation_cache
+compilation_cache.LEAST_SECONDS = 0
+kept = compilation_cache.keep_programs(Path(sys.argv[1]))
 jax.block_until_ready(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8))))
 print(None if kept is None else kept.count)
 """
@@ -50,6 +50,6 @@ def test_the_oldest_programs_go_beyond_the_limit(tmp_path, monkeypatch):
         path = tmp_path / f"{name}-cache"
         path.write_bytes(bytes(10))
         os.utime(path, (1000 - age, 1000 - age))
-    monkeypatch.setattr(programs, "LIMIT", 20)
-    assert sorted(path.name for path in programs._bounded(tmp_path)) == ["middle-cache", "new-cache"]
+    monkeypatch.setattr(compilation_cache, "LIMIT", 20)
+    assert sorted(path.name for path in compilation_cache._bounded(tmp_path)) == ["middle-cache", "new-cache"]
     assert not (tmp_path / "old-cache").exists()

@@ -15,7 +15,7 @@ import pytest
 from benchmarks import features, race, suite
 from benchmarks.compare import compare
 from benchmarks.race import OURS, Case, Contender, line_of, lines_of
-from kimiajax.cli import main
+from kimiajax.cli.main import main
 from kimiajax.errors import UserError
 
 

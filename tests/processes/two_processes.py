@@ -20,18 +20,18 @@ import jax
 import numpy as np
 from eight_devices import BATCH, PART, setting
 
-from kimiajax import processes
-from kimiajax.data.augment import KERAS_2017
 from kimiajax.errors import UserError
-from kimiajax.features import extract_taps
-from kimiajax.finetune import feeds, steps
-from kimiajax.finetune.checkpoints import Checkpoints
-from kimiajax.finetune.engines import JitEngine
-from kimiajax.finetune.loop import fit, predict
-from kimiajax.finetune.optimizer import Optimization
-from kimiajax.finetune.steps import Plan, Training
-from kimiajax.interruption import Interrupted, Interruption
+from kimiajax.features.extract import extract_taps
 from kimiajax.models.registry import BACKBONES
+from kimiajax.runtime import distributed
+from kimiajax.runtime.signals import Interrupted, Interruption
+from kimiajax.training import input_feeds, steps
+from kimiajax.training.augment import KERAS_2017
+from kimiajax.training.checkpoints import Checkpoints
+from kimiajax.training.engines import JitEngine
+from kimiajax.training.loop import fit, predict
+from kimiajax.training.optimizer import Optimization
+from kimiajax.training.steps import Plan, Training
 
 
 def trained(feed="resident", epochs=2, rate=0.01, batch_size=BATCH, **options):
@@ -78,21 +78,21 @@ def diverged(folder):
 
     A process that ended there would leave the other waiting: the next thing both do would fail.
     """
-    checkpoints = Checkpoints(folder, {}, every=0 if processes.is_first() else 999)
+    checkpoints = Checkpoints(folder, {}, every=0 if distributed.is_first() else 999)
     said = raised(lambda: trained(rate=1e300, batch_size=7, checkpoints=checkpoints))
-    processes.check_same("ends", said)
+    distributed.check_same("ends", said)
     return said
 
 
 def feeds_chosen():
     """Which feed each process takes where the inputs fit into the memory of the first alone."""
     *_, images, labels = setting(np.float64)
-    memory = mock.patch.object(feeds, "_memory", return_value=1e12 if processes.is_first() else 0)
-    names = [mock.patch.object(feeds, name, lambda *given, name=name: name) for name in ("Resident", "Stream")]
+    memory = mock.patch.object(input_feeds, "_memory", return_value=1e12 if distributed.is_first() else 0)
+    names = [mock.patch.object(input_feeds, name, lambda *given, name=name: name) for name in ("Resident", "Stream")]
     with memory, names[0], names[1]:
         plan = Plan(len(labels), BATCH, BATCH)
-        chosen = feeds.feed_of("auto", JitEngine(), None, plan, images, labels, jax.random.key(0))
-    return ["Resident" if resident else "Stream" for resident in processes.gathered(chosen == "Resident")]
+        chosen = input_feeds.feed_of("auto", JitEngine(), None, plan, images, labels, jax.random.key(0))
+    return ["Resident" if resident else "Stream" for resident in distributed.gathered(chosen == "Resident")]
 
 
 FAULTS = {
@@ -100,7 +100,7 @@ FAULTS = {
         JitEngine, "own", lambda self, rows: slice(0, rows // PROCESSES)
     ),
     "each process in an order of its own": mock.patch.object(
-        feeds, "order_of", lambda key, *which: steps.order_of(jax.random.key(processes.number()), *which)
+        input_feeds, "order_of", lambda key, *which: steps.order_of(jax.random.key(distributed.number()), *which)
     ),
 }
 
@@ -115,8 +115,8 @@ def raised(work):
 
 def main():
     if PROCESSES > 1:
-        processes.start(f"127.0.0.1:{PORT}", PROCESSES, NUMBER, 30)
-    found = {"devices": len(jax.devices()), "processes": processes.count()}
+        distributed.start(f"127.0.0.1:{PORT}", PROCESSES, NUMBER, 30)
+    found = {"devices": len(jax.devices()), "processes": distributed.count()}
     found |= {"resident": trained(), "stream": trained("stream"), "predicted": predicted(), "features": features()}
     found["features kept"] = features(OUT.parent / "cache")
     found["features found"] = features(OUT.parent / "cache")
@@ -126,24 +126,24 @@ def main():
         for name, fault in FAULTS.items():
             with fault:
                 found[f"fault: {name}"] = trained("stream")
-        with mock.patch.object(processes, "number", return_value=0):
+        with mock.patch.object(distributed, "number", return_value=0):
             found["fault: each process takes the first batches"] = features()
         found["diverged"] = diverged(OUT.parent / "diverged")
         found["feeds chosen"] = feeds_chosen()
-        with mock.patch.object(processes, "of_first", lambda work: work()):
+        with mock.patch.object(distributed, "of_first", lambda work: work()):
             found["fault: each process chooses its feed"] = feeds_chosen()
-        found["other data"] = raised(lambda: processes.check_same("data", processes.number()))
-        found["same data"] = raised(lambda: processes.check_same("data", 7))
+        found["other data"] = raised(lambda: distributed.check_same("data", distributed.number()))
+        found["same data"] = raised(lambda: distributed.check_same("data", 7))
 
         def fails():
             raise UserError("only here")
 
-        found["an error of the first"] = raised(lambda: processes.of_first(fails))
-        if processes.number():  # which the first must learn of
+        found["an error of the first"] = raised(lambda: distributed.of_first(fails))
+        if distributed.number():  # which the first must learn of
             assert found["an error of the first"] == "only here"
-    if processes.is_first():
+    if distributed.is_first():
         np.savez(OUT, **found)
-    processes.finish(0, together=True)
+    distributed.finish(0, together=True)
 
 
 if __name__ == "__main__":

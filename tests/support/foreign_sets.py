@@ -13,10 +13,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets import features as kinds
 
-from kimiajax.data.opening import open_scans
+from kimiajax.data.open_scans import open_scans
+from kimiajax.data.patch_arrays import read_patches
 from kimiajax.data.patches import Rules, cut_patches
-from kimiajax.data.reading import read_patches
-from kimiajax.data.sets import Dataset, quiet_tfds
+from kimiajax.data.tfds.datasets import Dataset, quiet_tfds
 from kimiajax.errors import UserError
 
 TISSUES = ["01_TUMOR", "02_STROMA", "03_COMPLEX"]

@@ -5,8 +5,8 @@ import jax
 import numpy as np
 
 from kimiajax.models.backbone import Backbone
+from kimiajax.models.batch_norm import INFERENCE
 from kimiajax.models.cnn import ConvBlock
-from kimiajax.models.norm import INFERENCE
 
 
 def randomise(variables: dict, rng: np.random.Generator) -> dict:

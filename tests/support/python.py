@@ -13,7 +13,7 @@ from kimiajax.models.registry import BACKBONES
 from support.networks import TWO
 BACKBONES["two"] = TWO
 """
-WITH_TWO = f"{HAS_TWO}\nfrom kimiajax.cli import main\nsys.exit(main(sys.argv[1:]))"
+WITH_TWO = f"{HAS_TWO}\nfrom kimiajax.cli.main import main\nsys.exit(main(sys.argv[1:]))"
 
 
 def run(code):

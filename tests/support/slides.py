@@ -8,7 +8,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from kimiajax.data.synthetic import Tissue, draw_tissue
+from kimiajax.data.sources.synthetic import Tissue, draw_tissue
 
 SIZE, TILE = 64, 128
 

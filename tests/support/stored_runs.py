@@ -6,14 +6,14 @@ from dataclasses import asdict
 import numpy as np
 
 from kimiajax import paper
-from kimiajax.approaches import all_rows
-from kimiajax.config import DEMO
 from kimiajax.data.manifest import Manifest, Patch
-from kimiajax.files import sha256_file
-from kimiajax.metrics import kimia_scores
-from kimiajax.report.pictures import Picture, write_pictures
-from kimiajax.report.results import SCANS, SCHEMA_VERSION, write_predictions, write_results
-from kimiajax.report.seeds import summarise
+from kimiajax.evaluation.metrics import kimia_scores
+from kimiajax.experiments.config import DEMO
+from kimiajax.experiments.table1 import all_rows
+from kimiajax.io.files import sha256_file
+from kimiajax.runs.layout import SCANS, SCHEMA_VERSION, write_predictions, write_results
+from kimiajax.runs.pictures import Picture, write_pictures
+from kimiajax.runs.seeds import summarise
 
 BY_NAME = {row.name: row for row in all_rows()}
 

@@ -12,18 +12,18 @@ from scipy.ndimage import gaussian_filter
 from support.scan_files import tissue, write_scans
 
 from kimiajax import paper
-from kimiajax.cli import main
-from kimiajax.data.audit import record_of, run_audit
-from kimiajax.data.checks import FAILED, NOTE, PASSED, UNTOLD, check_exact
-from kimiajax.data.copies import CopyFinder
-from kimiajax.data.duplicates import THUMBNAIL, near_pairs
+from kimiajax.cli.main import main
+from kimiajax.data.audit.audit import record_of, run_audit
+from kimiajax.data.audit.checks import FAILED, NOTE, PASSED, UNTOLD, check_exact
+from kimiajax.data.audit.copy_detection import CopyFinder
+from kimiajax.data.audit.near_duplicates import THUMBNAIL, near_pairs
 from kimiajax.data.export import export_patches
 from kimiajax.data.manifest import Manifest, Patch
-from kimiajax.data.opening import open_scans
+from kimiajax.data.open_scans import open_scans
+from kimiajax.data.patch_arrays import read_patches
 from kimiajax.data.patches import cut_patches
-from kimiajax.data.pixels import resize
-from kimiajax.data.reading import read_patches
-from kimiajax.data.synthetic import write_synthetic_scans
+from kimiajax.data.resize import resize
+from kimiajax.data.sources.synthetic import write_synthetic_scans
 from kimiajax.errors import UserError
 
 SIZE = 80

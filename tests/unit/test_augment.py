@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from kimiajax.data import augment as module
-from kimiajax.data.augment import BITS, KERAS_2017, KERAS_TODAY, STRONG, augment, draw, grade, matrix_of, warp
+from kimiajax.training import augment as module
+from kimiajax.training.augment import BITS, KERAS_2017, KERAS_TODAY, STRONG, augment, draw, grade, matrix_of, warp
 
 BOTH = [KERAS_2017, KERAS_TODAY]
 

@@ -1,6 +1,6 @@
 import json
 
-from kimiajax.changes import differences
+from kimiajax.io.json_records import differences
 
 
 def test_differences_are_named_by_their_path():

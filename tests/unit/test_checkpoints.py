@@ -12,17 +12,17 @@ import orbax.checkpoint as ocp
 import pytest
 from test_feeds import BATCH, COUNT, setting
 
-from kimiajax.checkpoints import digest, load_tree, quietly, save_tree
 from kimiajax.errors import UserError
-from kimiajax.finetune import checkpoints as module
-from kimiajax.finetune.blocks import TrainableBlocks
-from kimiajax.finetune.checkpoints import Checkpoints
-from kimiajax.finetune.heads import fit_heads
-from kimiajax.finetune.loop import NonFiniteError, fit
-from kimiajax.finetune.steps import Training
-from kimiajax.interruption import Interrupted, Interruption
+from kimiajax.io.pytrees import digest, load_tree, quietly, save_tree
 from kimiajax.models.backbone import Classifier
 from kimiajax.models.registry import BACKBONES
+from kimiajax.runtime.signals import Interrupted, Interruption
+from kimiajax.training import checkpoints as module
+from kimiajax.training.checkpoints import Checkpoints
+from kimiajax.training.freezing import TrainableBlocks
+from kimiajax.training.heads import fit_heads
+from kimiajax.training.loop import NonFiniteError, fit
+from kimiajax.training.steps import Training
 
 __all__ = ["setting"]  # a fixture
 STEPS = 6  # 2 epochs of 3

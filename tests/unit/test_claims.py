@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kimiajax import paper
-from kimiajax.claims import CLAIMS, FAILS, HOLDS, OPEN, Computed, Figures, Printed, rule
-from kimiajax.statistics import compare_pairs
+from kimiajax.evaluation.claims import CLAIMS, FAILS, HOLDS, OPEN, Computed, Figures, Printed, rule
+from kimiajax.evaluation.statistics import compare_pairs
 
 KIMIA = np.repeat(np.arange(paper.NUM_SCANS), paper.TEST_PATCHES_PER_SCAN)
 

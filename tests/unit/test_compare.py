@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from support.stored_runs import manifest_of, predictions_of, write_run
 
-from kimiajax.cli import main
-from kimiajax.compare import BETTER, OPEN, SAME, WORSE, compare_runs
+from kimiajax.cli.main import main
 from kimiajax.errors import UserError
-from kimiajax.report.stored import read_run
+from kimiajax.evaluation.compare import BETTER, OPEN, SAME, WORSE, compare_runs
+from kimiajax.runs.reader import read_run
 
 TESTED = [30] * 6
 

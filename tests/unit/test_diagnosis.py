@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from kimiajax.approaches import causes_of_wrong_start
-from kimiajax.config import PAPER, QUICK
-from kimiajax.finetune.diagnosis import learnt_nothing, lost_head, wrong_start
-from kimiajax.finetune.loop import Epoch
+from kimiajax.experiments.approaches import causes_of_wrong_start
+from kimiajax.experiments.config import PAPER, QUICK
 from kimiajax.models.registry import BACKBONES
+from kimiajax.training.diagnosis import learnt_nothing, lost_head, wrong_start
+from kimiajax.training.loop import Epoch
 
 
 def epochs(*losses, accuracy=0.9):

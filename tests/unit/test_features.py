@@ -3,11 +3,11 @@ import os
 import numpy as np
 import pytest
 
-from kimiajax.data.pixels import gray_to_unit_rgb
 from kimiajax.errors import UserError
-from kimiajax.features import Extractor, extract_features, extract_taps
+from kimiajax.features.extract import Extractor, extract_features, extract_taps
+from kimiajax.models.inputs import gray_to_unit_rgb
 from kimiajax.models.registry import BACKBONES
-from kimiajax.progress import Silent
+from kimiajax.runtime.progress import Silent
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_features_do_not_depend_on_the_batch_and_the_padded_last_one(cnn, networ
 
 
 def test_the_cores_share_a_batch_and_give_what_one_pass_gives(cnn, network, images, monkeypatch):
-    monkeypatch.setattr("kimiajax.features.cores", lambda: 3)
+    monkeypatch.setattr("kimiajax.features.extract.cores", lambda: 3)
     extractor = Extractor(cnn, network, 32, ("block4", "pooled"))
     parts = extractor(images[:6])
     assert [part["pooled"].shape for part in parts] == [(2, 256)] * 3
@@ -43,7 +43,7 @@ def test_the_cores_share_a_batch_and_give_what_one_pass_gives(cnn, network, imag
 
 
 def test_dense_blocks_take_the_whole_batch_and_give_what_one_pass_gives(rng, monkeypatch):
-    monkeypatch.setattr("kimiajax.features.cores", lambda: 2)
+    monkeypatch.setattr("kimiajax.features.extract.cores", lambda: 2)
     backbone = BACKBONES["vgg16"]
     variables = backbone.init(rng, 32, backbone.up_to("fc2"))
     images = rng.integers(0, 255, (4, 32, 32), dtype=np.uint8)

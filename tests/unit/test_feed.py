@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from support.scan_files import tissue, write_scans
 
-from kimiajax.data.feed import batches
-from kimiajax.data.opening import open_scans
+from kimiajax.data.grain_loader import batches
+from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patches import cut_patches
-from kimiajax.data.pixels import resize
-from kimiajax.data.source import PatchSource
+from kimiajax.data.resize import resize
+from kimiajax.data.sources.source import PatchSource
 from kimiajax.errors import UserError
 
 

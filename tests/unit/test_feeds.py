@@ -8,16 +8,16 @@ import numpy as np
 import optax
 import pytest
 
-from kimiajax.data.augment import KERAS_2017
 from kimiajax.errors import UserError
-from kimiajax.finetune import feeds
-from kimiajax.finetune.blocks import TrainableBlocks
-from kimiajax.finetune.engines import JitEngine
-from kimiajax.finetune.feeds import Resident, Stream, feed_of
-from kimiajax.finetune.loop import fit
-from kimiajax.finetune.steps import Plan, Training, order_of
 from kimiajax.models.backbone import Classifier
 from kimiajax.models.registry import BACKBONES
+from kimiajax.training import input_feeds
+from kimiajax.training.augment import KERAS_2017
+from kimiajax.training.engines import JitEngine
+from kimiajax.training.freezing import TrainableBlocks
+from kimiajax.training.input_feeds import Resident, Stream, feed_of
+from kimiajax.training.loop import fit
+from kimiajax.training.steps import Plan, Training, order_of
 
 COUNT, BATCH, SIZE, CLASSES = 21, 8, 32, 3  # steps of 8, 8 and 5
 
@@ -53,8 +53,8 @@ def test_both_feeds_give_the_same_parameters_bit_for_bit(setting):
 
 def test_an_epoch_as_one_loop_gives_them_too_to_rounding(setting, monkeypatch):
     expected = end(setting, "resident")
-    monkeypatch.setattr(feeds, "loops", lambda engine: True)
-    monkeypatch.setattr(feeds, "LOOP", 2)  # two calls an epoch, the second of one step
+    monkeypatch.setattr(input_feeds, "loops", lambda engine: True)
+    monkeypatch.setattr(input_feeds, "LOOP", 2)  # two calls an epoch, the second of one step
     leaves, losses = end(setting, "resident")
     for leaf, other in zip(leaves, expected[0], strict=True):
         np.testing.assert_allclose(leaf, other, atol=1e-6)
@@ -63,7 +63,7 @@ def test_an_epoch_as_one_loop_gives_them_too_to_rounding(setting, monkeypatch):
 
 FAULTS = {
     "the order of the first epoch in all": mock.patch.object(
-        feeds, "order_of", lambda key, epoch, count: order_of(key, 1, count)
+        input_feeds, "order_of", lambda key, epoch, count: order_of(key, 1, count)
     ),
     "a batch twice": mock.patch.object(Stream, "_batch", lambda self, order, step: BATCH_OF(self, order, max(step, 1))),
     "labels of other patches": mock.patch.object(
@@ -116,7 +116,7 @@ def test_the_choice_is_by_size_and_an_unknown_feed_is_refused(setting, monkeypat
     training, _, images, labels = setting
     given = JitEngine(), training, Plan(COUNT, BATCH, BATCH), images, labels, jax.random.key(0)
     assert isinstance(feed_of("auto", *given), Resident)
-    monkeypatch.setattr(feeds, "_memory", lambda engine: images.nbytes)
+    monkeypatch.setattr(input_feeds, "_memory", lambda engine: images.nbytes)
     assert isinstance(feed_of("auto", *given), Stream)
     assert isinstance(feed_of("resident", *given), Resident)
     with pytest.raises(UserError, match="no feed 'ram'; choose from auto, resident, stream"):

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kimiajax.files import new_file, new_folder, put_folder, scratch_folder
-from kimiajax.locks import host
+from kimiajax.io.files import new_file, new_folder, put_folder, scratch_folder
+from kimiajax.io.locks import host
 
 
 def test_a_folder_appears_whole_or_not_at_all_and_takes_the_place_of_an_earlier_one(tmp_path):

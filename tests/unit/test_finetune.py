@@ -10,17 +10,17 @@ import optax
 import pytest
 from support.networks import randomise
 
-from kimiajax.data.augment import KERAS_2017
-from kimiajax.data.pixels import network_input
 from kimiajax.errors import UserError
-from kimiajax.finetune.blocks import TrainableBlocks, blocks_of, merge
-from kimiajax.finetune.engines import JitEngine
-from kimiajax.finetune.loop import NonFiniteError, fit, predict
-from kimiajax.finetune.optimizer import Optimization, for_blocks
-from kimiajax.finetune.steps import Batch, Training, train_step
 from kimiajax.models.backbone import Classifier
-from kimiajax.models.norm import Normalisation
+from kimiajax.models.batch_norm import Normalisation
+from kimiajax.models.inputs import network_input
 from kimiajax.models.registry import BACKBONES
+from kimiajax.training.augment import KERAS_2017
+from kimiajax.training.engines import JitEngine
+from kimiajax.training.freezing import TrainableBlocks, blocks_of, merge
+from kimiajax.training.loop import NonFiniteError, fit, predict
+from kimiajax.training.optimizer import Optimization, for_blocks
+from kimiajax.training.steps import Batch, Training, train_step
 
 
 def classifier_of(name, rng, size, num_classes=3):
@@ -412,7 +412,7 @@ def test_wrong_names_in_python_are_refused_with_the_valid_ones():
             "-c",
             """
 import kimiajax as kj
-from kimiajax.precision import compute_dtype
+from kimiajax.runtime.precision import compute_dtype
 makers = (
     lambda: kj.TrainableBlocks("head"),
     lambda: kj.TrainableBlocks((), "typo"),

@@ -7,7 +7,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from kimiajax.errors import UserError
-from kimiajax.floors import FLOORS, features_of, fit_standardised, histogram, local_binary_patterns
+from kimiajax.features.baselines import FLOORS, features_of, fit_standardised, histogram, local_binary_patterns
 
 
 def patterns_by_hand(image):

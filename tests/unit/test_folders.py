@@ -10,12 +10,12 @@ from PIL import Image
 from support.scan_files import tissue, write_scans
 
 from kimiajax.data.export import export_patches
-from kimiajax.data.folders import Folder, holds_splits
-from kimiajax.data.images import read_gray
 from kimiajax.data.manifest import read_manifest
-from kimiajax.data.opening import open_scans
+from kimiajax.data.open_scans import open_scans
+from kimiajax.data.patch_arrays import read_patches
 from kimiajax.data.patches import Rules, cut_patches
-from kimiajax.data.reading import read_patches
+from kimiajax.data.sources.image_files import read_gray
+from kimiajax.data.sources.image_folder import Folder, holds_splits
 from kimiajax.errors import UserError
 
 

@@ -8,17 +8,17 @@ import optax
 import pytest
 
 from kimiajax.errors import UserError
-from kimiajax.finetune import heads
-from kimiajax.finetune import kept as kept_heads
-from kimiajax.finetune.blocks import TrainableBlocks
-from kimiajax.finetune.heads import fit_heads
-from kimiajax.finetune.kept import fit_heads_once
-from kimiajax.finetune.loop import Epoch, NonFiniteError, check_labels, fit
-from kimiajax.finetune.optimizer import Optimization
-from kimiajax.finetune.steps import Plan, Training
 from kimiajax.models.backbone import Classifier
 from kimiajax.models.registry import BACKBONES
-from kimiajax.progress import Silent
+from kimiajax.runtime.progress import Silent
+from kimiajax.training import head_cache as kept_heads
+from kimiajax.training import heads
+from kimiajax.training.freezing import TrainableBlocks
+from kimiajax.training.head_cache import fit_heads_once
+from kimiajax.training.heads import fit_heads
+from kimiajax.training.loop import Epoch, NonFiniteError, check_labels, fit
+from kimiajax.training.optimizer import Optimization
+from kimiajax.training.steps import Plan, Training
 
 SEEDS, COUNT, SIZE, CLASSES = (3, 4, 9), 21, 16, 3
 HEAD = Classifier(BACKBONES["vgg16"], (), CLASSES)  # which drops half of its hidden units

@@ -1,113 +1,238 @@
-"""The import law of the house, read from the source and tried in a bare process."""
+"""The import law of the house, read from the source and tried in a bare process.
+
+A room is a module that lies directly in `kimiajax/`, a folder there, or one of the packages beside it. It stands one
+floor above the highest that it imports from.
+"""
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 from support.python import run
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = ("kimiajax", "weights_convert", "benchmarks")
+LAYERS = (  # a room imports from its own layer and those before it
+    ("errors", "shapes", "text", "paper"),
+    ("io", "runtime"),
+    ("data", "models"),
+    ("runs", "weights_convert"),
+    ("weights", "evaluation", "features", "training", "report"),
+    ("experiments", "parity"),
+    ("cli", "benchmarks"),
+)
+LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
+MOST_ROOMS, MOST_FLOORS = 26, 10
+
 FOREIGN = ("torch", "keras", "tensorflow")
 SETS = ("tensorflow_datasets", "apache_beam")
-MAY_LOAD_SETS = ("kimiajax.data.kimia_path24", "kimiajax.data.sets", "kimiajax.data.preparing")
-MAY_REGISTER = "kimiajax.data.preparing"
+MAY_LOAD_SETS = tuple(f"kimiajax.data.tfds.{name}" for name in ("builders", "datasets", "prepare"))
+MAY_REGISTER = "kimiajax.data.tfds.prepare"
+MAY_CONVERT = ("kimiajax.cli", "kimiajax.parity", "weights_convert")  # and, inside a function, the loader of weights
+NETWORKS = ("flax", "kimiajax.models", "kimiajax.training", "kimiajax.features")
 
 # module prefix -> what nothing under it may import, whether at the top or inside a function
 LAW = {
-    "kimiajax": FOREIGN,
-    "kimiajax.data": ("jax", "flax", "kimiajax.models", "kimiajax.finetune", "kimiajax.features"),
-    "kimiajax.data.augment": ("flax", "kimiajax.models", "kimiajax.finetune", "kimiajax.features"),
-    **{
-        f"kimiajax.{name}": ("flax", "kimiajax.models", "kimiajax.finetune", "kimiajax.features")
-        for name in ("metrics", "statistics", "claims", "analysis", "compare", "scoring", "retrieval", "floors")
-    },
-    "kimiajax.report": ("jax", "flax", "kimiajax.models", "kimiajax.finetune", "kimiajax.features"),
-    "kimiajax.models": ("kimiajax.data", "kimiajax.finetune"),
-    "kimiajax.finetune": tuple(f"kimiajax.models.{name}" for name in ("vgg16", "inception_v3", "cnn")),
-    **{f"weights_convert.{name}": FOREIGN for name in ("arrays", "tables", "keras", "torch", "convert", "export")},
-    **{f"weights_convert.parity.{name}": FOREIGN for name in ("job", "ours", "certificate", "run")},
+    "kimiajax": (),
+    **dict.fromkeys(("weights_convert", *(f"kimiajax.{room}" for room in LAYER_OF)), FOREIGN),
+    "kimiajax.data": ("jax", *NETWORKS, *FOREIGN),
+    "kimiajax.runs": ("jax", *NETWORKS, *FOREIGN),
+    "kimiajax.report": ("jax", *NETWORKS, *FOREIGN),
+    "kimiajax.evaluation": (*NETWORKS, *FOREIGN),
+    "kimiajax.models": ("kimiajax.data", *FOREIGN),
+    "kimiajax.training": (*(f"kimiajax.models.{name}" for name in ("vgg16", "inception_v3", "cnn")), *FOREIGN),
+    "kimiajax.parity": (),
+    **{f"kimiajax.parity.{name}": FOREIGN for name in ("config", "job", "ours", "certificate", "run")},
     # The judge knows nothing of this project: a fault shared by both sides would not show.
     **{
-        f"weights_convert.parity.{name}": ("kimiajax",)
-        for name in ("job", "reference", "torch_networks", "keras_networks")
-    },
-    **{
-        f"weights_convert.parity.{name}_reference": ("kimiajax", "weights_convert.convert")
-        for name in ("keras", "torch")
+        f"kimiajax.parity.{name}": tuple(f"kimiajax.{room}" for room in LAYER_OF if room != "parity")
+        for name in ("job", "reference", "torch_networks", "keras_networks", "torch_reference", "keras_reference")
     },
 }
-MAY_CONVERT = ("kimiajax.cli", "weights_convert")
 
 
-def modules():
-    files = [p for package in ("kimiajax", "weights_convert") for p in (ROOT / package).rglob("*.py")]
-    return {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in files}
+def sources_of(root):
+    """Returns the text of each module by its dotted name; a package's own is its `__init__.py`."""
+    files = [path for package in PACKAGES for path in (root / package).rglob("*.py")]
+    return {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path.read_text()
+        for path in files
+    }
 
 
-def imported(source):
-    for node in ast.walk(ast.parse(source)):
+def imported(module, source, everywhere=True):
+    """Yields what a module imports, at its top or anywhere: modules, and names in them."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            # What lies in a folder of modules alone is never imported relatively from its __init__.
+            above = module.split(".")[: -node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def imported_at_the_top(source):
-    return imported(
-        "\n".join(ast.unparse(n) for n in ast.parse(source).body if isinstance(n, ast.Import | ast.ImportFrom))
-    )
+def graph_of(sources):
+    """Returns the modules of these sources that each of them imports."""
+    found = {module: set(imported(module, source)) & sources.keys() for module, source in sources.items()}
+    # `from package import module` names the package as well, which alone is no import of it
+    return {
+        module: {name for name in names if name != module and not any(each.startswith(f"{name}.") for each in names)}
+        for module, names in found.items()
+    }
+
+
+def room_of(module):
+    package, *rest = module.split(".")
+    return rest[0] if package == "kimiajax" and rest else package
+
+
+def rooms_of(graph):
+    """Returns the rooms that each room imports. The package's face, whose names are looked up when used, is none."""
+    rooms = {room_of(module): set() for module in graph if module != "kimiajax"}
+    for module, names in graph.items():
+        if module != "kimiajax":
+            rooms[room_of(module)] |= {room_of(name) for name in names if name != "kimiajax"} - {room_of(module)}
+    rooms["cli"] |= rooms.pop("__main__", set()) - {"cli"}  # two lines that call it
+    return rooms
+
+
+def circle_in(graph):
+    """Returns a circle of imports as a list, or None."""
+    done, path = set(), []
+
+    def visit(name):
+        if name in path:
+            return path[path.index(name) :]
+        if name in done:
+            return None
+        path.append(name)
+        circle = next(filter(None, map(visit, sorted(graph[name]))), None)
+        if circle is None:
+            done.add(path.pop())
+        return circle
+
+    return next(filter(None, map(visit, graph)), None)
+
+
+def floors_of(rooms):
+    """Returns the floor of each room, from 1."""
+    floors = {}
+
+    def floor(room):
+        if room not in floors:
+            floors[room] = 1 + max(map(floor, rooms[room]), default=0)
+        return floors[room]
+
+    for room in rooms:
+        floor(room)
+    return floors
+
+
+def drawing(rooms):
+    """Returns the house as text, the top floor first."""
+    by_floor = defaultdict(list)
+    for room, floor in floors_of(rooms).items():
+        by_floor[floor].append(room)
+    return "\n".join(f"{floor:2}  {'  '.join(sorted(by_floor[floor]))}" for floor in sorted(by_floor, reverse=True))
 
 
 def breaches(sources):
+    """Returns each import that the law forbids, as a sentence."""
     found = []
     for module, source in sources.items():
-        for prefix, forbidden in LAW.items():
-            if module in LAW and prefix == "kimiajax.data":
-                continue  # a law of its own
-            if module == prefix or module.startswith(prefix + "."):
-                names = [n for n in imported(source) for f in forbidden if n == f or n.startswith(f + ".")]
-                found += [f"{module} imports {name}" for name in names]
-        names = imported_at_the_top(source) if module == "kimiajax.models.weights" else imported(source)
-        if not module.startswith(MAY_CONVERT):
-            found += [f"{module} imports {name}" for name in names if name.startswith("weights_convert")]
-        if module not in MAY_LOAD_SETS:
-            found += [f"{module} imports {name}" for name in imported(source) if name.split(".")[0] in SETS]
-        registering = imported_at_the_top(source) if module == MAY_REGISTER else imported(source)
-        found += [f"{module} imports {name}" for name in registering if name == "kimiajax.data.kimia_path24"]
+        names = list(imported(module, source))
+        prefixes = [prefix for prefix in LAW if module == prefix or module.startswith(f"{prefix}.")]
+        forbidden = [f for prefix in prefixes for f in LAW[prefix] if not prefix.startswith(f)]
+        found += [
+            f"{module} imports {name}" for name in names for f in forbidden if name == f or name.startswith(f"{f}.")
+        ]
+        own = LAYER_OF.get(room_of(module), len(LAYERS))
+        rooms = {name: room_of(name) for name in names if name.split(".")[0] in PACKAGES}
+        found += [
+            f"{module} imports {name}, which runs up" for name, room in rooms.items() if LAYER_OF.get(room, 0) > own
+        ]
+        at_the_top = list(imported(module, source, everywhere=False))
+        converting = at_the_top if module == "kimiajax.weights.load" else names
+        if not module.startswith((*MAY_CONVERT, "benchmarks")):
+            found += [f"{module} imports {name}" for name in converting if name.startswith("weights_convert")]
+        if module not in MAY_LOAD_SETS and not module.startswith("benchmarks"):
+            found += [f"{module} imports {name}" for name in names if name.split(".")[0] in SETS]
+        registering = at_the_top if module == MAY_REGISTER else names
+        found += [f"{module} imports {name}" for name in registering if name == "kimiajax.data.tfds.builders"]
         # `kimiajax bench` finds it by name, as it lies elsewhere in the wheel.
-        found += [f"{module} imports {name}" for name in imported(source) if name.split(".")[0] == "benchmarks"]
+        if not module.startswith("benchmarks"):
+            found += [f"{module} imports {name}" for name in names if name.split(".")[0] == "benchmarks"]
     return found
 
 
-def test_no_room_imports_what_it_must_not():
-    assert breaches({name: path.read_text() for name, path in modules().items()}) == []
+@pytest.fixture(scope="module")
+def sources():
+    return sources_of(ROOT)
+
+
+def test_no_room_imports_what_it_must_not(sources):
+    assert breaches(sources) == []
 
 
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("kimiajax.data.scans", "import jax.numpy as jnp"),
-        ("kimiajax.models.cnn", "from kimiajax.data import pixels"),
-        ("kimiajax.finetune.loop", "from kimiajax.models import vgg16"),
-        ("kimiajax.analysis", "from kimiajax.models.weights import root_of"),
-        ("kimiajax.features", "def f():\n    import torch"),
-        ("kimiajax.data.scans", "def f():\n    import tensorflow_datasets as tfds"),
-        ("kimiajax.commands", "def f():\n    from kimiajax.data.kimia_path24 import KimiaPath24"),
-        ("kimiajax.data.preparing", "from kimiajax.data import kimia_path24"),
-        ("kimiajax.data.examples", "import apache_beam"),
-        ("kimiajax.models.weights", "from weights_convert.keras import convert_keras"),
-        ("kimiajax.table", "from weights_convert.keras import convert_keras"),
-        ("weights_convert.parity.run", "def f():\n    import keras"),
-        ("kimiajax.features", "def f():\n    from benchmarks import race"),
+        ("kimiajax.data.sources.scan_file", "import jax.numpy as jnp"),
+        ("kimiajax.runs.reader", "import jax"),
+        ("kimiajax.models.cnn", "from kimiajax.data import resize"),
+        ("kimiajax.training.loop", "from kimiajax.models import vgg16"),
+        ("kimiajax.evaluation.analysis", "from kimiajax.models.checkpoint import Weights"),
+        ("kimiajax.features.extract", "def f():\n    import torch"),
+        ("kimiajax.features.export", "def f():\n    from kimiajax.experiments.config import PRESETS"),
+        ("kimiajax.io.cache", "from kimiajax.data import manifest"),
+        ("kimiajax.data.sources.scan_file", "def f():\n    import tensorflow_datasets as tfds"),
+        ("kimiajax.cli.commands", "def f():\n    from kimiajax.data.tfds.builders import KimiaPath24"),
+        ("kimiajax.data.tfds.prepare", "from kimiajax.data.tfds import builders"),
+        ("kimiajax.data.tfds.examples", "import apache_beam"),
+        ("kimiajax.weights.load", "from weights_convert.keras_h5 import convert_keras"),
+        ("kimiajax.experiments.runner", "def f():\n    from weights_convert.keras_h5 import convert_keras"),
+        ("kimiajax.parity.run", "def f():\n    import keras"),
+        ("kimiajax.features.extract", "def f():\n    from benchmarks import race"),
         ("weights_convert.export", "import benchmarks.race"),
-        ("kimiajax.cli", "from benchmarks.suite import main"),
-        ("weights_convert.parity.keras_reference", "from kimiajax.models import vgg16"),
-        ("weights_convert.parity.torch_networks", "from kimiajax.models.inception_v3 import MIXED"),
+        ("kimiajax.cli.main", "from benchmarks.suite import main"),
+        ("kimiajax.parity.keras_reference", "from kimiajax.models import vgg16"),
+        ("kimiajax.parity.torch_networks", "from kimiajax.models.inception_v3 import MIXED"),
     ],
 )
 def test_the_law_catches_a_breach(module, line):
     assert breaches({module: line})
+
+
+def test_no_files_import_each_other_in_a_circle(sources):
+    assert circle_in(graph_of(sources)) is None
+
+
+def test_a_circle_through_a_function_and_a_third_file_is_found(sources):
+    changed = {**sources, "kimiajax.io.files": "def f():\n    from kimiajax.io import locks"}
+    changed["kimiajax.io.locks"] = "from kimiajax.io.cache import mark_used"
+    changed["kimiajax.io.cache"] = "import kimiajax.io.files"
+    assert sorted(circle_in(graph_of(changed))) == [f"kimiajax.io.{name}" for name in ("cache", "files", "locks")]
+
+
+def test_the_house_has_at_most_26_rooms_on_10_floors_and_the_page_draws_it(sources):
+    rooms = rooms_of(graph_of(sources))
+    assert len(rooms) <= MOST_ROOMS
+    assert max(floors_of(rooms).values()) <= MOST_FLOORS
+    assert set(rooms) == set(LAYER_OF)
+    drawn = drawing(rooms)
+    assert drawn in (ROOT / "docs" / "architecture.md").read_text(), f"docs/architecture.md must show:\n{drawn}"
+
+
+def test_a_room_that_imports_another_stands_above_it():
+    graph = graph_of(
+        {"kimiajax.a": "", "kimiajax.b.x": "import kimiajax.a", "kimiajax.cli": "from kimiajax.b import x"}
+    )
+    assert floors_of(rooms_of(graph)) == {"a": 1, "b": 2, "cli": 3}
+    assert drawing(rooms_of(graph)) == " 3  cli\n 2  b\n 1  a"
 
 
 def test_importing_the_package_imports_no_library():
@@ -148,8 +273,8 @@ print(float(kj.kimia_scores(np.array([0, 1]), np.array([0, 1]), 2).eta_total))
 def test_reports_comparisons_and_scores_load_no_model():
     done = run("""
 import sys
-import kimiajax.analysis, kimiajax.compare, kimiajax.scoring
-import kimiajax.report.compared, kimiajax.report.figures, kimiajax.report.html, kimiajax.report.text
+import kimiajax.evaluation.analysis, kimiajax.evaluation.compare, kimiajax.evaluation.scoring
+import kimiajax.report.comparison, kimiajax.report.figures, kimiajax.report.html, kimiajax.report.formats
 print([name for name in ("flax", "optax", "orbax", "kimiajax.models", "kimiajax.features") if name in sys.modules])
 """)
     assert done.stdout.strip() == "[]", done.stderr

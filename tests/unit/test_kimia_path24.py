@@ -15,20 +15,20 @@ import tensorflow_datasets as tfds
 from support.python import run
 
 from kimiajax import paper
-from kimiajax.cli import main
-from kimiajax.data import examples, kimia_path24
-from kimiajax.data.kimia_path24 import FILE, GrayConfig, KimiaPath24, KimiaPath24C
+from kimiajax.cli.main import main
 from kimiajax.data.manifest import read_manifest
-from kimiajax.data.opening import open_scans
+from kimiajax.data.open_scans import open_scans
+from kimiajax.data.patch_arrays import read_patches
 from kimiajax.data.patches import Rules, cut_patches
-from kimiajax.data.prepared import RECORDS, Prepared
-from kimiajax.data.preparing import prepare
-from kimiajax.data.reading import read_patches
-from kimiajax.data.sets import Dataset, prepared_in, quiet_tfds
+from kimiajax.data.tfds import builders, examples
+from kimiajax.data.tfds.builders import FILE, GrayConfig, KimiaPath24, KimiaPath24C
+from kimiajax.data.tfds.datasets import Dataset, prepared_in, quiet_tfds
+from kimiajax.data.tfds.prepare import prepare
+from kimiajax.data.tfds.source import RECORDS, Prepared
 from kimiajax.errors import UserError
-from kimiajax.files import md5_file
-from kimiajax.locks import only_writer
-from kimiajax.report.stored import read_run
+from kimiajax.io.files import md5_file
+from kimiajax.io.locks import only_writer
+from kimiajax.runs.reader import read_run
 
 NAME = "kimia_path24/patch80_full_h0.99_bg220_scans4"
 
@@ -62,7 +62,7 @@ def records(folder, split="train"):
 def test_the_command_needs_no_tensorflow_and_says_what_to_do_next(manual_dir, tmp_path):
     done = run(f"""
 from importlib.util import find_spec
-from kimiajax.cli import main
+from kimiajax.cli.main import main
 print(main(["data", "prepare", "kimia_path24", "--manual-dir", {str(manual_dir)!r}, "--data-dir", {str(tmp_path)!r},
             "--allow-unverified"]))
 import tensorflow_datasets as tfds
@@ -340,7 +340,7 @@ def test_a_file_that_is_replaced_meanwhile_is_not_taken_for_the_one_that_was_che
         (tmp_path / "other").replace(file)
         return "0" * 32
 
-    monkeypatch.setattr(kimia_path24, "md5_file", replaced)
+    monkeypatch.setattr(builders, "md5_file", replaced)
     with pytest.raises(UserError, match="was changed meanwhile"):
         prepare("kimia_path24", tmp_path / "manual", tmp_path / "data", allow_unverified=True)
     assert prepared_in(tmp_path / "data") == []
@@ -466,9 +466,9 @@ def test_examples_are_of_the_features_and_in_one_split_only(data_dir):
 def test_nothing_but_the_module_itself_registers_the_builders():
     done = run("""
 import sys
-import kimiajax.data, kimiajax.data.opening, kimiajax.data.prepared, kimiajax.data.preparing, kimiajax.data.examples
-import kimiajax.commands, kimiajax.config, kimiajax.data.audit, kimiajax.data.inputs
-print([name for name in ("tensorflow_datasets", "kimiajax.data.kimia_path24", "array_record") if name in sys.modules])
+import kimiajax.data.open_scans, kimiajax.data.tfds.source, kimiajax.data.tfds.prepare, kimiajax.data.tfds.examples
+import kimiajax.cli.commands, kimiajax.cli.config, kimiajax.data.audit.audit, kimiajax.data.inference_inputs
+print([name for name in ("tensorflow_datasets", "kimiajax.data.tfds.builders", "array_record") if name in sys.modules])
 """)
     assert done.stdout.strip() == "[]", done.stderr
 

@@ -13,14 +13,14 @@ from support.slides import write_slide
 from test_folders import encoded, sixteen_bit_rgb
 
 from kimiajax import paper
-from kimiajax.data import examples
-from kimiajax.data.images import read_gray
-from kimiajax.data.kimia_path24 import KimiaPath24C
-from kimiajax.data.opening import open_scans
+from kimiajax.data.open_scans import open_scans
+from kimiajax.data.patch_arrays import read_patches
 from kimiajax.data.patches import Rules, cut_patches
-from kimiajax.data.preparing import prepare
-from kimiajax.data.reading import read_patches
-from kimiajax.data.sets import Dataset, prepared_in, quiet_tfds
+from kimiajax.data.sources.image_files import read_gray
+from kimiajax.data.tfds import examples
+from kimiajax.data.tfds.builders import KimiaPath24C
+from kimiajax.data.tfds.datasets import Dataset, prepared_in, quiet_tfds
+from kimiajax.data.tfds.prepare import prepare
 from kimiajax.errors import UserError
 
 NAME, SIZE, SCANS = "kimia_path24c", 16, 11

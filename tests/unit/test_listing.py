@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from kimiajax.cli import main
-from kimiajax.finetune.blocks import PRESETS, TrainableBlocks
-from kimiajax.finetune.listing import list_blocks
+from kimiajax.cli.main import main
 from kimiajax.models.flops import flops_of
 from kimiajax.models.registry import BACKBONES
+from kimiajax.training.freezing import PRESETS, TrainableBlocks
+from kimiajax.training.summary import list_blocks
 
 
 @pytest.mark.parametrize(

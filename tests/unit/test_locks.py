@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from kimiajax import locks
 from kimiajax.errors import UserError
-from kimiajax.locks import LOCK, Owner, host, only_writer
+from kimiajax.io import locks
+from kimiajax.io.locks import LOCK, Owner, host, only_writer
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from kimiajax.locks import only_writer
+from kimiajax.io.locks import only_writer
 with only_writer(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -9,13 +9,13 @@ import pytest
 from support.scan_files import tissue, write_scans
 
 from kimiajax.data.manifest import Manifest, Patch, header_of, read_manifest
-from kimiajax.data.opening import open_scans
+from kimiajax.data.open_scans import open_scans
+from kimiajax.data.patch_arrays import prepare_patches, read_patches
 from kimiajax.data.patches import Rules, cut_patches
-from kimiajax.data.reading import prepare_patches, read_patches
-from kimiajax.data.scans import Scans
-from kimiajax.data.source import PatchSource, sha256_of
+from kimiajax.data.sources.scan_file import Scans
+from kimiajax.data.sources.source import PatchSource, sha256_of
 from kimiajax.errors import UserError
-from kimiajax.parsing import is_name
+from kimiajax.text import is_name
 
 
 @pytest.fixture

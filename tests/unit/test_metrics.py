@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support.scores import counted_by_hand
 
-from kimiajax.metrics import kimia_scores
+from kimiajax.evaluation.metrics import kimia_scores
 
 
 @pytest.mark.parametrize("scans_tested", [5, 3])

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kimiajax.models import norm
-from kimiajax.models.norm import BatchNorm, Normalisation
+from kimiajax.models import batch_norm
+from kimiajax.models.batch_norm import BatchNorm, Normalisation
 
 MOMENTUM, EPSILON = 0.9, 1e-3
 PATH = "block"
 
 
-class Net(norm.nn.Module):
-    @norm.nn.compact
+class Net(batch_norm.nn.Module):
+    @batch_norm.nn.compact
     def __call__(self, x, how, mask):
         return BatchNorm(EPSILON, 0.99, name=PATH)(x, how, mask)
 
@@ -58,12 +58,12 @@ def test_each_mode_is_what_it_says_and_padding_counts_nowhere(rng, variables, mo
 
 
 def test_statistics_of_padded_rows_would_be_noticed(rng, variables, monkeypatch):
-    monkeypatch.setattr(norm, "_statistics", lambda y, mask, axis: REAL_STATISTICS(y, None, axis))
+    monkeypatch.setattr(batch_norm, "_statistics", lambda y, mask, axis: REAL_STATISTICS(y, None, axis))
     with pytest.raises(AssertionError):
         test_each_mode_is_what_it_says_and_padding_counts_nowhere(rng, variables, "batch", padded=True)
 
 
-REAL_STATISTICS = norm._statistics
+REAL_STATISTICS = batch_norm._statistics
 
 
 @pytest.mark.parametrize(("frozen", "trained"), [("inference", "keras2017"), ("batch", "inference")])
@@ -94,13 +94,13 @@ def test_groups_are_normalised_apart_and_one_of_padding_only_does_no_harm(rng, v
     np.testing.assert_allclose(stats["mean"], kept + (1 - MOMENTUM) * x[:3].mean((0, 1, 2)), rtol=1e-4)
 
 
-class Deep(norm.nn.Module):
+class Deep(batch_norm.nn.Module):
     """As many layers as Inception-v3 has in a row."""
 
-    @norm.nn.compact
+    @batch_norm.nn.compact
     def __call__(self, x, how, mask):
         for layer in range(48):
-            x = norm.nn.relu(BatchNorm(EPSILON, 0.99, name=f"layer{layer}")(x, how, mask))
+            x = batch_norm.nn.relu(BatchNorm(EPSILON, 0.99, name=f"layer{layer}")(x, how, mask))
         return x
 
 

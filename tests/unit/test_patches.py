@@ -4,7 +4,7 @@ import pytest
 from support.scan_files import tissue, write_scans
 
 from kimiajax.data.patches import Rules, cut_patches, full_grid, readme_grid, survey
-from kimiajax.data.scans import Scans
+from kimiajax.data.sources.scan_file import Scans
 from kimiajax.data.survey import WHITE, cell_edges, survey_scan
 from kimiajax.errors import UserError
 

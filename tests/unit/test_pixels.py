@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kimiajax.data.pixels import gray_to_unit_rgb, native_input, resize
+from kimiajax.data.resize import resize
+from kimiajax.models.inputs import gray_to_unit_rgb, native_input
 
 
 def test_box_is_the_mean_of_whole_blocks_and_nearest_takes_one_pixel():

@@ -8,14 +8,14 @@ import optax
 import pytest
 from support.networks import randomise
 
-from kimiajax.data.augment import KERAS_2017, KERAS_TODAY
-from kimiajax.finetune.blocks import TrainableBlocks
-from kimiajax.finetune.engines import JitEngine, PmapEngine
-from kimiajax.finetune.loop import fit, predict
-from kimiajax.finetune.prefix import PrefixedStep
-from kimiajax.finetune.steps import Batch, Training
 from kimiajax.models.backbone import Classifier
 from kimiajax.models.registry import BACKBONES
+from kimiajax.training.augment import KERAS_2017, KERAS_TODAY
+from kimiajax.training.engines import JitEngine, PmapEngine
+from kimiajax.training.freezing import TrainableBlocks
+from kimiajax.training.frozen_prefix import PrefixedStep
+from kimiajax.training.loop import fit, predict
+from kimiajax.training.steps import Batch, Training
 
 NAMES = ("block3", "block4", "head")
 

@@ -1,8 +1,8 @@
 import sys
 import time
 
-import kimiajax.progress as progress
-from kimiajax.progress import Bars, Download, Lines, Silent
+import kimiajax.runtime.progress as progress
+from kimiajax.runtime.progress import Bars, Download, Lines, Silent
 
 
 def test_piped_progress_tells_rate_and_time_left_now_and_then_and_the_end(capsys, monkeypatch):

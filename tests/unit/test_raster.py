@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from kimiajax.data.raster import Descriptor, Raster, Region
+from kimiajax.data.sources.hdf5_raster import Descriptor, Raster, Region
 from kimiajax.errors import UserError
 
 LAYOUTS = {
@@ -65,7 +65,7 @@ def test_what_was_never_written_reads_as_the_fill_value_and_is_counted(raster_of
 
 @pytest.mark.parametrize("chunks", [None, (32, 40)])
 def test_tiles_cover_everything_once_and_part_no_chunk(raster_of, tmp_path, chunks, monkeypatch):
-    monkeypatch.setattr("kimiajax.data.raster.TILE", 3000)
+    monkeypatch.setattr("kimiajax.data.sources.hdf5_raster.TILE", 3000)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("data", (70, 90), np.uint8, chunks=chunks)
     seen = np.zeros((70, 90), int)

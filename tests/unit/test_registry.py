@@ -8,8 +8,8 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from kimiajax.approaches import all_rows
 from kimiajax.errors import UserError
+from kimiajax.experiments.table1 import all_rows
 from kimiajax.models import registry
 from kimiajax.models.registry import BACKBONES, Registry
 
@@ -19,7 +19,7 @@ NETWORK = '''"""A network of two blocks."""
 import flax.linen as nn
 
 from kimiajax.models.backbone import Backbone
-from kimiajax.models.norm import INFERENCE
+from kimiajax.models.batch_norm import INFERENCE
 
 
 class Two(nn.Module):

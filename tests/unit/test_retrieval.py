@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kimiajax import retrieval
 from kimiajax.errors import UserError
-from kimiajax.retrieval import barcodes, evaluate, nearest, retrieve
+from kimiajax.features import retrieval
+from kimiajax.features.retrieval import barcodes, evaluate, nearest, retrieve
 
 # Queries and rows of the gallery that go at once, and how many are compared beyond k: all; parts that do not divide;
 # parts that hold fewer than k; and none beyond, so that rounding leaves every query open after the first comparison.

@@ -8,12 +8,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from kimiajax.errors import UserError
+from kimiajax.models.checkpoint import load_converted
 from kimiajax.models.registry import BACKBONES
-from kimiajax.models.weights import load_converted, load_weights
+from kimiajax.weights.load import load_weights
 from weights_convert.__main__ import main as weights_convert
 from weights_convert.convert import convert, fold_scale
-from weights_convert.networks import files_of
-from weights_convert.networks.vgg16 import TIMM, TORCHVISION
+from weights_convert.mappings import files_of
+from weights_convert.mappings.vgg16 import TIMM, TORCHVISION
 
 
 def vgg16_arrays(rng, classes=3, side=1, timm=False):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.scan_files import tissue, write_scans
 
-from kimiajax.data.opening import open_scans
+from kimiajax.data.open_scans import open_scans
 from kimiajax.errors import UserError
 
 

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from kimiajax import metrics, scoring
 from kimiajax.data.export import export_patches
-from kimiajax.data.opening import open_scans
+from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patches import Rules, cut_patches
 from kimiajax.errors import UserError
-from kimiajax.report.results import write_predictions
+from kimiajax.evaluation import metrics, scoring
+from kimiajax.evaluation.scoring import Scored, score
+from kimiajax.evaluation.statistics import wilson
 from kimiajax.report.scores import render_score
-from kimiajax.scoring import Scored, join, read_predictions, read_truth, score
-from kimiajax.statistics import wilson
+from kimiajax.runs.layout import write_predictions
+from kimiajax.runs.predictions import join, read_predictions, read_truth
 
 EXACT = 1e-12  # double precision, and sums in another order
 

@@ -3,8 +3,8 @@ import copy
 import numpy as np
 import pytest
 
-from kimiajax.report.seeds import summarise
-from kimiajax.report.tables import render_table
+from kimiajax.report.table import render_table
+from kimiajax.runs.seeds import summarise
 
 
 def run_of(seed, eta_p, failure=None, note="one"):

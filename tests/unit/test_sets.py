@@ -26,7 +26,7 @@ from support.foreign_sets import (
 from support.python import run as run_python
 from tensorflow_datasets import features as kinds
 
-from kimiajax.cli import main
+from kimiajax.cli.main import main
 from kimiajax.data.patches import cut_patches
 from kimiajax.errors import UserError
 
@@ -133,8 +133,8 @@ def test_numbers_that_are_no_classes_are_refused_before_they_fill_the_memory(tmp
     done = run_python(f"""
 import resource
 from pathlib import Path
-from kimiajax.data.opening import open_scans
-from kimiajax.data.sets import Dataset
+from kimiajax.data.open_scans import open_scans
+from kimiajax.data.tfds.datasets import Dataset
 from kimiajax.errors import UserError
 resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
 try:

@@ -10,12 +10,12 @@ import tifffile
 from PIL import Image
 from support.slides import SIZE, draw, write_slide
 
-from kimiajax.cli import main
-from kimiajax.data.opening import open_scans
+from kimiajax.cli.main import main
+from kimiajax.data.open_scans import open_scans
+from kimiajax.data.patch_arrays import read_patches
 from kimiajax.data.patches import Rules, cut_patches
-from kimiajax.data.reading import read_patches
-from kimiajax.data.slides import Slides
-from kimiajax.data.source import NotScannedError
+from kimiajax.data.sources.slides import Slides
+from kimiajax.data.sources.source import NotScannedError
 from kimiajax.errors import UserError
 
 
@@ -157,7 +157,7 @@ def test_without_openslide_the_remedy_is_shown(folder):
     code = f"""
 import sys
 sys.modules["openslide"] = None
-from kimiajax.cli import main
+from kimiajax.cli.main import main
 sys.exit(main(["data", "explain", "--scans", {str(folder)!r}]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

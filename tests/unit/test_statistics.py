@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kimiajax import paper, statistics
-from kimiajax.metrics import kimia_scores
-from kimiajax.statistics import (
+from kimiajax import paper
+from kimiajax.evaluation import statistics
+from kimiajax.evaluation.metrics import kimia_scores
+from kimiajax.evaluation.statistics import (
     compare_pairs,
     holm,
     interval_of,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from support.stored_runs import manifest_of, predictions_of, write_run
 
-from kimiajax.config import PRESETS
 from kimiajax.errors import UserError
-from kimiajax.report.results import write_results
-from kimiajax.report.stored import read_run, rerun
+from kimiajax.experiments.config import PRESETS
+from kimiajax.runs.layout import write_results
+from kimiajax.runs.reader import read_run, rerun
 
 TESTED = [4, 3, 5]
 

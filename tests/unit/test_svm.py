@@ -3,7 +3,7 @@ import pytest
 from sklearn.svm import SVC
 
 from kimiajax.errors import UserError
-from kimiajax.svm import fit_linear_svm
+from kimiajax.features.svm import fit_linear_svm
 
 
 @pytest.mark.parametrize("gram_bytes", [2**33, 0])

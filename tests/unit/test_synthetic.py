@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from kimiajax.data.opening import open_scans
+from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patches import cut_patches
+from kimiajax.data.sources.synthetic import write_synthetic_scans
 from kimiajax.data.survey import WHITE
-from kimiajax.data.synthetic import write_synthetic_scans
 
 SMALL = {"num_scans": 3, "patch_size": 32, "grid": (6, 6), "test_patches": (2, 6)}
 

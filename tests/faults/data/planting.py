@@ -8,7 +8,7 @@ from PIL import Image
 
 from faults.harness import ask, files_of
 from kimiajax.data.manifest import read_manifest
-from kimiajax.data.sets import prepared_in
+from kimiajax.data.tfds.datasets import prepared_in
 
 SIZE = 80
 FLOORS = ("--rows", "floor_histogram", "floor_mean_sd", "--image-size", 32, "--patches-per-scan", 3)

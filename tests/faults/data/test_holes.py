@@ -22,7 +22,7 @@ from faults.data.planting import (
 )
 from faults.harness import ask, nothing_changes, refused
 from kimiajax import paper
-from kimiajax.files import md5_file
+from kimiajax.io.files import md5_file
 
 
 def rewrite(file, name, **options):

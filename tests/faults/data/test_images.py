@@ -23,8 +23,8 @@ from faults.data.planting import (
     preparation,
 )
 from faults.harness import ask, refused
-from kimiajax.data.images import read_gray
 from kimiajax.data.manifest import read_manifest
+from kimiajax.data.sources.image_files import read_gray
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 29409000000\n"
 PAGE = b"\n<!DOCTYPE html><html><body>Sign in to go on</body></html>"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from faults.data.planting import COMMANDS, FLOORS, SIZE, audited, marked, trained
 from faults.harness import ask, files_of, nothing_changes, refused
-from kimiajax.data.raster import Raster
+from kimiajax.data.sources.hdf5_raster import Raster
 
 LABELS = {
     "above": (lambda targets: targets + 24, "goes from 24 to 27, but the file holds scans 0..3; renumber the targets"),

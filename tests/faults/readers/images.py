@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 
 from faults.readers.fuzzing import BLOWS, NUMBERS, asked, chooser, damaged, fuzz, put_entry
-from kimiajax.data.opening import open_scans
+from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patches import cut_patches
-from kimiajax.data.source import PatchSource
+from kimiajax.data.sources.source import PatchSource
 
 
 def images():

@@ -8,16 +8,16 @@ import numpy as np
 from support.stored_runs import manifest_of, predictions_of, write_run
 
 from faults.readers.fuzzing import BLOWS, NUMBERS, VALUES, anywhere, as_text, asked, chooser, damaged, fuzz, remake
-from kimiajax.analysis import analyse
-from kimiajax.compare import compare_runs
 from kimiajax.data.manifest import MOST_SCANS, header_of, read_manifest
+from kimiajax.evaluation.analysis import analyse
+from kimiajax.evaluation.compare import compare_runs
+from kimiajax.io.json_records import sealed
+from kimiajax.report.formats import FORMATS
 from kimiajax.report.html import write_report
-from kimiajax.report.marks import marks_of, warnings_of
-from kimiajax.report.stored import read_run, rerun
-from kimiajax.report.tables import render_table
-from kimiajax.report.text import FORMATS
-from kimiajax.scoring import join, read_predictions, read_truth
-from kimiajax.seals import sealed
+from kimiajax.report.table import render_table
+from kimiajax.runs.predictions import join, read_predictions, read_truth
+from kimiajax.runs.reader import read_run, rerun
+from kimiajax.runs.warnings import marks_of, warnings_of
 
 LINES = """patch_id,scan,row,col,split,homogeneity,sha256
 train/s0/0_0,0,0,0,train,0.250000,{0}

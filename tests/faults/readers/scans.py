@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 
 from faults.readers.fuzzing import BLOWS, NUMBERS, asked, chooser, damaged, fuzz, read_anew, rebuild
-from kimiajax.data.opening import open_scans
+from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patches import Rules, cut_patches
 
 STORED = (

@@ -44,16 +44,16 @@ def nothing(*arguments):
 
 
 GUARDS = {  # of each reader one, what takes its place, and what that lets through
-    "scan files of damaged bytes": ("kimiajax.data.scans.damage_named", nothing, RuntimeError),
-    "scan files of other things": ("kimiajax.data.scans.damage_named", nothing, RuntimeError),
+    "scan files of damaged bytes": ("kimiajax.data.sources.scan_file.damage_named", nothing, RuntimeError),
+    "scan files of other things": ("kimiajax.data.sources.scan_file.damage_named", nothing, RuntimeError),
     "manifests": ("kimiajax.data.manifest.parse_json", json.loads, (ValueError, RecursionError)),
-    "predictions": ("kimiajax.scoring.quoted", repr, AssertionError),
-    "truths": ("kimiajax.scoring.MOST_SCANS", 2**62, (AssertionError, OverflowError)),
-    "results": ("kimiajax.report.stored.faults", lambda results: [], (KeyError, TypeError, AttributeError)),
-    "weights of Keras": ("weights_convert.keras.damage_named", nothing, (RuntimeError, KeyError, TypeError)),
+    "predictions": ("kimiajax.runs.predictions.quoted", repr, AssertionError),
+    "truths": ("kimiajax.runs.predictions.MOST_SCANS", 2**62, (AssertionError, OverflowError)),
+    "results": ("kimiajax.runs.reader.faults", lambda results: [], (KeyError, TypeError, AttributeError)),
+    "weights of Keras": ("weights_convert.keras_h5.damage_named", nothing, (RuntimeError, KeyError, TypeError)),
     "weights of torch": ("weights_convert.arrays.quoted", lambda value, most=0: repr(value), AssertionError),
-    "folders of damaged images": ("kimiajax.data.images.Exception", KeyError, Exception),
-    "folders of other things": ("kimiajax.data.folders.shown", str, AssertionError),
+    "folders of damaged images": ("kimiajax.data.sources.image_files.Exception", KeyError, Exception),
+    "folders of other things": ("kimiajax.data.sources.image_folder.shown", str, AssertionError),
 }
 
 

@@ -23,9 +23,9 @@ from faults.readers.fuzzing import (
     rebuild,
 )
 from kimiajax.models.backbone import Backbone
-from weights_convert import keras
+from weights_convert import keras_h5
 from weights_convert.convert import convert
-from weights_convert.tables import AS_IS, CONV_OIHW, Convention, Files, Layout
+from weights_convert.mapping import AS_IS, CONV_OIHW, Convention, Files, Layout
 
 LEAVES = {  # of a network so small that ten thousand files of it are read in no time: where they go, and their shapes
     ("params", "block1", "conv", "kernel"): (3, 3, 1, 2),
@@ -116,7 +116,7 @@ def weights_of_keras(folder):
         choose = chooser(number)
         path.unlink(missing_ok=True)
         path.write_bytes(whole[choose(3)])
-        rebuild(path, choose, KERAS_ITEMS, ["name", keras.LINEAGE])
+        rebuild(path, choose, KERAS_ITEMS, ["name", keras_h5.LINEAGE])
         asked(lambda: see_weights(path), path)
 
     half = fuzz(lambda blows: read_anew(path, damaged(blows, whole), lambda: see_weights(path)), BLOWS, 2)

@@ -4,7 +4,7 @@ import json
 import re
 
 from faults.harness import ask
-from kimiajax.report.results import write_results
+from kimiajax.runs.layout import write_results
 
 FLOORS = ("floor_histogram", "floor_mean_sd")
 ROW = "floor_mean_sd"

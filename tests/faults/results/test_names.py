@@ -17,8 +17,8 @@ from support.stored_runs import manifest_of, predictions_of, write_run
 from faults.harness import ask, nothing_changes, refused
 from faults.results.pages import DRAWN, Page
 from faults.results.planting import ROW, reseal, results_of, table, unvouched
-from kimiajax.apply import file_names
-from kimiajax.report.schema import LABEL
+from kimiajax.experiments.inference import file_names
+from kimiajax.runs.schema import LABEL
 
 
 def assert_harmless(page):

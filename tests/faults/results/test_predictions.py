@@ -12,7 +12,7 @@ import pytest
 from faults.harness import ask, nothing_changes, refused
 from faults.results.pages import Page
 from faults.results.planting import MANIFESTS, PREDICTIONS, ROW, damage, guessing, lines_of, of_another_scan, table
-from kimiajax.data.synthetic import write_synthetic_scans
+from kimiajax.data.sources.synthetic import write_synthetic_scans
 
 
 def renamed(old, new):

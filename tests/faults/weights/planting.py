@@ -12,7 +12,7 @@ import numpy as np
 from faults.harness import Ended, ask, nothing_changes, refused
 from kimiajax.models.registry import BACKBONES
 from weights_convert.__main__ import main as converter
-from weights_convert.networks import files_of
+from weights_convert.mappings import files_of
 
 MIB = 2**20
 

@@ -15,7 +15,7 @@ import kimiajax
 import weights_convert
 from faults.harness import files_of, nothing_changes, refused
 from faults.weights.planting import MIB, block1, flip, largest
-from kimiajax.files import sha256_file
+from kimiajax.io.files import sha256_file
 from kimiajax.models.backbone import PublishedFile
 from kimiajax.models.registry import BACKBONES
 
@@ -63,7 +63,7 @@ def test_no_other_line_of_the_source_fetches_anything():
             assert name.rsplit(".", 1)[-1] not in FETCHERS, (path, ast.unparse(call))
             if re.fullmatch(r"pooch\.\w+", name) and name not in HARMLESS:
                 fetched.append((path.name, name, *map(ast.unparse, call.args[:2])))
-    assert fetched == [("weights.py", "pooch.retrieve", "file.url", "file.checksum")]
+    assert fetched == [("load.py", "pooch.retrieve", "file.url", "file.checksum")]
     assert addresses == [], "none goes without encryption"
 
 

@@ -25,9 +25,9 @@ from faults.weights.planting import (
     refused_whole,
     safetensors,
 )
-from kimiajax.models import weights as weights_module
-from kimiajax.models.weights import load_weights
-from weights_convert.networks import vgg16
+from kimiajax.models import checkpoint as weights_module
+from kimiajax.weights.load import load_weights
+from weights_convert.mappings import vgg16
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 
 from faults.harness import ask, nothing_changes, refused
 from faults.weights.planting import array, features, parity, refused_whole
-from weights_convert.networks import vgg16
-from weights_convert.parity import run as parity_run
-from weights_convert.tables import DENSE_OUT_IN
+from kimiajax.parity import run as parity_run
+from weights_convert.mapping import DENSE_OUT_IN
+from weights_convert.mappings import vgg16
 
 BUG, PARITY_FAILED, PARITY_NOT_RUN = 1, 3, 4
 

@@ -10,8 +10,8 @@ import pytest
 
 from faults.harness import ask, files_of, nothing_changes, refused
 from faults.weights.planting import convert, features, refused_whole
-from kimiajax.cache import vouch_for
-from kimiajax.models.weights import load_weights
+from kimiajax.io.cache import vouch_for
+from kimiajax.weights.load import load_weights
 
 
 class Trap:

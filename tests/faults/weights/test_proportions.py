@@ -19,7 +19,7 @@ from faults.harness import Ended, refused
 from faults.weights.planting import MIB, ONE, ones, place, refused_whole, safetensors
 from weights_convert.arrays import KERAS_MEMBER, LARGEST_HEADER
 from weights_convert.convert import convert
-from weights_convert.networks import inception_v3
+from weights_convert.mappings import inception_v3
 
 
 def crowded(path):

@@ -1,0 +1,142 @@
+"""Where patches come from and which are used: settings that several commands share, and what is checked of any."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kimiajax.errors import UserError
+from kimiajax.text import text_of
+
+if TYPE_CHECKING:
+    from kimiajax.data.patches import Rules
+    from kimiajax.data.tfds.datasets import Dataset
+
+OF_DATASETS = ("data_dir", "image_key", "label_key", "train_split", "test_split")  # settings that only --dataset has
+SOURCES = ("scans", "dataset", *OF_DATASETS)  # where patches come from; what they are, their manifest says
+
+
+@dataclass(frozen=True)
+class ScansConfig:
+    """Where patches come from."""
+
+    scans: Path | None = None
+    """A scan file in the layout of Kimia_Path24.h5, a folder of images (train/s0/*.png), or one of whole slides."""
+    dataset: str | None = None
+    """In their place, an image-classification set that TFDS has prepared as array_record: NAME/CONFIG:VERSION."""
+    data_dir: Path | None = None
+    """The folder of prepared sets; by default TFDS's own, ~/tensorflow_datasets."""
+    image_key: str = "image"
+    """Of a prepared set, the feature that is the image."""
+    label_key: str = "label"
+    """The feature that is the class, which stands where a scan does."""
+    train_split: str = "train"
+    """The split to train on, in TFDS's notation: train, or train[:80%]."""
+    test_split: str | None = None
+    """The split to test on; by default test, or where there is none patches that are drawn and held out."""
+    patch_size: int | None = None
+    """Side of a patch in pixels; of scan files and images, checked to be that of the test patches; of slides, 1000."""
+    mpp: float = 0.5
+    """Microns per pixel at which whole slides are read."""
+    cache: Path | None = None
+    """Folder for what serves again: surveys, patches, weights, features; by default the user's cache folder."""
+
+    def needed(self, needs: str) -> "Path | Dataset":
+        """Where patches come from: a path, or a prepared set.
+
+        Args:
+            needs: what is impossible without, for the message.
+
+        Raises:
+            UserError: both are given, or neither.
+        """
+        given = self.given()
+        if given is None:
+            raise UserError(f"{needs}, or --dataset NAME of a prepared data set")
+        return given
+
+    def given(self) -> "Path | Dataset | None":
+        """The same where it need not be given."""
+        if self.dataset is not None and self.scans is not None:
+            raise UserError(f"--scans {self.scans} and --dataset {self.dataset}: give one of them")
+        if self.dataset is None:
+            return self.scans
+        from kimiajax.data.tfds.datasets import Dataset
+
+        splits = {"train": self.train_split, "test": self.test_split}
+        return Dataset(self.dataset, self.data_dir, self.image_key, self.label_key, **splits)
+
+    def check_scans(self) -> None:
+        """Raises UserError for the first of these settings that is out of its range."""
+        check_least(self, patch_size=1)
+        for name in OF_DATASETS:
+            if self.dataset is None and getattr(self, name) != getattr(ScansConfig, name):
+                raise UserError(f"{flag(name)} {getattr(self, name)}: is for --dataset")
+        if not 0 < self.mpp < float("inf"):
+            raise UserError(f"--mpp {self.mpp}: must be above 0 and finite")
+
+    def as_dict(self) -> dict[str, object]:
+        """All fields, as JSON takes them."""
+        return json_fields(self)
+
+
+@dataclass(frozen=True)
+class PatchConfig(ScansConfig):
+    """Where patches come from, and which of them are used. The defaults are the paper's, where it states one."""
+
+    manifest: Path | None = None
+    """Use exactly the patches of this manifest.csv, of an earlier run or an export; the pixels are checked."""
+    seed: int = 0
+    """Of the draw of patches and, in a table, of random weights and of training."""
+    patches_per_scan: int | Literal["all"] = 100
+    """Training patches drawn from each scan."""
+    grid: Literal["full", "readme"] = "full"
+    """Where training patches lie: every whole patch, or the data set's README loop, without the last row and column."""
+    homogeneity: float = 0.99
+    """Patches with at least this fraction of background are left out."""
+    background: int = 220
+    """Gray value, 0 to 255, from which a pixel counts as background."""
+    test_patches_per_scan: int = 50
+    """Test patches held out from each whole slide; scan files and images hold out their own."""
+    test_seed: int = 0
+    """Of that draw: apart from --seed, so that runs of other seeds are tested on the same patches."""
+
+    def rules(self) -> "Rules":
+        """How patches are chosen."""
+        from kimiajax.data.patches import Rules
+
+        return Rules(**{field.name: getattr(self, field.name) for field in fields(Rules)})
+
+    def check_patches(self) -> None:
+        """Raises UserError for the first of these settings that is out of its range."""
+        self.check_scans()
+        check_least(self, patches_per_scan=1, test_patches_per_scan=1, seed=0, test_seed=0)
+        if self.seed >= 2**32:
+            raise UserError(f"--seed {self.seed}: must be under 2**32")
+        check_cutting(self.homogeneity, self.background)
+
+
+def check_least(config: object, **least: int) -> None:
+    """Raises UserError for the first of these settings that is a number below its bound."""
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if isinstance(value, int) and value < bound:
+            raise UserError(f"{flag(name)} {value}: must be {bound} or more")
+
+
+def check_cutting(homogeneity: float, background: int) -> None:
+    """Raises UserError for what is no fraction, or no gray value."""
+    if not 0 < homogeneity <= 1:
+        raise UserError(f"--homogeneity {homogeneity}: is a fraction, above 0 and at most 1")
+    if not 0 <= background <= 255:
+        raise UserError(f"--background {background}: must be a gray value, 0 to 255")
+
+
+def json_fields(config: Any) -> dict[str, object]:
+    """All fields of settings, as JSON takes them."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {name: text_of(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def flag(name: str) -> str:
+    """A setting as it is given to a command."""
+    return "--" + name.replace("_", "-")

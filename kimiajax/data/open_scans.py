@@ -1,0 +1,51 @@
+"""What is given: a scan file, a folder of images, a folder of whole slides, or the name of a prepared data set."""
+
+from pathlib import Path
+
+from kimiajax.data.sources.image_folder import Folder, holds_splits
+from kimiajax.data.sources.scan_file import Scans
+from kimiajax.data.sources.slides import MPP, PATCH_SIZE, Slides, slides_in
+from kimiajax.data.sources.source import Source, Track, no_track
+from kimiajax.data.tfds.datasets import Dataset
+from kimiajax.data.tfds.source import Prepared
+from kimiajax.errors import UsageError
+
+
+def open_scans(
+    path: str | Path | Dataset,
+    patch_size: int | None = None,
+    mpp: float = MPP,
+    *,
+    cache: Path | None = None,
+    track: Track = no_track,
+) -> Source:
+    """Opens whatever patches can be read from.
+
+    Args:
+        path: a scan file in the layout of Kimia_Path24.h5; a folder of images, `train/s0/*.png` and `test/s0/*.png` and
+            their like; a folder of whole-slide files, each of which is a scan; or a data set that TFDS has prepared.
+        patch_size: side of a patch in pixels. All but slides know it, and it is checked; from these, patches of 1000
+            pixels are cut unless another size is given.
+        mpp: microns per pixel at which slides are read; everything else is as it is.
+        cache: a folder for the labels of a prepared data set, which are read once.
+        track: called as `track(items, description, total, unit)` around that, to show progress.
+
+    Raises:
+        UserError: nothing of these; UsageError: patches of another size.
+    """
+    if isinstance(path, Dataset):
+        source: Source = Prepared(path, cache, track)
+    elif not (path := Path(path)).is_dir():
+        source = Scans(path)
+    elif not holds_splits(path) and slides_in(path):
+        source = Slides(path, PATCH_SIZE if patch_size is None else patch_size, mpp)
+    else:
+        source = Folder(path)
+    if patch_size not in (None, source.patch_size):
+        size = source.patch_size
+        source.close()
+        raise UsageError(
+            f"{path}: test patches are {size} x {size}, but training patches of {patch_size} x {patch_size} were asked "
+            f"for; use --patch-size {size}"
+        )
+    return source

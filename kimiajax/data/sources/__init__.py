@@ -1,0 +1,1 @@
+"""Where patches come from: scan files, folders of images, whole slides."""

@@ -1,0 +1,1 @@
+"""Scores, their statistics, and comparisons of predictions."""

@@ -1,0 +1,142 @@
+"""What a stored run shows, and how surely: from its predictions alone."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from kimiajax.evaluation import claims, statistics
+from kimiajax.evaluation.statistics import Interval, Pair
+from kimiajax.runs.reader import StoredRun
+from kimiajax.runs.warnings import failed_checks, is_synthetic, is_unverified, random_networks
+from kimiajax.shapes import Int
+from kimiajax.text import with_few_patches
+
+HISTOGRAM = "floor_histogram"
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """Attributes:
+    intervals: of each row and score, 95 %.
+    pairs: the table's rows against one another, corrected for all of them.
+    margins: each of the table's rows against each floor, a family of its own.
+    printed: the ruling on each claim by the paper's table.
+    computed: the same by this one.
+    confusion: by row, test patches of scan i that were taken for scan j, of all seeds, [scans scans].
+    few: scans with so few test patches that the bootstrap's intervals may be too short.
+    coverage: where there are any, in how many of simulated test sets with these counts those of eta_w hold the truth.
+    discordant: the share of patches that one of two of the table's rows alone gets right, on average; None of fewer
+        rows, and of several seeds.
+    smallest: the smallest difference of eta_p that a single test at 5 % would then find four times in five; None where
+        no difference would be, and with the above.
+    draws, seed: of the bootstrap and of the permutations.
+    """
+
+    intervals: dict[str, dict[str, Interval]]
+    pairs: list[Pair]
+    margins: list[Pair]
+    printed: dict[str, claims.Ruling]
+    computed: dict[str, claims.Ruling]
+    confusion: dict[str, Int[np.ndarray, "s s"]]
+    few: list[int]
+    coverage: float | None
+    discordant: float | None
+    smallest: float | None
+    draws: int
+    seed: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of `report.analysis.json`."""
+        pairs = {name: [each._asdict() for each in getattr(self, name)] for name in ("pairs", "margins")}
+        rulings = {name: {k: r._asdict() for k, r in getattr(self, name).items()} for name in ("printed", "computed")}
+        confusion = {row: matrix.tolist() for row, matrix in self.confusion.items()}
+        return {**asdict(self), **pairs, **rulings, "confusion": confusion, "margin_of_claims": claims.MARGIN}
+
+
+def analyse(run: StoredRun, seed: int = 0, draws: int = statistics.DRAWS) -> Analysis:
+    """Intervals, tests, claims and confusions of a run.
+
+    Args:
+        run: as `read_run` reads it.
+        seed, draws: of the bootstrap and of the permutations.
+    """
+    table, floors = run.family("table"), run.family("floor")
+    everything = {row: run.correct(row) for row in run.predicted}
+    intervals = statistics.intervals_of_rows(run.scans, everything, seed, draws)
+    pairs = statistics.compare_pairs(run.scans, table, seed=seed, draws=draws)
+    above = [(row, floor) for row in table for floor in floors]
+    margins = statistics.compare_pairs(run.scans, {**table, **floors}, above, seed, draws)
+    tested = np.bincount(run.scans, minlength=run.manifest.num_scans)
+    few = with_few_patches(tested.tolist())
+    chance = float(np.clip(np.mean([right.mean() for right in everything.values()] or 0.5), 0.05, 0.95))
+    discordant = _discordant(pairs, len(run.scans)) if len(run.seeds) == 1 else None
+    return Analysis(
+        intervals=intervals,
+        pairs=pairs,
+        margins=margins,
+        printed=claims.rule(claims.Printed()),
+        computed=claims.rule(claims.Computed(_figures(run), tuple(pairs), unfit(run), len(run.seeds))),
+        confusion={row: confusion_of(run.scans, guess, len(tested)) for row, guess in run.predicted.items()},
+        few=few,
+        coverage=statistics.simulated_coverage(tested, chance, seed) if few else None,
+        discordant=discordant,
+        smallest=statistics.smallest_difference(len(run.scans), discordant) if discordant else None,
+        draws=draws,
+        seed=seed,
+    )
+
+
+def confusion_of(
+    scans: Int[np.ndarray, " n"], predicted: Int[np.ndarray, "k n"], num_scans: int
+) -> Int[np.ndarray, "s s"]:
+    """How many patches of scan i were taken for scan j, over all seeds."""
+    places = scans * num_scans + predicted
+    return np.bincount(places.ravel(), minlength=num_scans**2).reshape(num_scans, num_scans)
+
+
+def unfit(run: StoredRun) -> dict[str, str]:
+    """Why rows can bear no claim of the paper's, of those that cannot."""
+    synthetic, unverified = is_synthetic(run.seeds), is_unverified(run.seeds)
+    failed, random = failed_checks(run.seeds), random_networks(run.seeds)
+    found = {}
+    for name, row in run.rows.items():
+        network = next((network for network in random if name.endswith(network)), None)
+        if synthetic:
+            found[name] = "the scans are drawn by a program"
+        elif unverified:
+            found[name] = "the data are not known to be those that were published"
+        elif failed:
+            found[name] = "the audit of these data failed"
+        elif row["failure"]:
+            found[name] = f"{row['approach']} has no accuracy: {row['failure']}"
+        elif network is not None:
+            found[name] = f"{network}'s weights are random"
+    return found
+
+
+def beaten_by_histogram(analysis: Analysis) -> list[str] | None:
+    """The table's rows that are not shown to be above the gray histogram, by eta_p; None where it was not computed."""
+    margins = [pair for pair in analysis.margins if pair.second == HISTOGRAM]
+    if not margins:
+        return None
+    above = [pair.difference["eta_p"] > 0 and pair.adjusted["eta_p"] <= claims.LEVEL for pair in margins]
+    return [pair.first for pair, is_above in zip(margins, above) if not is_above]
+
+
+def _figures(run: StoredRun) -> dict[str, claims.Figures]:
+    """The scores of the table's rows; of several seeds those of each, since means do not multiply."""
+    found = {}
+    for results in run.seeds:
+        of_seed = f", seed {results['config']['seed']}" if len(run.seeds) > 1 else ""
+        for row in results["rows"]:
+            if row["family"] == "table" and row["eta_p"] is not None:
+                scores = (row["eta_p"], row["eta_w"], row["eta_total"])
+                found[row["approach"] + of_seed] = claims.Figures(*scores, 0)
+    return found
+
+
+def _discordant(pairs: list[Pair], answers: int) -> float | None:
+    if not pairs:
+        return None
+    return float(np.mean([pair.only_first + pair.only_second for pair in pairs]) / answers)

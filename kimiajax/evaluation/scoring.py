@@ -1,0 +1,107 @@
+"""Predictions from anywhere, scored in both forms that eta_w has been printed in.
+
+The data set's two official scripts disagree. The MATLAB one computes the mean over scans of recall, which is the
+definition. The Python one, which needs Python 2, divides the diagonal of scikit-learn's confusion matrix by its column
+sums: that is precision, and NaN where a scan is never predicted.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kimiajax.runs.predictions import join, read_predictions, read_truth
+
+if TYPE_CHECKING:
+    from kimiajax.evaluation.statistics import Interval
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores in [0, 1], in double precision, and the counts behind them.
+
+    Attributes:
+        predictions: the file that was scored.
+        truth: what it was scored against.
+        warnings: what marks that.
+        n: test patches.
+        correct: of these, how many were predicted right.
+        num_scans: how many scans there are.
+        eta_p: correct by n.
+        eta_w_recall: the mean over scans of (correct / test patches of the scan): the definition of eta_w.
+        eta_w_precision: the mean over scans of (correct / patches predicted as the scan); None where a scan with test
+            patches is never predicted. As in the script, a scan counts that is tested or predicted.
+        eta_total: eta_p times eta_w_recall.
+        eta_total_precision: eta_p times eta_w_precision; None with it.
+        intervals: of 95 %, of eta_p by Wilson's formula, of eta_w in its recall form and of eta_total, under these
+            names, by a bootstrap within scans.
+        tested_per_scan: test patches of each scan, [num_scans].
+        guessed_per_scan: patches predicted as each scan, [num_scans].
+        correct_per_scan: correct patches of each scan, [num_scans].
+    """
+
+    predictions: str
+    truth: str
+    warnings: tuple[str, ...]
+    n: int
+    correct: int
+    num_scans: int
+    eta_p: float
+    eta_w_recall: float
+    eta_w_precision: float | None
+    eta_total: float
+    eta_total_precision: float | None
+    intervals: "dict[str, Interval]"
+    tested_per_scan: tuple[int, ...]
+    guessed_per_scan: tuple[int, ...]
+    correct_per_scan: tuple[int, ...]
+
+    @property
+    def never_predicted(self) -> list[int]:
+        """Scans that have test patches and are never predicted: precision is undefined for them."""
+        return [s for s, (t, g) in enumerate(zip(self.tested_per_scan, self.guessed_per_scan)) if t and not g]
+
+    @property
+    def without_patches(self) -> list[int]:
+        """Scans that have no test patches: recall's mean leaves them out."""
+        return [scan for scan, tested in enumerate(self.tested_per_scan) if not tested]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, as JSON takes it: what does not exist is None, never NaN."""
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {**fields, "never_predicted": self.never_predicted, "without_patches": self.without_patches}
+
+
+def score(predictions_path: str | Path, truth_path: str | Path) -> Scored:
+    """Scores a file of predictions; see `read_predictions`, `read_truth` and `join` for what is refused."""
+    predictions, truth = read_predictions(predictions_path), read_truth(truth_path)
+    predicted = join(predictions, truth)
+
+    import jax  # once the files have proved good
+
+    from kimiajax.evaluation.metrics import kimia_scores
+    from kimiajax.evaluation.statistics import intervals_of_rows
+
+    with jax.enable_x64(True):
+        scores = kimia_scores(truth.scans, predicted, truth.num_scans)
+    precision = float(scores.eta_w_precision)
+    defined = not math.isnan(precision)
+    return Scored(
+        predictions=str(predictions.path),
+        truth=str(truth.path),
+        warnings=truth.warnings,
+        n=len(predicted),
+        correct=int(np.asarray(scores.correct).sum()),
+        num_scans=truth.num_scans,
+        eta_p=float(scores.eta_p),
+        eta_w_recall=float(scores.eta_w),
+        eta_w_precision=precision if defined else None,
+        eta_total=float(scores.eta_total),
+        eta_total_precision=float(scores.eta_p) * precision if defined else None,
+        intervals=intervals_of_rows(truth.scans, {"": (predicted == truth.scans)[None]})[""],
+        tested_per_scan=tuple(np.asarray(scores.tested).tolist()),
+        guessed_per_scan=tuple(np.bincount(predicted, minlength=truth.num_scans).tolist()),
+        correct_per_scan=tuple(np.asarray(scores.correct).tolist()),
+    )

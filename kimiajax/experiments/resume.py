@@ -1,0 +1,125 @@
+"""What of an earlier run in the same folder still stands: its finished rows, where it is the same run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kimiajax.data.config import SOURCES
+from kimiajax.errors import UserError
+from kimiajax.experiments.artifacts import digest_of_learnt, load_learnt
+from kimiajax.io.files import sha256_file
+from kimiajax.io.json_records import differences, is_sealed
+from kimiajax.io.pytrees import refuse_unreadable
+from kimiajax.runs.layout import SCHEMA_VERSION
+
+# Settings that change no result; scans, manifest and weights are known by their content, convolutions by the choice.
+FREE = (
+    *SOURCES,
+    *("manifest", "cache", "out", "feed", "checkpoint_seconds", "fresh", "tensorboard", "conv"),
+    *("distributed", "coordinator", "processes", "process", "peer_timeout"),
+)
+REMEDY = "choose another --out, or begin anew with --fresh"
+
+
+def identity_of(results: dict[str, Any]) -> dict[str, Any]:
+    """What a run of one seed rests on, of its `results.json`: another makes it another run."""
+    data = results["data"]
+    return {
+        "config": _config_of(results),
+        "classes": data["names"],
+        "manifest_sha256": data["manifest_sha256"],
+        "pixels_sha256": data["pixels_sha256"],
+        "weights": {network: lineage["digest"] for network, lineage in results["weights"].items()},
+        "conv": {network: choice["way"] for network, choice in results["conv"].items()},
+        "statistic_groups": results["statistic_groups"],
+    }
+
+
+def check_config(out: Path, config: dict[str, Any]) -> None:
+    """Raises UserError where a folder holds a run of other settings, of one seed or of several."""
+    earlier = _read(out / "results.json")
+    if earlier is not None:
+        _check_same(out, {"config": _config_of(earlier)}, {"config": _config_of({"config": config})})
+
+
+def ways_of(out: Path) -> dict[str, str]:
+    """How each network convolves in the run that a folder holds, if it holds one."""
+    earlier = _read(out / "results.json")
+    return {} if earlier is None else {network: choice["way"] for network, choice in earlier["conv"].items()}
+
+
+def take_up(out: Path, results: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] | None:
+    """The results of an earlier run of one seed with the rows that still stand, if the folder holds the same run.
+
+    Args:
+        out: the folder.
+        results: what `results.json` would say at the start of a new run.
+        say: is told which rows must be computed again.
+
+    Raises:
+        UserError: another run, or results that cannot be read.
+    """
+    earlier = _read(out / "results.json")
+    if earlier is None:
+        return None
+    _check_same(out, identity_of(earlier), identity_of(results))
+    standing = []
+    for row in earlier["rows"]:
+        damage = _damage(out, row)
+        if damage:
+            say(f"{out}: {row['name']} is computed again, since {damage}")
+        else:
+            standing.append(row)
+    marks = [run["data"].get("unverified") for run in (results, earlier)]  # of rows that stand, for good
+    if standing and (mark := next(filter(None, marks), None)):
+        results = {**results, "data": {**results["data"], "unverified": mark}}
+    if len(standing) == len(results["config"]["rows"]):  # computed where it was, whatever shows it now
+        results = {**results, "environment": earlier["environment"]}
+    changes = differences(earlier["environment"], results["environment"])
+    notes = [*results["notes"], *earlier["notes"][earlier["general_notes"] :]]  # an audit may have come since
+    if changes:
+        notes.append(f"Resumed where the program or the machine is not the same any more: {'; '.join(changes)}.")
+    return {**results, "notes": list(dict.fromkeys(notes)), "rows": standing}
+
+
+def _config_of(results: dict[str, Any]) -> dict[str, Any]:
+    config = json.loads(json.dumps(results["config"]))
+    return {name: value for name, value in config.items() if name not in FREE}
+
+
+def _check_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    changes = differences(before, now)
+    if changes:
+        raise UserError(f"{out}: holds another run: {'; '.join(changes)}; {REMEDY}")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        results = json.loads(path.read_text())
+        version = results["schema_version"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged, or no results of this program ({type(error).__name__}); {REMEDY}") from error
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path}: written by another version of this program; {REMEDY}")
+    if not is_sealed(results):
+        raise UserError(f"{path}: was changed after it was written; {REMEDY}")
+    return results
+
+
+def _damage(out: Path, row: dict[str, Any]) -> str | None:
+    """What is wrong with a finished row's files."""
+    predictions, learnt = out / "predictions" / f"{row['name']}.csv", out / "checkpoints" / row["name"]
+    try:
+        if row["predictions_sha256"] and sha256_file(predictions) != row["predictions_sha256"]:
+            return f"{predictions} was changed"
+        if row["learnt_sha256"] and row["learnt_sha256"] != digest_of_learnt(load_learnt(learnt)):
+            return f"{learnt} was changed"
+    except FileNotFoundError as error:
+        return f"{error.filename} is missing"
+    except Exception as error:  # whatever a damaged file makes Orbax raise
+        refuse_unreadable(learnt, error)
+        return f"{learnt} cannot be read ({type(error).__name__})"
+    return None

@@ -1,0 +1,323 @@
+"""Curves around a table: training patches, augmentation, trained blocks, each varied through the table's own settings.
+
+Every place that a curve passes is a run of `kimiajax table` in a folder of its own, of the rows that differ there: an
+SVM on features knows nothing of augmentation, so one run serves that whole axis. Patches, features and heads come from
+the cache that all runs share.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from kimiajax.errors import UserError
+from kimiajax.evaluation import statistics
+from kimiajax.evaluation.compare import check_same_test
+from kimiajax.experiments.approach import Row
+from kimiajax.experiments.runner import draw_scans, run_table
+from kimiajax.experiments.sweep_config import AXES, SweepConfig
+from kimiajax.experiments.table1 import all_rows
+from kimiajax.io.files import write_text
+from kimiajax.io.json_records import sealed
+from kimiajax.io.locks import only_writer
+from kimiajax.models.registry import BACKBONES
+from kimiajax.runs.reader import StoredRun, read_results, read_run
+from kimiajax.runs.sweep_file import SCHEMA_VERSION, SWEEP, TITLES
+from kimiajax.runs.warnings import SCORES, headline, warnings_of
+from kimiajax.runtime import distributed
+from kimiajax.runtime.progress import Silent
+from kimiajax.runtime.signals import Interruption
+from kimiajax.training.augment import AUGMENTATIONS
+from kimiajax.training.freezing import last_blocks, weighted_blocks
+
+FINE_TUNED = "fine-tuned"  # the scheme of rows that all axes concern; the others know training patches alone
+
+
+@dataclass(frozen=True)
+class Place:
+    """The settings that a sweep varies, at one of its places."""
+
+    patches: int | Literal["all"]
+    augmentation: str
+    blocks: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the folder of its run."""
+        blocks = re.sub(r"[^a-z0-9_=,.]", "+", " ".join(self.blocks))
+        if len(blocks) > 80:  # a file system's names have a length
+            blocks = f"{blocks[:60]}+{hashlib.sha256(' '.join(self.blocks).encode()).hexdigest()[:12]}"
+        return f"patches-{self.patches}_augmentation-{self.augmentation}_blocks-{blocks}"
+
+    @property
+    def run(self) -> str:
+        """That folder, in the sweep's."""
+        return f"places/{self.name}"
+
+    def settings(self) -> dict[str, Any]:
+        """As fields of a table's settings."""
+        return dict(zip(AXES.values(), (self.patches, self.augmentation, self.blocks)))
+
+
+def run_sweep(
+    preset: str, config: SweepConfig, progress: Silent | None = None, interruption: Interruption | None = None
+) -> dict[str, Any]:
+    """Runs the table at every place of a sweep, and draws the curves together.
+
+    Places that are finished stand, and an unfinished one goes on, as of `run_table`; so axes can be made longer later.
+
+    Args:
+        preset: its name, for the record and the default folder.
+        config: all settings.
+        progress, interruption: as of `run_table`.
+
+    Returns:
+        The content of `sweep.json`, which is written anew after each place.
+
+    Raises:
+        UserError: settings, scans or weights that cannot serve.
+        Interrupted: as asked; the same call goes on from there.
+    """
+    progress, interruption = progress or Silent(), interruption or Interruption()
+    config.validate(tuple(row.name for row in all_rows()))
+    config.check_networks(BACKBONES)
+    rows = [row for row in all_rows() if row.name in config.rows]
+    plan = plan_of(config, rows)
+    nowhere = [count for count in config.depths if not any(count <= _deepest(row) for row in rows)]
+    if nowhere and any(row.scheme == FINE_TUNED for row in rows):
+        raise UserError(f"--depths {nowhere[0]}: no network of these rows has so many blocks")
+    out = config.folder(preset)
+    first = distributed.is_first()
+    loud = progress if first else Silent()
+    with only_writer(out, say=progress.say) if first else contextlib.nullcontext():
+        if first and config.fresh:  # once: what is computed anew is not computed anew again after an interruption
+            (out / SWEEP).unlink(missing_ok=True)
+            for earlier in (out / "places").glob("patches-*_augmentation-*_blocks-*"):
+                shutil.rmtree(earlier)
+        given = replace(config, fresh=False)
+        if config.given() is None and config.draw_synthetic:
+            given = replace(given, scans=distributed.of_first(partial(draw_scans, out, config, loud)))
+        trained = sum(row.scheme in (FINE_TUNED, "scratch") for here in plan.values() for row in here)
+        rows_in_all = sum(map(len, plan.values()))
+        loud.say(f"{len(plan)} places, {rows_in_all} rows of which {trained} train, {config.seeds} seeds each")
+        runs: dict[Place, StoredRun] = {}
+        results: dict[str, Any] = {}
+        for number, (place, here) in enumerate(plan.items(), start=1):
+            loud.say(f"place {number} of {len(plan)}: {place.name}")
+            folder = out / place.run
+            own = given.centre(**place.settings(), rows=tuple(row.name for row in here), out=folder)
+            before = _seal_in(folder)
+            run_table(preset, own, progress, interruption)
+            if first:
+                runs[place] = read_run(folder)
+                if runs[place].results["seal"] != before or number == len(plan):  # something new to be drawn
+                    results = sealed(_results(preset, config, rows, plan, runs))
+                    write_text(out / SWEEP, json.dumps(results, indent=2, allow_nan=False) + "\n")
+        return distributed.of_first(lambda: results)
+
+
+def _seal_in(folder: Path) -> str | None:
+    """Of the results that a folder holds, if it holds any that can be read."""
+    try:
+        return read_results(folder).get("seal")
+    except UserError:  # none, or what `run_table` will refuse
+        return None
+
+
+def plan_of(config: SweepConfig, rows: Sequence[Row]) -> dict[Place, list[Row]]:
+    """The places of a sweep, its centre first, and the rows to compute at each: none of them twice."""
+    centre = centre_of(config)
+    plan: dict[Place, list[Row]] = {centre: list(rows)}
+    for place, row in itertools.product(_places(config), rows):
+        own = place_of(row, place, centre, config)
+        if own is not None and row not in (here := plan.setdefault(own, [])):
+            here.append(row)
+    return {place: here for place, here in plan.items() if here}
+
+
+def centre_of(config: SweepConfig) -> Place:
+    """The table's own settings."""
+    return Place(config.patches_per_scan, config.augmentation, config.blocks)
+
+
+def place_of(row: Row, place: Place, centre: Place, config: SweepConfig) -> Place | None:
+    """Where a row is computed so as to stand at a place; None where its network has not so many blocks."""
+    if row.scheme != FINE_TUNED:
+        return Place(place.patches, centre.augmentation, centre.blocks)
+    if place.blocks == centre.blocks:
+        return place
+    count = _count_of(place)
+    if count > _deepest(row):
+        return None
+    return replace(place, blocks=centre.blocks) if count == _depth_of_centre(row, config) else place
+
+
+def _deepest(row: Row) -> int:
+    """How many blocks of a row's network can train; -1 of rows that are not fine-tuned."""
+    return len(weighted_blocks(BACKBONES[row.network])) if row.scheme == FINE_TUNED else -1
+
+
+def _count_of(place: Place) -> int:
+    """How many last blocks train at a place that is not the centre's."""
+    return int(place.blocks[0].removeprefix("last"))
+
+
+def _depth_of_centre(row: Row, config: SweepConfig) -> int | None:
+    """How many last blocks train by the table's own settings, where that says it all."""
+    backbone = BACKBONES[row.network]
+    blocks = config.blocks_of(backbone)
+    depths = {frozenset(last_blocks(backbone, n)): n for n in range(len(weighted_blocks(backbone)) + 1)}
+    plain = blocks.frozen_bn == (config.frozen_bn or "inference")
+    return depths.get(frozenset(blocks.names)) if plain else None
+
+
+def _places(config: SweepConfig) -> list[Place]:
+    lines = [_line(axis, config) for axis in AXES]
+    if config.crossed:
+        return [Place(one.patches, other.augmentation, third.blocks) for one, other, third in itertools.product(*lines)]
+    return [*itertools.chain(*lines)]
+
+
+def _line(axis: str, config: SweepConfig) -> list[Place]:
+    """The places of one axis through the centre, which is one of them, in the order of their values."""
+    centre = centre_of(config)
+    if axis == "patches":
+        values = {*config.patches, centre.patches}
+        ordered = sorted(values, key=lambda value: np.inf if value == "all" else value)
+        return [replace(centre, patches=value) for value in ordered]
+    if axis == "augmentations":
+        known = [name for name in AUGMENTATIONS if name in (*config.augmentations, centre.augmentation)]
+        return [replace(centre, augmentation=name) for name in known]
+    return [*(replace(centre, blocks=(f"last{count}",)) for count in sorted(config.depths)), centre]
+
+
+def _results(
+    preset: str,
+    config: SweepConfig,
+    rows: Sequence[Row],
+    plan: dict[Place, list[Row]],
+    runs: dict[Place, StoredRun],
+) -> dict[str, Any]:
+    centre = runs[centre_of(config)]
+    for run in runs.values():
+        check_same_test(centre, run)
+    notes = [note for run in runs.values() for note in run.results["notes"]]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "complete": len(runs) == len(plan),
+        "preset": preset,
+        "config": config.as_dict(),
+        "seeds": [seed["config"]["seed"] for seed in centre.seeds],
+        "environment": centre.results["environment"],
+        "headline": headline({**centre.results, "data": centre.seeds[0]["data"]}),
+        "warnings": list(dict.fromkeys(warning for run in runs.values() for warning in warnings_of(run.seeds))),
+        "notes": list(dict.fromkeys(notes)),
+        "tested": centre.manifest.counts("test"),
+        "guess": 1 / centre.manifest.num_scans,
+        "places": [
+            {
+                "run": place.run,
+                **place.settings(),
+                "rows": [_scores(run, row) for row in run.results["rows"]],
+            }
+            for place, run in runs.items()
+        ],
+        "axes": [axis for name in AXES if getattr(config, name) and (axis := _axis(name, config, rows, runs))],
+    }
+
+
+def _axis(name: str, config: SweepConfig, rows: Sequence[Row], runs: dict[Place, StoredRun]) -> dict[str, Any] | None:
+    """One axis through the centre: of every row that it concerns the scores at each value, and what sets them apart
+    from the row's own at the centre, corrected for all of the axis."""
+    centre, curves = centre_of(config), []
+    correct: dict[tuple[str, str], np.ndarray] = {}
+    for row in rows:
+        if name != "patches" and row.scheme != FINE_TUNED:
+            continue
+        points: dict[Any, tuple[Place, dict[str, Any]]] = {}
+        for place in _line(name, config):
+            own = place_of(row, place, centre, config)
+            if own in runs:
+                value = _value(name, own if own == centre else place, row, config)
+                points[value] = own, _scores(runs[own], runs[own].rows[row.name])
+        for value, (own, _) in points.items():
+            if row.name in runs[own].predicted:
+                correct[row.name, str(value)] = runs[own].correct(row.name)
+        curves.append((row, dict(sorted(points.items(), key=lambda each: _rank(name, each[0])))))
+    if not any(points for _, points in curves):
+        return None
+    scans = runs[centre].scans
+    keyed = {" ".join(key): each for key, each in correct.items()}
+    intervals = statistics.intervals_of_rows(scans, keyed)
+    at_centre = {row.name: str(_value(name, centre, row, config)) for row, _ in curves}
+    pairs = [
+        (f"{row} {value}", f"{row} {at_centre[row]}")
+        for row, value in correct
+        if value != at_centre[row] and (row, at_centre[row]) in correct
+    ]
+    against = {pair.first: pair for pair in statistics.compare_pairs(scans, keyed, pairs)}
+    return {
+        "name": name,
+        "title": TITLES[name],
+        "curves": [
+            {
+                "row": row.name,
+                "approach": row.approach,
+                "centre": _value(name, centre, row, config),
+                "points": [
+                    {
+                        "value": value,
+                        "run": own.run,
+                        **scores,
+                        "intervals": intervals.get(key := f"{row.name} {value}"),
+                        "against_centre": against[key]._asdict() if key in against else None,
+                    }
+                    for value, (own, scores) in points.items()
+                ],
+            }
+            for row, points in curves
+        ],
+    }
+
+
+def _value(axis: str, place: Place, row: Row, config: SweepConfig) -> int | str:
+    """Where a row's point lies on an axis."""
+    if axis == "patches":
+        return place.patches
+    if axis == "augmentations":
+        return place.augmentation
+    if place.blocks != config.blocks:
+        return _count_of(place)
+    depth = _depth_of_centre(row, config)
+    return " ".join(config.blocks) if depth is None else depth
+
+
+def _rank(axis: str, value: int | str) -> tuple[float, str]:
+    """Numbers in their order, then names; augmentations from none on."""
+    if axis == "augmentations":
+        return float(list(AUGMENTATIONS).index(str(value))), ""
+    return (float(value), "") if isinstance(value, int) else (float("inf"), value)
+
+
+def _scores(run: StoredRun, row: dict[str, Any]) -> dict[str, Any]:
+    """A row's scores at one place: means, and of each seed; and on how many patches it trained."""
+    data = [seed["data"]["train"] for seed in run.seeds]
+    by_seed = {score: row.get(f"{score}_by_seed", [row[score]]) for score in SCORES}
+    return {
+        "name": row["name"],
+        "family": row["family"],
+        "train": float(np.mean(data)) / run.manifest.num_scans,
+        **{score: row[score] for score in SCORES},
+        "by_seed": by_seed,
+        "seconds": row["seconds"],
+        "failure": row["failure"],
+    }

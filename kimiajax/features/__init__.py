@@ -1,0 +1,1 @@
+"""What networks compute of patches, and what is done with it: files, SVM, retrieval, heat maps."""

@@ -1,0 +1,197 @@
+"""The features that a network computes of a user's own patches, as files."""
+
+import csv
+import functools
+import io
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from kimiajax.data.inference_inputs import Inputs, read_inputs
+from kimiajax.data.manifest import Manifest
+from kimiajax.data.patches import Rules
+from kimiajax.data.sources.slides import MPP
+from kimiajax.data.tfds.datasets import Dataset
+from kimiajax.errors import UserError
+from kimiajax.features.extract import batch_size_for, extract_taps
+from kimiajax.io.cache import new_array
+from kimiajax.io.files import new_folder, sha256_file, write_text
+from kimiajax.models.checkpoint import Weights
+from kimiajax.models.conv_autotune import choose_way
+from kimiajax.models.registry import BACKBONES
+from kimiajax.runtime.environment import describe_environment
+from kimiajax.runtime.precision import Precision
+from kimiajax.runtime.progress import Download, Silent
+from kimiajax.shapes import UInt8
+from kimiajax.text import text_of
+from kimiajax.weights.load import load_weights
+
+AT_ONCE = 2**28  # bytes of a block's outputs that are held in memory
+WORDS = {"train": "training patches", "test": "test patches", None: "images"}
+
+
+def export_features(
+    network: str,
+    path: str | Path | Dataset,
+    out: str | Path,
+    *,
+    tap: str | None = None,
+    weights: str | Path = "imagenet",
+    image_size: int = 224,
+    resize: str = "box",
+    rules: Rules | None = None,
+    manifest: Manifest | None = None,
+    precision: Precision = "float32",
+    conv: Literal["auto", "plain", "fast"] = "auto",
+    seed: int = 0,
+    patch_size: int | None = None,
+    mpp: float = MPP,
+    cache: Path | None = None,
+    progress: Silent | None = None,
+) -> dict[str, Any]:
+    """Writes a block's outputs for all patches that a path holds to a new folder.
+
+    `features.npy` is float32, [n 4096] for VGG16's fc2; row i is of the patch in line i of `ids.csv` (patch_id, scan,
+    split), lines being counted from 0 below the first. Of scans there is their `manifest.csv` with its header as well.
+    `features.json` says what they were computed with.
+
+    Args:
+        network: a key of `BACKBONES`.
+        path: what `read_inputs` reads.
+        out: the folder; a failure leaves none.
+        tap: the block; by default that of the paper's features.
+        weights: as `load_weights` takes them.
+        image_size: side of the network's input in pixels.
+        resize: the filter from patch to input.
+        rules, manifest, patch_size, mpp: as in `read_inputs`.
+        precision: of convolutions and matrix products.
+        conv: how the network convolves; see `choose_way`.
+        seed: of random weights.
+        cache: a folder for what serves again; the features are then kept there too. Without it nothing is kept but
+            weights that are downloaded.
+        progress: shows what goes on.
+
+    Returns:
+        The content of `features.json`.
+
+    Raises:
+        UserError: the folder exists already, an unknown network or block, or whatever `load_weights` and `read_inputs`
+            refuse.
+    """
+    out, progress = Path(out), progress or Silent()
+    if network not in BACKBONES:
+        raise UserError(f"no network {network!r}; choose from {', '.join(BACKBONES)}")
+    backbone = BACKBONES[network]
+    tap = tap or backbone.features
+    backbone.check_blocks([tap])
+    backbone.check_size(image_size)
+    check_new(out, "--out")
+    with new_folder(out) as aside:
+        loaded = load_weights(
+            network,
+            weights,
+            blocks=backbone.up_to(tap),
+            image_size=image_size,
+            seed=seed,
+            cache=cache,
+            progress=functools.partial(Download, progress),
+        )
+        batch = batch_size_for(jax.default_backend())
+        choice = choose_way(conv, backbone, image_size, batch, precision=precision, cache=cache)
+        progress.say(f"{network}: {choice.way} convolutions ({choice.reason})")
+        loaded = replace(loaded, conv=choice.way)
+        options = {"manifest": manifest, "patch_size": patch_size, "mpp": mpp, "cache": cache, "track": progress.track}
+        parts = read_inputs(path, rules or Rules(), image_size, resize, **options)
+        shape = (sum(len(part.ids) for part in parts), *shape_of(loaded, tap, image_size))
+        features = _new_features(aside / "features.npy", shape, out)
+        first = 0
+        for part in parts:
+            what = f"{network} on {WORDS[part.split]}"
+            for some in outputs_of(loaded, tap, part.pixels, precision, cache, progress, what):
+                features[first : first + len(some)] = some
+                first += len(some)
+        features.flush()
+        write_text(aside / "ids.csv", _ids(parts))
+        manifest = parts[0].manifest
+        if manifest is not None:
+            manifest.write(aside / "manifest.csv")
+        record = {
+            "network": network,
+            "tap": tap,
+            "shape": list(shape),
+            "features_sha256": sha256_file(aside / "features.npy"),
+            "source": text_of(path),
+            "manifest_sha256": manifest and manifest.sha256,
+            "unverified": manifest and manifest.about.get("unverified"),
+            "image_size": image_size,
+            "resize": resize,
+            "weights": loaded.lineage,
+            "precision": precision,
+            "conv": asdict(choice),
+            "environment": describe_environment(),
+        }
+        write_text(aside / "features.json", json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def outputs_of(
+    loaded: Weights,
+    tap: str,
+    images: UInt8[np.ndarray, "n s s"],
+    precision: Precision,
+    cache: Path | None,
+    progress: Silent,
+    description: str,
+) -> Iterator[np.ndarray]:
+    """A block's outputs for some images, float32, in parts that memory holds.
+
+    With a cache all are computed at the first step, into a file that is mapped, or found there.
+    """
+    backbone = loaded.backbone
+    batch = batch_size_for(jax.default_backend(), backbone.conv)
+    step = batch * max(1, AT_ONCE // (4 * batch * math.prod(shape_of(loaded, tap, images.shape[1]))))
+    options = {"precision": precision, "cache": cache, "progress": progress, "description": description}
+    extract = functools.partial(extract_taps, backbone, loaded.variables, taps=(tap,), **options)
+    whole = None if cache is None else extract(images).arrays[tap]
+    for start in range(0, len(images), step):
+        some = slice(start, start + step)
+        yield extract(images[some]).arrays[tap] if whole is None else whole[some]
+
+
+def shape_of(loaded: Weights, tap: str, size: int) -> tuple[int, ...]:
+    """Of a block's output for one image."""
+    return loaded.backbone.tap_shapes(loaded.variables, size, loaded.backbone.up_to(tap))[tap]
+
+
+def check_new(folder: Path, flag: str) -> None:
+    """Raises UserError for a folder that is there already, which a flag named."""
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; choose another {flag}, or remove it")
+
+
+def _new_features(path: Path, shape: tuple[int, ...], out: Path) -> np.memmap:
+    try:
+        return new_array(path, shape, np.float32)
+    except UserError as error:
+        size = 4 * math.prod(shape) / 2**30
+        raise UserError(
+            f"{out}: too little space for {size:.1f} GiB of features; make room, or choose another --out"
+        ) from error
+
+
+def _ids(parts: Sequence[Inputs]) -> str:
+    """The text of `ids.csv`; what is unknown is empty."""
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(("patch_id", "scan", "split"))
+    for part in parts:
+        scans = [None] * len(part.ids) if part.scans is None else part.scans.tolist()
+        writer.writerows(zip(part.ids, scans, itertools.repeat(part.split)))
+    return lines.getvalue()

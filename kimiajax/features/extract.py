@@ -1,0 +1,350 @@
+"""One forward pass a patch, every tap that is asked for, kept under the digest of what they were computed from."""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kimiajax import __version__
+from kimiajax.io.cache import load_arrays, mark_used, new_array, trim, vouch_for
+from kimiajax.io.files import new_folder
+from kimiajax.io.pytrees import digest
+from kimiajax.models.backbone import Backbone, Variables
+from kimiajax.models.conv import Way
+from kimiajax.models.inputs import network_input
+from kimiajax.runtime import distributed
+from kimiajax.runtime.precision import Precision, compute_dtype, products_in
+from kimiajax.runtime.progress import Silent
+from kimiajax.shapes import Float, Shaped, UInt8
+
+ROWS = "images"  # the file that says of which images a folder's arrays are, by their digests
+COPIED = 1024  # rows at a time
+VERSION = 3  # rises with every change to what a network computes: features of another version are not found
+
+
+def cores() -> int:
+    """Of this process: those it may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def batch_size_for(platform: str, conv: Way = "plain") -> int:
+    """Images in one pass: what was fastest. A CPU's caches hold few, which the fast way sees to by itself."""
+    return 128 if platform != "cpu" else cores() * (2 if conv == "plain" else 8)
+
+
+class Taps(NamedTuple):
+    """Outputs by block, float32, one row an image; and whether they were found in the cache and not computed."""
+
+    arrays: dict[str, Float[np.ndarray, "n ..."]]
+    cached: bool
+
+
+def extract_features(
+    backbone: Backbone, variables: Variables, images: UInt8[np.ndarray, "n s s"], **options: Any
+) -> Float[np.ndarray, "n d"]:
+    """The paper's feature vectors, [n 4096] of VGG16 and [n 2048] of Inception-v3; options as in `extract_taps`."""
+    return extract_taps(backbone, variables, images, (backbone.features,), **options).arrays[backbone.features]
+
+
+def extract_taps(
+    backbone: Backbone,
+    variables: Variables,
+    images: UInt8[np.ndarray, "n s s"],
+    taps: Sequence[str],
+    *,
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+    cache: Path | None = None,
+    progress: Silent | None = None,
+    description: str = "features",
+) -> Taps:
+    """The outputs of some blocks of a backbone in inference mode, one forward pass a patch.
+
+    Args:
+        backbone: the network.
+        variables: its parameters and running statistics, for the blocks up to the last tap at least.
+        images: gray patches; they enter the network as three equal channels in [0, 1].
+        taps: names of the blocks whose outputs are wanted.
+        batch_size: images in one pass; by default what suits the platform.
+        precision: of convolutions and matrix products; the outputs are given as float32 whatever it is.
+        cache: a folder in which results are kept and found again by content, as files that are mapped into memory and
+            not read into it; without it they are computed into memory.
+        progress: shows what is computed.
+        description: what to call it there.
+
+    Raises:
+        UserError: an unknown tap.
+    """
+    backbone.check_blocks(taps)
+    blocks = backbone.up_to(backbone.last_of(taps))
+    progress = progress or Silent()
+    batch_size = batch_size or batch_size_for(jax.default_backend(), backbone.conv)
+    tap_shapes = backbone.tap_shapes(variables, images.shape[1], blocks)
+    shapes = {tap: (len(images), *tap_shapes[tap]) for tap in taps}
+    if cache is None:
+        arrays = {tap: np.empty(shapes[tap], np.float32) for tap in taps}
+        _compute(backbone, variables, images, arrays, batch_size, precision, progress, description)
+        return Taps(arrays, cached=False)
+
+    pictures, batch = _digests(images), _batch_of(len(images), batch_size)
+    name = f"{len(images)}-{hashlib.sha256(pictures.data).hexdigest()[:16]}"
+    folders = {
+        tap: cache / "features" / f"{_key(backbone, variables, images.shape[1:], tap, precision, batch)}-{name}"
+        for tap in taps
+    }
+    found = {tap: load_arrays(folder, {tap: shapes[tap]}, np.float32) for tap, folder in folders.items()}
+    arrays = {tap: array[tap] for tap, array in found.items() if array is not None}
+    absent = [tap for tap in taps if tap not in arrays]
+    for tap in arrays:
+        mark_used(folders[tap])
+    if distributed.agree(not absent):
+        progress.say(f"{description}: found in {cache / 'features'}")
+        return Taps(arrays, cached=True)
+    alone = distributed.count() == 1  # of several each has a cache of its own, perhaps, and all must compute alike
+    absent = absent if alone else list(taps)
+    with contextlib.ExitStack() as stack:
+        asides = {tap: stack.enter_context(new_folder(folders[tap])) for tap in absent}
+        new = {tap: new_array(asides[tap] / f"{tap}.npy", shapes[tap], np.float32) for tap in absent}
+        lacking = np.arange(len(images))
+        if alone:
+            lacking = np.unique(np.concatenate([_copy_known(folders[tap], tap, pictures, new[tap]) for tap in absent]))
+        known = len(images) - len(lacking)
+        if known:
+            progress.say(f"{description}: {known:,} of {len(images):,} found in {cache / 'features'}")
+        _compute(backbone, variables, images, new, batch_size, precision, progress, description, lacking)
+        for tap, array in new.items():
+            array.flush()
+            np.save(asides[tap] / f"{ROWS}.npy", pictures)
+            vouch_for(asides[tap])
+            # Opened before they take their place, where another process may put its own.
+            arrays[tap] = np.load(asides[tap] / f"{tap}.npy", mmap_mode="r")
+    trim(cache / "features", keep=folders[absent[-1]])
+    return Taps({tap: arrays[tap] for tap in taps}, cached=known > 0 or len(absent) < len(taps))
+
+
+def _copy_known(folder: Path, tap: str, pictures: np.ndarray, array: np.ndarray) -> np.ndarray:
+    """Fills in what the same program computed of any of these images before; the places of the others.
+
+    A patch's outputs do not depend on the patches beside it in a batch of the same size.
+    """
+    lacking = np.arange(len(pictures))
+    others = {kept: count for kept in folder.parent.glob("*") if kept != folder and (count := _count_of(kept, folder))}
+    for kept in sorted(others, key=others.__getitem__, reverse=True):
+        if not len(lacking):
+            break
+        rows = load_arrays(kept, {ROWS: (others[kept], pictures.shape[1])}, np.uint8)
+        place_of = {row.tobytes(): place for place, row in enumerate(rows[ROWS])} if rows else {}
+        found = np.array([place_of.get(pictures[place].tobytes(), -1) for place in lacking], np.int64)
+        outputs = None
+        if (found >= 0).any():
+            outputs = load_arrays(kept, {tap: (others[kept], *array.shape[1:])}, np.float32)
+        if outputs is None:
+            continue
+        places, found = lacking[found >= 0], found[found >= 0]
+        for start in range(0, len(places), COPIED):
+            part = slice(start, start + COPIED)
+            array[places[part]] = outputs[tap][found[part]]
+        mark_used(kept)
+        lacking = np.setdiff1d(lacking, places)
+    return lacking
+
+
+def _count_of(kept: Path, folder: Path) -> int:
+    """Of how many images an entry of the cache holds what `folder` is to hold; 0 where it is of something else."""
+    program, _, _ = folder.name.rsplit("-", 2)
+    match = re.fullmatch(rf"{re.escape(program)}-(\d+)-[0-9a-f]{{16}}", kept.name)
+    return int(match[1]) if match else 0
+
+
+def _batch_of(count: int, batch_size: int) -> int:
+    """Images in one pass over so many: fewer than asked for where there are no more, and as many on each core."""
+    return min(batch_size, -(-count // _threads()) * _threads())
+
+
+def _threads() -> int:
+    """Programs that run side by side, each on a part of a batch."""
+    return cores() if jax.default_backend() == "cpu" else 1
+
+
+def _digests(images: np.ndarray) -> np.ndarray:
+    """SHA-256 of each image, [n 32] bytes."""
+    each = [hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in images]
+    return np.frombuffer(b"".join(each), np.uint8).reshape(-1, 32)
+
+
+class Extractor:
+    """The outputs of some blocks of a network, batch by batch, compiled for inference.
+
+    On a CPU every core computes a part of the batch by itself, by a program of one thread: where XLA's own threads
+    divide each operation among the cores, they wait for one another at its end. Dense blocks, which read their many
+    parameters once a call, take the whole batch. No setting of the process is touched.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        variables: Variables,
+        size: int,
+        taps: Sequence[str],
+        *,
+        precision: Precision = "float32",
+    ):
+        """Folds what can be computed of the variables alone.
+
+        Args:
+            backbone: the network.
+            variables: its parameters and running statistics, for the blocks up to the last tap at least.
+            size: side of the images.
+            taps: names of the blocks whose outputs are wanted.
+            precision: of convolutions and matrix products; the outputs are float32 whatever it is.
+        """
+        self.backbone, self.taps, self.precision = backbone, tuple(taps), precision
+        blocks = backbone.up_to(backbone.last_of(taps))
+        self.threads = _threads()
+        self.variables = backbone.fold_for_inference(jax.device_put(variables), size, blocks)
+        dense = [block for block in blocks if _is_dense(self.variables["params"].get(block, {}))]
+        cut = blocks.index(dense[0]) if dense and self.threads > 1 else len(blocks)
+        self.shared, self.whole = blocks[:cut], blocks[cut:]
+
+    def __call__(self, images: Shaped[Any, "b ..."]) -> list[dict[str, jax.Array]]:
+        """The outputs by block, float32, of the batch's parts in their order.
+
+        Args:
+            images: gray patches, uint8 [b s s], or images in [0, 1], floats [b s s 3]. Where they do not divide among
+                the cores, the last core's part is shorter.
+        """
+        parts = self.parts(images)
+        program = self.program(parts)
+
+        def run(part: jax.Array) -> dict[str, jax.Array]:
+            return jax.block_until_ready(program(self.variables, part))
+
+        outputs = list(self._pool.map(run, parts)) if len(parts) > 1 else [program(self.variables, parts[0])]
+        size = len(parts[0])
+        if self.whole:
+            last = self.shared[-1]
+            x = jnp.concatenate([output[last] for output in outputs])
+            rest = self._program(self.whole, x)(self.variables, x)
+            for number, output in enumerate(outputs):
+                output |= {tap: each[number * size : (number + 1) * size] for tap, each in rest.items()}
+        if len(images) % size:  # the last part's padding
+            outputs[-1] = {tap: each[: len(images) % size] for tap, each in outputs[-1].items()}
+        return [{tap: output[tap] for tap in self.taps} for output in outputs]
+
+    def program(self, parts: Sequence[jax.Array]) -> Any:
+        """The compiled pass over each of a batch's parts, up to the dense blocks."""
+        return self._program(self.shared, parts[0], alone=len(parts) > 1)
+
+    def _program(self, blocks: tuple[str, ...], x: jax.Array, alone: bool = False) -> Any:
+        wanted = tuple(block for block in blocks if block in self.taps or (self.whole and block == self.shared[-1]))
+        leaves, tree = jax.tree.flatten(jax.tree.map(_shape, self.variables))
+        return _compiled(self.backbone, blocks, wanted, self.precision, alone, tree, tuple(leaves), _shape(x))
+
+    def parts(self, images: Shaped[Any, "b ..."]) -> list[jax.Array]:
+        """The batch for each core, or for fewer: all of one size, so that one program serves, the last one padded."""
+        size = -(-len(images) // self.threads)
+        parts = [jnp.asarray(images[start : start + size]) for start in range(0, len(images), size)]
+        missing = size - len(parts[-1])
+        parts[-1] = jnp.pad(parts[-1], ((0, missing), *[(0, 0)] * (parts[-1].ndim - 1))) if missing else parts[-1]
+        return parts
+
+    @functools.cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.threads, thread_name_prefix="features")
+
+
+def _is_dense(params: Any) -> bool:
+    return any(leaf.ndim == 2 for leaf in jax.tree.leaves(params))
+
+
+def _shape(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+@functools.lru_cache(maxsize=16)  # both splits, and every seed, are one program
+def _compiled(
+    backbone: Backbone,
+    blocks: tuple[str, ...],
+    taps: tuple[str, ...],
+    precision: Precision,
+    alone: bool,
+    tree: Any,
+    leaves: tuple[jax.ShapeDtypeStruct, ...],
+    part: jax.ShapeDtypeStruct,
+) -> Any:
+    """The pass as a program, of one thread where it is one of several."""
+
+    def forward(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+        with products_in(precision):
+            images = network_input(images)
+            _, outputs, _ = backbone.apply(variables, images, blocks, dtype=compute_dtype(precision))
+        return {tap: outputs[tap].astype(jnp.float32) for tap in taps}
+
+    lowered = jax.jit(forward).lower(tree.unflatten(leaves), part)
+    return lowered.compile({"xla_cpu_multi_thread_eigen": False} if alone else None)
+
+
+def _compute(
+    backbone: Backbone,
+    variables: Variables,
+    images: np.ndarray,
+    arrays: Mapping[str, np.ndarray],
+    batch_size: int,
+    precision: Precision,
+    progress: Silent,
+    description: str,
+    places: np.ndarray | None = None,
+) -> None:
+    """Computes the rows of `arrays` at some places; by default all."""
+    places = np.arange(len(images)) if places is None else places
+    if not len(places):
+        return
+    taps = tuple(arrays)
+    extractor = Extractor(backbone, variables, images.shape[1], taps, precision=precision)
+    batch_size = _batch_of(len(images), batch_size)  # whatever is lacking, so that a warm cache changes no figure
+    # Of several processes each takes every so manieth batch; what they give is then known to all.
+    together = batch_size * distributed.count()
+    starts = range(0, len(places), together)
+    for start in progress.track(starts, description, len(places), "patches", step=together):
+        own = start + batch_size * distributed.number()
+        batch = images[places[own : own + batch_size]]
+        padding = ((0, batch_size - len(batch)), (0, 0), (0, 0))  # the last batches, so that one program serves
+        parts = extractor(np.pad(batch, padding))
+        for number, given in enumerate(distributed.gathered(parts)):
+            first = start + batch_size * number
+            for part in given:
+                size = len(part[taps[0]])
+                rows = places[first : first + size]
+                for tap, array in arrays.items():
+                    array[rows] = np.asarray(part[tap])[: len(rows)]
+                first += size
+
+
+def _key(
+    backbone: Backbone, variables: Variables, shape: tuple[int, ...], tap: str, precision: Precision, batch: int
+) -> str:
+    """Names what is computed of any image: its shape, parameters, blocks, device, precision, versions."""
+    blocks = backbone.up_to(tap)
+    used = {kind: {b: part[b] for b in blocks if b in part} for kind, part in variables.items()}
+    content = {
+        "backbone": [backbone.name, list(backbone.options), backbone.conv],
+        "blocks": list(blocks),
+        "shape": list(shape),
+        "batch": [batch, cores()],  # on which rounding depends
+        "variables": digest(used),
+        "code": [VERSION, __version__, flax.__version__, jax.__version__],
+        "platform": jax.default_backend(),
+        "precision": precision,
+    }
+    return f"{backbone.name}-{tap}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]}"

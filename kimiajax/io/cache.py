@@ -1,0 +1,126 @@
+"""What is kept between runs: arrays and files in a cache folder, found again by a key that names their content."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from kimiajax.errors import UserError
+from kimiajax.io.files import new_file, remove_leftovers, sha256_file
+
+DIGESTS = "digests.json"
+LIMIT = 40 * 2**30  # bytes of one kind; beyond it what was used longest ago is removed
+
+
+def load_arrays(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: type) -> dict[str, np.ndarray] | None:
+    """Arrays that were kept, mapped into memory; None where one is lacking or damaged, and all are computed again."""
+    try:
+        digests = json.loads((folder / DIGESTS).read_text())
+        damaged = [name for name in shapes if sha256_file(folder / f"{name}.npy") != digests[name]]
+        mapped = np.lib.format.open_memmap  # which reads plain arrays and nothing else
+        sound = () if damaged else shapes
+        arrays: dict[str, np.ndarray] = {name: mapped(folder / f"{name}.npy", "r") for name in sound}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if damaged:
+        what = f"{folder}: {', '.join(damaged)} is not what was kept there and is computed again; is the disk sound?"
+        warnings.warn(what, stacklevel=2)
+        return None
+    fit = all((array.shape, array.dtype) == (shapes[name], dtype) for name, array in arrays.items())
+    return arrays if fit else None
+
+
+def load_text(path: Path) -> str | None:
+    """A text that was kept beside arrays; None where it is lacking or damaged."""
+    try:
+        digests = json.loads((path.parent / DIGESTS).read_text())
+        return path.read_text() if sha256_file(path) == digests[path.stem] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def vouch_for(folder: Path) -> None:
+    """Notes the digests of a folder's files, by which `load_arrays` and `load_text` know them."""
+    digests = {path.stem: sha256_file(path) for path in sorted(folder.iterdir()) if path.name != DIGESTS}
+    (folder / DIGESTS).write_text(json.dumps(digests))
+
+
+def new_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
+    """A new file mapped into memory, its space taken at once: a disk that is full later on would kill the process.
+
+    Raises:
+        UserError: too little space.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        with path.open("r+b") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, array.nbytes + array.offset)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        raise UserError(
+            f"{path.parent.parent}: too little space for {size / 2**30:.1f} GiB of {path.stem}; make room, or "
+            "choose another folder with --cache"
+        ) from error
+    return array
+
+
+def kept_file(cache: Path | None, kind: str, name: str) -> Path | None:
+    """A file that was kept before, if it is still there."""
+    path = None if cache is None else cache / kind / name
+    if path is None or not path.exists():
+        return None
+    mark_used(path)
+    return path
+
+
+def mark_used(path: Path) -> None:
+    """Notes the time, by which `trim` judges. Another process may have removed it meanwhile."""
+    with contextlib.suppress(OSError):  # nor need it be writable
+        os.utime(path)
+
+
+def keep_file(cache: Path | None, kind: str, name: str, content: bytes) -> None:
+    """Keeps a file, where there is a cache; warns where it cannot be written, since what was computed is still good."""
+    if cache is None:
+        return
+    try:
+        with new_file(cache / kind / name) as aside:
+            aside.write_bytes(content)
+    except OSError as error:
+        message = f"{cache}: cannot keep {kind}/{name} ({error.strerror}); later runs compute it anew"
+        warnings.warn(message, stacklevel=2)
+
+
+def trim(folder: Path, keep: Path) -> None:
+    """Removes what was used longest ago from one kind's folder until the rest is under the limit."""
+    remove_leftovers(folder)
+    sizes, used = {}, {}
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue  # another process is at it
+        with contextlib.suppress(FileNotFoundError):  # another process removed it
+            sizes[entry] = sum(file.stat().st_size for file in entry.glob("*"))
+            used[entry] = entry.stat().st_mtime
+    for entry in sorted(used, key=used.__getitem__):
+        if sum(sizes.values()) <= LIMIT:
+            break
+        if entry != keep:
+            shutil.rmtree(entry, ignore_errors=True)
+            del sizes[entry]
+
+
+def default_cache() -> Path:
+    """The user's cache folder for this program."""
+    import pooch  # here only: what needs no download needs no pooch
+
+    return Path(pooch.os_cache("kimiajax"))

@@ -1,0 +1,181 @@
+"""Files and folders that are either whole or absent, and files that are what they are said to be."""
+
+import codecs
+import contextlib
+import errno
+import hashlib
+import itertools
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import h5py
+
+from kimiajax.errors import UserError
+from kimiajax.io.locks import host, is_alive
+
+ASIDE = re.compile(r"\..*\.(?P<host>[A-Za-z0-9-]*)\.(?P<pid>\d+)\.[0-9a-f]{8}\.kimiajax-partial")
+ATTEMPTS = 100  # to put a folder where other processes put theirs at the same time
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read as a stream."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def md5_file(path: Path, track: Callable[..., Iterable] | None = None) -> str:
+    """Hexadecimal MD5 of a file, which is what some are published with; `track` shows progress."""
+    digest, block = hashlib.md5(usedforsecurity=False), 2**24
+    with path.open("rb") as stream:
+        parts = iter(lambda: stream.read(block), b"")
+        for part in parts if track is None else track(parts, "MD5", -(-path.stat().st_size // block), "x 16 MiB"):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` that takes its place when the block ends well, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    aside = _aside(path)
+    try:
+        with _named(path, aside):
+            yield aside
+            with aside.open("r+b") as file:
+                os.fsync(file.fileno())  # or the name could reach the disk before what it names
+            aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` aside and renames it into place: a reader sees the old file or the new one, never a part."""
+    with new_file(path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path` that takes its place when the block ends well, and vanishes otherwise."""
+    with scratch_folder(path) as aside:
+        yield aside
+        put_folder(aside, path)
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, of a similar name, that vanishes when the block ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    aside = _aside(path)
+    try:
+        with _named(path, aside):
+            aside.mkdir()
+            yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path, aside: Path) -> Iterator[None]:
+    """Within, errors of the disk speak of the path that a user knows, and not of the one beside it."""
+    try:
+        yield
+    except OSError as error:
+        name = path if error.filename is None else str(error.filename).replace(str(aside), str(path))
+        error.filename, error.filename2 = str(name), None
+        raise
+
+
+def put_folder(aside: Path, path: Path) -> None:
+    """Puts a folder in the place of another, which goes, or where there is none; others may do the same meanwhile."""
+    with scratch_folder(path) as old:
+        for attempt in itertools.count():
+            try:
+                aside.replace(path)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == ATTEMPTS:
+                    raise
+            with contextlib.suppress(FileNotFoundError):
+                path.replace(old / str(attempt))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what processes of this machine that are gone have left half-written in a folder."""
+    for entry in folder.iterdir():
+        match = ASIDE.fullmatch(entry.name)
+        if match and match["host"] == host() and not is_alive(int(match["pid"])):
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def _aside(path: Path) -> Path:
+    """A name beside `path` that is nobody else's."""
+    return path.with_name(f".{path.name}.{host()}.{os.getpid()}.{secrets.token_hex(4)}.kimiajax-partial")
+
+
+def open_hdf5(path: Path, what: str) -> h5py.File:
+    """Opens an HDF5 file for reading.
+
+    Args:
+        path: the file.
+        what: what it should hold, for the message: "scans", "weights".
+
+    Raises:
+        UserError: no such file, or something else under its name: a folder, a web page, a Git-LFS pointer, a
+            truncated file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file; give the path of the HDF5 file that holds the {what}")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the HDF5 file that holds the {what}")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(2**14)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if not any(head.startswith(HDF5_SIGNATURE, at) for at in (0, *(2**k for k in range(9, 14)))):  # after a user block
+        raise UserError(f"{path}: {guess(head[:512], path.stat().st_size, 'an HDF5 file (.h5)')}")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "unable to lock file" in str(error):
+            raise UserError(
+                f"{path}: another program has it open for writing; close it there, or set HDF5_USE_FILE_LOCKING=FALSE "
+                "where the file system knows no locks"
+            ) from error
+        raise UserError(
+            f"{path}: a damaged HDF5 file of {path.stat().st_size:,} bytes ({error}); fetch or copy it again"
+        ) from error
+
+
+@contextlib.contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """What the HDF5 library raises over damaged structures, of many kinds, as the one error that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, SystemError) as error:  # the last over names
+        raise UserError(f"{path}: a damaged HDF5 file ({type(error).__name__}: {error}); fetch it again") from error
+
+
+def guess(head: bytes, size: int, wanted: str) -> str:
+    """Names what a file that is not what was wanted seems to be, by its first bytes, with the remedy."""
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git-LFS pointer, not the file itself; fetch it with `git lfs pull`"
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml", b"<!--")):
+        return "a web page saved under that name; download the file itself"
+    if not size:
+        return "an empty file; fetch it again"
+    if start.startswith((b"\x80", b"pk\x03\x04")):
+        return f"a pickle or zip archive, which is never loaded; give {wanted}"
+    return f"not {wanted} (it starts with {head[:8]!r})"

@@ -1,0 +1,47 @@
+"""The settings of `kimiajax parity`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kimiajax.data.config import check_least, json_fields
+
+
+@dataclass(frozen=True)
+class ParityConfig:
+    """Settings of a comparison with a reference framework."""
+
+    reference: Literal["keras", "torch"]
+    """The framework whose network, in double precision, is the judge."""
+    weights: str
+    """A weight file of that framework, or `random`: every array random, saved by the framework itself."""
+    scans: Path | None = None
+    """A scan file to take images from; by default one drawn by a program."""
+    image_size: int = 224
+    """Side of the networks' input in pixels."""
+    input: Literal["unit", "native"] = "unit"
+    """What images are mapped onto: [0, 1], as in the study, or the input that the weights were trained on."""
+    resize: Literal["nearest", "bilinear", "box"] = "box"
+    """Filter from patch to input, as Pillow defines it."""
+    steps: int = 3
+    """Training steps; the first and the last are compared."""
+    conv: Literal["plain", "fast"] = "plain"
+    """How this project's side convolves: as XLA does, or by Winograd's algorithm, for a CPU."""
+    seed: int = 0
+    """Of random weights, of the head, and of drawn scans."""
+    require: bool = False
+    """End with an exit status that is not 0 where the reference is not installed."""
+    out: Path | None = None
+    """Folder for parity.json; by default runs/parity/NETWORK-REFERENCE."""
+
+    def validate(self) -> None:
+        """Raises UserError for the first setting that is out of its range."""
+        check_least(self, steps=1, seed=0)
+
+    def folder(self, network: str) -> Path:
+        """Where the certificate goes."""
+        return self.out or Path("runs") / "parity" / f"{network}-{self.reference}"
+
+    def as_dict(self) -> dict[str, object]:
+        """All fields, as JSON takes them."""
+        return json_fields(self)

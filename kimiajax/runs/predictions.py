@@ -1,0 +1,297 @@
+"""Predictions and the truth, in files from anywhere: read, joined by patch id, and written."""
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from kimiajax.data.manifest import MOST_SCANS, Manifest, Patch, read_manifest
+from kimiajax.data.open_scans import open_scans
+from kimiajax.data.sources.image_folder import holds_splits
+from kimiajax.data.sources.slides import slides_in
+from kimiajax.errors import UserError
+from kimiajax.io.files import write_text
+from kimiajax.runs.warnings import marks_of
+from kimiajax.shapes import Float, Int
+from kimiajax.text import LONGEST_NAME, first_few, is_name, quoted
+
+if TYPE_CHECKING:
+    pass
+
+
+COLUMNS = ("patch_id", "predicted", "scan")  # that are read; others are passed over
+
+
+MANIFEST = "manifest.csv"  # of a run, and of an exported folder
+
+
+TRUTHS = "a manifest.csv, a run's folder, a CSV file with columns patch_id and scan, or the scans or images themselves"
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a file predicts.
+
+    Attributes:
+        path: the file.
+        patch_ids: the patches, in the file's order, each once.
+        predicted: the scan that each was taken for, from 0.
+        scans: the scan that the file says each is of; None where it does not say.
+    """
+
+    path: Path
+    patch_ids: tuple[str, ...]
+    predicted: Int[np.ndarray, " n"]
+    scans: Int[np.ndarray, " n"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """The test patches, and the scan that each is of.
+
+    Attributes:
+        path: where that stands.
+        patch_ids: the patches, each once.
+        scans: of each patch, 0 to num_scans - 1.
+        num_scans: how many scans there are, with test patches or without.
+        warnings: what marks these data.
+    """
+
+    path: Path
+    patch_ids: tuple[str, ...]
+    scans: Int[np.ndarray, " n"]
+    num_scans: int
+    warnings: tuple[str, ...] = ()
+
+
+def read_predictions(path: str | Path) -> Predictions:
+    """Reads a CSV file whose first line names its columns: patch_id and predicted, and scan, the true one, if it likes.
+
+    Other columns are passed over. The project's own `predictions/ROW.csv` are such files.
+
+    Raises:
+        UserError: the file is missing, no text, empty or short of a column, or a line is broken: a patch without a
+            name or named before, what is no scan's number, another number of fields; the message names the line.
+    """
+    table = _read_csv(Path(path), "predictions")
+    if "patch_id" not in table.columns:
+        raise UserError(
+            f"{table.path}: has no column patch_id (it has {table.names}); predictions are joined by it, since their "
+            "order alone cannot be checked: add a first line of names and the id of each patch"
+        )
+    predicted = table.numbers("predicted")
+    return Predictions(table.path, table.ids(), predicted, table.numbers("scan") if "scan" in table.columns else None)
+
+
+def read_truth(path: str | Path) -> Truth:
+    """Reads which test patches there are, and the scan of each.
+
+    Args:
+        path: a manifest with its header, of which the test patches count; a folder that holds a `manifest.csv`, as a
+            run's does; a CSV file with columns patch_id and scan, whose largest scan is the last; or what `open_scans`
+            opens, a scan file or a folder of images.
+
+    Raises:
+        UserError: it is none of these, or broken, or a source whose test patches are still to be chosen.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; the truth is {TRUTHS}")
+    if path.is_dir() and (path / MANIFEST).exists():
+        return truth_of(path, read_manifest(path / MANIFEST))
+    if path.is_dir() and (seeds := sorted(path.glob(f"seed-*/{MANIFEST}"))):
+        raise UserError(f"{path}: holds the runs of {len(seeds)} seeds; give the folder of one, {seeds[0].parent}")
+    if path.suffix.lower() == ".csv":
+        table = _read_csv(path, "truth")
+        if "split" in table.columns:
+            return truth_of(path, read_manifest(path))
+        scans = table.numbers("scan")
+        return Truth(path, table.ids(), scans, int(scans.max()) + 1)
+    if path.is_dir() and not holds_splits(path):
+        if slides_in(path):
+            raise UserError(
+                f"{path}: a folder of whole slides holds out no test patches by itself; give the {MANIFEST} that says "
+                "which were chosen"
+            )
+        raise UserError(f"{path}: holds neither {MANIFEST} nor training and test images; the truth is {TRUTHS}")
+    with open_scans(path) as source:
+        patches = source.test_patches()
+        assert patches is not None  # slides, which hold out none, were refused
+        return _of_patches(path, patches, len(source), source.marks)
+
+
+def join(predictions: Predictions, truth: Truth) -> Int[np.ndarray, " n"]:
+    """The predicted scan of each patch of the truth, in the truth's order, whatever that of the predictions.
+
+    Raises:
+        UserError: a patch without a prediction, a prediction without a patch, a scan that there is not, or predictions
+            that say their patches are of other scans.
+    """
+    place = {patch_id: k for k, patch_id in enumerate(predictions.patch_ids)}
+    missing = [patch_id for patch_id in truth.patch_ids if patch_id not in place]
+    extra = sorted(place.keys() - set(truth.patch_ids), key=place.__getitem__)
+    faults = [
+        f"{len(missing)} of the {len(truth.patch_ids)} test patches have no prediction ({first_few(missing)})",
+        f"{len(extra)} of the {len(place)} predictions are of no test patch ({first_few(extra)})",
+    ]
+    faults = [fault for fault, patches in zip(faults, (missing, extra)) if patches]
+    if faults:
+        raise UserError(
+            f"{predictions.path}: {' and '.join(faults)}; give one line for each test patch of {truth.path}, under its "
+            "id there, and no other"
+        )
+    order = np.array([place[patch_id] for patch_id in truth.patch_ids])
+    predicted = predictions.predicted[order]
+    outside = np.flatnonzero((predicted < 0) | (predicted >= truth.num_scans))
+    if outside.size:
+        which = first_few(f"{truth.patch_ids[k]}: {predicted[k]}" for k in outside)
+        raise UserError(
+            f"{predictions.path}: {outside.size} of {len(predicted)} predicted scans are out of range ({which}); "
+            f"{truth.path} has scans 0 to {truth.num_scans - 1}: number them from 0"
+        )
+    said = truth.scans if predictions.scans is None else predictions.scans[order]
+    other = np.flatnonzero(said != truth.scans)
+    if other.size:
+        which = first_few(f"{truth.patch_ids[k]}: {said[k]} and not {truth.scans[k]}" for k in other)
+        raise UserError(
+            f"{predictions.path}: its column scan is another than the truth for {other.size} of {len(predicted)} "
+            f"patches ({which}); is {truth.path} the truth of other data? Give that of the data they were made from"
+        )
+    return predicted
+
+
+def truth_of(path: Path, manifest: Manifest) -> Truth:
+    """The test patches of a manifest that stands at a path."""
+    return _of_patches(path, manifest.split("test"), manifest.num_scans, manifest.about)
+
+
+def _of_patches(path: Path, patches: list[Patch], num_scans: int, about: Mapping[str, Any]) -> Truth:
+    ids, scans = tuple(p.patch_id for p in patches), np.array([p.scan for p in patches], np.int64)
+    return Truth(path, ids, scans, num_scans, tuple(marks_of(about)))
+
+
+@dataclass(frozen=True)
+class _Csv:
+    """A CSV file: the values of each column, as text, and the line of the file that each row ends on."""
+
+    path: Path
+    columns: dict[str, tuple[str, ...]]
+    lines: tuple[int, ...]
+
+    @property
+    def names(self) -> str:
+        return first_few(map(quoted, self.columns))
+
+    def ids(self) -> tuple[str, ...]:
+        """The column patch_id, each value once."""
+        lines: dict[str, int] = {}
+        for line, patch_id in zip(self.lines, self._column("patch_id")):
+            if not patch_id:
+                raise UserError(f"{self.path}, line {line}: has no patch_id; give the patch's, or remove the line")
+            if not is_name(patch_id):
+                raise UserError(
+                    f"{self.path}, line {line}: patch_id is {quoted(patch_id)}; it must be one line of {LONGEST_NAME} "
+                    "characters at most"
+                )
+            if patch_id in lines:
+                raise UserError(
+                    f"{self.path}, line {line}: {patch_id} stands on line {lines[patch_id]} already; keep one of them"
+                )
+            lines[patch_id] = line
+        return tuple(lines)
+
+    def numbers(self, name: str) -> Int[np.ndarray, " n"]:
+        """A column of scans' numbers."""
+        values = []
+        for line, text in zip(self.lines, self._column(name)):
+            digits = text.strip()
+            if not (digits.isascii() and digits.isdecimal() and len(digits) < 20 and int(digits) < MOST_SCANS):
+                raise UserError(
+                    f"{self.path}, line {line}: {name} is {quoted(text)}; it must be a scan's number, whole and from 0 "
+                    f"to {MOST_SCANS - 1}"
+                )
+            values.append(int(digits))
+        return np.array(values, np.int64)
+
+    def _column(self, name: str) -> tuple[str, ...]:
+        if name not in self.columns:
+            raise UserError(
+                f"{self.path}: has no column {name} (it has {self.names}); name the columns in its first line"
+            )
+        return self.columns[name]
+
+
+def _read_csv(path: Path, what: str) -> _Csv:
+    """Reads a file of which something is expected: "predictions", "truth". Empty lines are passed over."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets put a mark before the text
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give the CSV file that holds the {what}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is no UTF-8 text ({error}); save the {what} as CSV in UTF-8") from error
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        rows = [(lines.line_num, row) for row in lines if row]
+    except csv.Error as error:
+        raise UserError(f"{path}, line {lines.line_num}: is no CSV ({error}); write the {what} again") from error
+    if not rows:
+        raise UserError(f"{path}: an empty file; give the CSV file that holds the {what}")
+    (_, header), *rows = rows
+    names = [name.strip() for name in header]
+    for name in COLUMNS:
+        if names.count(name) > 1:
+            raise UserError(f"{path}: has {names.count(name)} columns {name}; keep one of them")
+    for line, row in rows:
+        if len(row) != len(names):
+            raise UserError(
+                f"{path}, line {line}: holds {len(row)} fields and the first line {len(names)}; write the {what} again"
+            )
+    if not rows:
+        raise UserError(f"{path}: holds nothing below its first line; write the {what} again")
+    return _Csv(path, dict(zip(names, zip(*(row for _, row in rows)))), tuple(line for line, _ in rows))
+
+
+Kind = Literal["softmax", "share of votes"]
+
+
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """What a row predicts.
+
+    Attributes:
+        names: of the run's scans, which are the classes, [k].
+        ids: of the patches.
+        scans: the scan that each is of, as its own source numbers them; None where that is not known of all.
+        predicted: the scan that each was taken for, 0 to k - 1.
+        scores: of each class, in [0, 1], 1 in all.
+        kind: what they are: a network's softmax, or a class's share of the votes of an SVM's pairs.
+        warnings: what marks the run that the row is of.
+    """
+
+    names: tuple[str, ...]
+    ids: tuple[str, ...]
+    scans: Int[np.ndarray, " n"] | None
+    predicted: Int[np.ndarray, " n"]
+    scores: Float[np.ndarray, "n k"]
+    kind: Kind
+    warnings: tuple[str, ...] = ()
+
+
+def write_predictions_csv(path: str | Path, applied: Applied) -> None:
+    """Writes patch_id, scan where it is known, predicted, its name, and a score for each class: `score_0`, ...
+
+    It is a file that `kimiajax score` reads.
+    """
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    scans = applied.scans
+    scores = (f"score_{number}" for number in range(len(applied.names)))
+    writer.writerow(("patch_id", *([] if scans is None else ["scan"]), "predicted", "name", *scores))
+    for k, (patch_id, guess) in enumerate(zip(applied.ids, applied.predicted.tolist())):
+        scan = [] if scans is None else [int(scans[k])]
+        writer.writerow((patch_id, *scan, guess, applied.names[guess], *(f"{s:.6g}" for s in applied.scores[k])))
+    write_text(Path(path), lines.getvalue())

@@ -1,0 +1,86 @@
+"""What marks a run's figures as worthless, or as others than they seem, by the `results.json` of each of its seeds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kimiajax import paper
+from kimiajax.io.lineage import root_of
+from kimiajax.text import percent
+
+Results = Mapping[str, Any]
+
+
+def is_synthetic(seeds: Sequence[Results]) -> bool:
+    """Whether a program drew the scans."""
+    return any(results["data"]["synthetic"] for results in seeds)
+
+
+SYNTHETIC = "SYNTHETIC SCANS, drawn by a program: no figure here says anything about tissue."
+NOT_VERIFIED = "NOT VERIFIED: the files that the data were prepared from are not those that were published."
+
+
+def is_unverified(seeds: Sequence[Results]) -> bool:
+    """Whether the data claim to be what they are not known to be."""
+    return any(results["data"].get("unverified") is not None for results in seeds)
+
+
+def trained_unverified(seeds: Sequence[Results]) -> list[str]:
+    """The networks whose weights an earlier run fine-tuned on such data."""
+    lineages = [(network, lineage) for results in seeds for network, lineage in results["weights"].items()]
+    return list(dict.fromkeys(name for name, lineage in lineages if (lineage.get("run") or {}).get("unverified")))
+
+
+def marks_of(about: Mapping[str, Any]) -> list[str]:
+    """What a reader must see first of data, by the `about` of their manifest."""
+    marks = ((SYNTHETIC, about.get("synthetic") is True), (NOT_VERIFIED, about.get("unverified") is not None))
+    return [mark for mark, holds in marks if holds]
+
+
+def failed_checks(seeds: Sequence[Results]) -> list[str]:
+    """The checks of an audit that failed, of any seed's patches."""
+    audits = [results["data"]["audit"] for results in seeds]
+    return list(dict.fromkeys(check for audit in audits if audit is not None for check in audit["failed"]))
+
+
+def random_networks(seeds: Sequence[Results]) -> list[str]:
+    """The networks whose weights began random, whatever trained them since."""
+    lineages = [(network, lineage) for results in seeds for network, lineage in results["weights"].items()]
+    return list(dict.fromkeys(network for network, lineage in lineages if root_of(lineage)["source"] == "random"))
+
+
+def warnings_of(seeds: Sequence[Results]) -> list[str]:
+    """What a reader must see first."""
+    data, found = seeds[0]["data"], []
+    if is_synthetic(seeds):
+        found.append(SYNTHETIC)
+    if is_unverified(seeds):
+        found.append(NOT_VERIFIED)
+    if trained := trained_unverified(seeds):
+        found.append(f"NOT VERIFIED: the files that {' and '.join(trained)} was trained on before.")
+    failed, random = failed_checks(seeds), random_networks(seeds)
+    if failed:
+        found.append(f"AUDIT FAILED ({', '.join(failed)}): no figure here can be relied on.")
+    if not is_synthetic(seeds) and (data["scans"], data["test"]) != (paper.NUM_SCANS, paper.TEST_PATCHES):
+        found.append("NOT KIMIA PATH24: the paper's figures stand beside for orientation only.")
+    if random:
+        found.append(f"RANDOM WEIGHTS of {' and '.join(random)}: their rows say nothing about pre-training.")
+    if not all(results["complete"] for results in seeds):
+        found.append("NOT COMPLETE: rows are missing that were asked for.")
+    return found
+
+
+SCORES = ("eta_p", "eta_w", "eta_total")
+
+
+def headline(results: dict[str, Any]) -> str:
+    data = results["data"]
+    kind = "SYNTHETIC scans, not a reproduction" if data["synthetic"] else data["source"]
+    if data.get("unverified"):
+        kind = f"NOT VERIFIED: {kind}"
+    if data.get("audit") and data["audit"]["failed"]:
+        kind = f"AUDIT FAILED: {kind}"
+    return (
+        f"{results['preset']}: {kind}: {data['scans']} scans, {data['train']} training and {data['test']} test patches "
+        f"of {data['patch_size']} x {data['patch_size']} pixels, seen at {results['config']['image_size']} x "
+        f"{results['config']['image_size']}. Figures in per cent; guessing gives {percent(1 / data['scans'])}."
+    )

@@ -1,0 +1,1 @@
+"""The process: devices, signals, memory, compiled programs, progress, exit status."""

@@ -1,0 +1,1 @@
+"""Weights by their name or path."""
