@@ -1,94 +1,28 @@
-"""What one row of the table is, and what it works on."""
+"""An approach: everything that one row of the table is. `table1.py` lists them."""
 
-import functools
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from kimiajax.data.manifest import Manifest
+from kimiajax.errors import UserError
 from kimiajax.experiments.config import TableConfig
+from kimiajax.experiments.finished import FinishedRow
+from kimiajax.experiments.study import Study
 from kimiajax.io.pytrees import Tree
-from kimiajax.models.backbone import Backbone, Classifier, Variables
+from kimiajax.models.backbone import Backbone
 from kimiajax.models.checkpoint import Weights
+from kimiajax.models.registry import BACKBONES
 from kimiajax.runs.pictures import Picture
+from kimiajax.runs.predictions import Kind
 from kimiajax.runtime.progress import Silent
-from kimiajax.training.checkpoints import Checkpoints
-from kimiajax.training.engines import Engine
-from kimiajax.training.loop import Epoch, NonFiniteError, Record, fit, predict
-from kimiajax.training.steps import Training
+from kimiajax.shapes import UInt8
+from kimiajax.training.loop import Epoch
 
-
-@dataclass(frozen=True)
-class Study:
-    """What the rows of one seed share: settings, weights, and the patches, at the networks' size.
-
-    Attributes:
-        record: row, phase -> what takes the epochs of that phase as they end.
-        checkpoints: row, phase -> where its training is saved, and goes on from.
-    """
-
-    config: TableConfig
-    data: dict[str, Any]
-    manifest: Manifest
-    train: np.ndarray
-    test: np.ndarray
-    weights: dict[str, Weights]
-    engine: Engine
-    progress: Silent
-    record: Callable[[str, str], Record]
-    checkpoints: Callable[[str, str], Checkpoints]
-
-    @functools.cached_property
-    def labels(self) -> np.ndarray:
-        """The scan of each training patch."""
-        return self.manifest.labels("train")
-
-    def fit(
-        self,
-        training: Training,
-        variables: Variables,
-        inputs: np.ndarray,
-        row: str,
-        phase: str,
-        *,
-        what: str,
-        epochs: int,
-    ) -> tuple[Variables, list[Epoch], str | None]:
-        """`fit` with the study's labels, settings and checkpoints; and why it stopped, where it did."""
-        try:
-            trained, history = fit(
-                training,
-                variables,
-                inputs,
-                self.labels,
-                epochs=epochs,
-                batch_size=self.config.batch_size,
-                seed=self.config.seed,
-                engine=self.engine,
-                feed=self.config.feed,
-                checkpoints=self.checkpoints(row, phase),
-                progress=self.progress,
-                description=f"{what}, seed {self.config.seed}",
-                record=self.record(row, phase),
-            )
-        except NonFiniteError as error:
-            return error.variables, error.history, str(error)
-        return trained, history, None
-
-    def predict(self, row: "Row", classifier: Classifier, variables: Variables, inputs: np.ndarray) -> np.ndarray:
-        """`predict` with the study's batch size, precision and engine."""
-        return predict(
-            classifier,
-            variables,
-            inputs,
-            batch_size=self.config.batch_size,
-            precision=self.config.precision,
-            engine=self.engine,
-            progress=self.progress,
-            description=f"{row.name}: test patches",
-        )
+Predictor = Callable[[UInt8[np.ndarray, "n s s"]], tuple[np.ndarray, np.ndarray]]  # scans [n], scores [n k]
 
 
 @dataclass(frozen=True)
@@ -103,7 +37,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an approach gives.
+    """What a row gives.
 
     Attributes:
         predicted: the scan of each test patch; None where training stopped before its end.
@@ -127,25 +61,73 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of Table 1, or of those that stand beside it.
+class Approach(ABC):
+    """One row of the table: what it reads, how it is computed, and what it predicts afterwards.
 
     Attributes:
         name: as in `--rows`, and the key of the paper's figures.
-        approach: how the table prints it.
-        scheme: where its weights come from and what is done with them.
+        title: as the table prints it.
         network: a key of `BACKBONES`; empty where it has none.
-        run: the approach itself, for one seed: of its study, its features and what `together` gave for it.
-        taps: the blocks whose outputs it reads, if it reads any.
-        together: what is done for all seeds at once before that, if anything is.
+        scheme: where its weights come from and what is done with them, as the table prints it.
         family: the rows that it is compared with.
+        varies_with: the settings among those that a sweep varies that change it.
+        trains: whether it trains a network, which it leaves with its head.
+        reads_weights: whether its predictions need the weights again that its features came from.
+        scores: what the scores of its predictor are; None where it learns nothing.
     """
 
     name: str
-    approach: str
-    scheme: str
-    network: str
-    run: Callable[..., Outcome]  # of row, study, features and that
-    taps: Callable[[Backbone, TableConfig], set[str]] | None = None
-    together: Callable[..., list[Any]] | None = None  # of row, studies and features
-    family: Literal["table", "floor", "retrieval"] = "table"
+    title: str
+    network: str = ""
+    scheme: ClassVar[str]
+    family: ClassVar[Literal["table", "floor", "retrieval"]] = "table"
+    varies_with: ClassVar[frozenset[str]] = frozenset({"patches_per_scan"})
+    trains: ClassVar[bool] = False
+    reads_weights: ClassVar[bool] = False
+    scores: ClassVar[Kind | None] = None
+
+    @property
+    def backbone(self) -> Backbone:
+        return BACKBONES[self.network]
+
+    @property
+    def block(self) -> str | None:
+        """The block whose outputs the row classifies; None where it has no network."""
+        return None
+
+    def check(self, config: TableConfig) -> None:
+        """Raises UserError for settings that its network cannot take."""
+        if self.network:
+            self.backbone.check_size(config.image_size)
+
+    def taps(self, config: TableConfig) -> set[str]:
+        """Returns the blocks whose outputs it reads."""
+        return set()
+
+    def prepare(self, studies: Sequence[Study], features: Sequence[Any]) -> Sequence[Any]:
+        """Does what is done for all seeds at once, and returns what `fit` is given for each."""
+        return [None] * len(studies)
+
+    @abstractmethod
+    def fit(self, study: Study, features: Any, prepared: Any) -> Outcome:
+        """Computes the row for one seed, of its features and what `prepare` gave for it."""
+
+    def notes(self, study: Study) -> list[str]:
+        """Returns what a reader must know before the row is computed."""
+        return []
+
+    def predictor(
+        self, finished: FinishedRow, weights: str | Path | None, cache: Path | None, progress: Silent
+    ) -> Predictor:
+        """Returns what predicts as the finished row does.
+
+        Args:
+            finished: the row, and what it learnt.
+            weights: those that its features come from, where they lie elsewhere now.
+            cache: a folder for what serves again.
+            progress: shows what goes on.
+
+        Raises:
+            UserError: it learns nothing.
+        """
+        raise UserError(f"{finished.path}: {self.title} learns nothing")

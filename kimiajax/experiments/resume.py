@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from kimiajax.data.config import SOURCES
@@ -11,7 +10,7 @@ from kimiajax.experiments.artifacts import digest_of_learnt, load_learnt
 from kimiajax.io.files import sha256_file
 from kimiajax.io.json_records import differences, is_sealed
 from kimiajax.io.pytrees import refuse_unreadable
-from kimiajax.runs.layout import SCHEMA_VERSION
+from kimiajax.runs.layout import SCHEMA_VERSION, RunFolder
 
 # Settings that change no result; scans, manifest and weights are known by their content, convolutions by the choice.
 FREE = (
@@ -36,39 +35,39 @@ def identity_of(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_config(out: Path, config: dict[str, Any]) -> None:
+def check_config(folder: RunFolder, config: dict[str, Any]) -> None:
     """Raises UserError where a folder holds a run of other settings, of one seed or of several."""
-    earlier = _read(out / "results.json")
+    earlier = _read(folder)
     if earlier is not None:
-        _check_same(out, {"config": _config_of(earlier)}, {"config": _config_of({"config": config})})
+        _check_same(folder, {"config": _config_of(earlier)}, {"config": _config_of({"config": config})})
 
 
-def ways_of(out: Path) -> dict[str, str]:
+def ways_of(folder: RunFolder) -> dict[str, str]:
     """How each network convolves in the run that a folder holds, if it holds one."""
-    earlier = _read(out / "results.json")
+    earlier = _read(folder)
     return {} if earlier is None else {network: choice["way"] for network, choice in earlier["conv"].items()}
 
 
-def take_up(out: Path, results: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] | None:
+def take_up(folder: RunFolder, results: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] | None:
     """The results of an earlier run of one seed with the rows that still stand, if the folder holds the same run.
 
     Args:
-        out: the folder.
+        folder: where it may lie.
         results: what `results.json` would say at the start of a new run.
         say: is told which rows must be computed again.
 
     Raises:
         UserError: another run, or results that cannot be read.
     """
-    earlier = _read(out / "results.json")
+    earlier = _read(folder)
     if earlier is None:
         return None
-    _check_same(out, identity_of(earlier), identity_of(results))
+    _check_same(folder, identity_of(earlier), identity_of(results))
     standing = []
     for row in earlier["rows"]:
-        damage = _damage(out, row)
+        damage = _damage(folder, row)
         if damage:
-            say(f"{out}: {row['name']} is computed again, since {damage}")
+            say(f"{folder.path}: {row['name']} is computed again, since {damage}")
         else:
             standing.append(row)
     marks = [run["data"].get("unverified") for run in (results, earlier)]  # of rows that stand, for good
@@ -88,13 +87,14 @@ def _config_of(results: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in FREE}
 
 
-def _check_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_same(folder: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
     changes = differences(before, now)
     if changes:
-        raise UserError(f"{out}: holds another run: {'; '.join(changes)}; {REMEDY}")
+        raise UserError(f"{folder.path}: holds another run: {'; '.join(changes)}; {REMEDY}")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(folder: RunFolder) -> dict[str, Any] | None:
+    path = folder.results
     try:
         results = json.loads(path.read_text())
         version = results["schema_version"]
@@ -109,9 +109,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     return results
 
 
-def _damage(out: Path, row: dict[str, Any]) -> str | None:
+def _damage(folder: RunFolder, row: dict[str, Any]) -> str | None:
     """What is wrong with a finished row's files."""
-    predictions, learnt = out / "predictions" / f"{row['name']}.csv", out / "checkpoints" / row["name"]
+    predictions, learnt = folder.predictions(row["name"]), folder.artifact(row["name"])
     try:
         if row["predictions_sha256"] and sha256_file(predictions) != row["predictions_sha256"]:
             return f"{predictions} was changed"

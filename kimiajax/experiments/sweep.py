@@ -22,14 +22,13 @@ import numpy as np
 from kimiajax.errors import UserError
 from kimiajax.evaluation import statistics
 from kimiajax.evaluation.compare import check_same_test
-from kimiajax.experiments.approach import Row
-from kimiajax.experiments.runner import draw_scans, run_table
+from kimiajax.experiments.approach import Approach
+from kimiajax.experiments.runner import rows_of, run_table
+from kimiajax.experiments.study import draw_scans
 from kimiajax.experiments.sweep_config import AXES, SweepConfig
-from kimiajax.experiments.table1 import all_rows
 from kimiajax.io.files import write_text
 from kimiajax.io.json_records import sealed
 from kimiajax.io.locks import only_writer
-from kimiajax.models.registry import BACKBONES
 from kimiajax.runs.reader import StoredRun, read_results, read_run
 from kimiajax.runs.sweep_file import SCHEMA_VERSION, SWEEP, TITLES
 from kimiajax.runs.warnings import SCORES, headline, warnings_of
@@ -38,8 +37,6 @@ from kimiajax.runtime.progress import Silent
 from kimiajax.runtime.signals import Interruption
 from kimiajax.training.augment import AUGMENTATIONS
 from kimiajax.training.freezing import last_blocks, weighted_blocks
-
-FINE_TUNED = "fine-tuned"  # the scheme of rows that all axes concern; the others know training patches alone
 
 
 @dataclass(frozen=True)
@@ -88,12 +85,10 @@ def run_sweep(
         Interrupted: as asked; the same call goes on from there.
     """
     progress, interruption = progress or Silent(), interruption or Interruption()
-    config.validate(tuple(row.name for row in all_rows()))
-    config.check_networks(BACKBONES)
-    rows = [row for row in all_rows() if row.name in config.rows]
+    rows = rows_of(config)
     plan = plan_of(config, rows)
     nowhere = [count for count in config.depths if not any(count <= _deepest(row) for row in rows)]
-    if nowhere and any(row.scheme == FINE_TUNED for row in rows):
+    if nowhere and any(_deepest(row) >= 0 for row in rows):
         raise UserError(f"--depths {nowhere[0]}: no network of these rows has so many blocks")
     out = config.folder(preset)
     first = distributed.is_first()
@@ -106,7 +101,7 @@ def run_sweep(
         given = replace(config, fresh=False)
         if config.given() is None and config.draw_synthetic:
             given = replace(given, scans=distributed.of_first(partial(draw_scans, out, config, loud)))
-        trained = sum(row.scheme in (FINE_TUNED, "scratch") for here in plan.values() for row in here)
+        trained = sum(row.trains for here in plan.values() for row in here)
         rows_in_all = sum(map(len, plan.values()))
         loud.say(f"{len(plan)} places, {rows_in_all} rows of which {trained} train, {config.seeds} seeds each")
         runs: dict[Place, StoredRun] = {}
@@ -133,10 +128,10 @@ def _seal_in(folder: Path) -> str | None:
         return None
 
 
-def plan_of(config: SweepConfig, rows: Sequence[Row]) -> dict[Place, list[Row]]:
+def plan_of(config: SweepConfig, rows: Sequence[Approach]) -> dict[Place, list[Approach]]:
     """The places of a sweep, its centre first, and the rows to compute at each: none of them twice."""
     centre = centre_of(config)
-    plan: dict[Place, list[Row]] = {centre: list(rows)}
+    plan: dict[Place, list[Approach]] = {centre: list(rows)}
     for place, row in itertools.product(_places(config), rows):
         own = place_of(row, place, centre, config)
         if own is not None and row not in (here := plan.setdefault(own, [])):
@@ -149,10 +144,10 @@ def centre_of(config: SweepConfig) -> Place:
     return Place(config.patches_per_scan, config.augmentation, config.blocks)
 
 
-def place_of(row: Row, place: Place, centre: Place, config: SweepConfig) -> Place | None:
+def place_of(row: Approach, place: Place, centre: Place, config: SweepConfig) -> Place | None:
     """Where a row is computed so as to stand at a place; None where its network has not so many blocks."""
-    if row.scheme != FINE_TUNED:
-        return Place(place.patches, centre.augmentation, centre.blocks)
+    kept = {setting: value for setting, value in place.settings().items() if setting in row.varies_with}
+    place = Place(*{**centre.settings(), **kept}.values())
     if place.blocks == centre.blocks:
         return place
     count = _count_of(place)
@@ -161,9 +156,9 @@ def place_of(row: Row, place: Place, centre: Place, config: SweepConfig) -> Plac
     return replace(place, blocks=centre.blocks) if count == _depth_of_centre(row, config) else place
 
 
-def _deepest(row: Row) -> int:
+def _deepest(row: Approach) -> int:
     """How many blocks of a row's network can train; -1 of rows that are not fine-tuned."""
-    return len(weighted_blocks(BACKBONES[row.network])) if row.scheme == FINE_TUNED else -1
+    return len(weighted_blocks(row.backbone)) if "blocks" in row.varies_with else -1
 
 
 def _count_of(place: Place) -> int:
@@ -171,9 +166,9 @@ def _count_of(place: Place) -> int:
     return int(place.blocks[0].removeprefix("last"))
 
 
-def _depth_of_centre(row: Row, config: SweepConfig) -> int | None:
+def _depth_of_centre(row: Approach, config: SweepConfig) -> int | None:
     """How many last blocks train by the table's own settings, where that says it all."""
-    backbone = BACKBONES[row.network]
+    backbone = row.backbone
     blocks = config.blocks_of(backbone)
     depths = {frozenset(last_blocks(backbone, n)): n for n in range(len(weighted_blocks(backbone)) + 1)}
     plain = blocks.frozen_bn == (config.frozen_bn or "inference")
@@ -203,8 +198,8 @@ def _line(axis: str, config: SweepConfig) -> list[Place]:
 def _results(
     preset: str,
     config: SweepConfig,
-    rows: Sequence[Row],
-    plan: dict[Place, list[Row]],
+    rows: Sequence[Approach],
+    plan: dict[Place, list[Approach]],
     runs: dict[Place, StoredRun],
 ) -> dict[str, Any]:
     centre = runs[centre_of(config)]
@@ -235,13 +230,15 @@ def _results(
     }
 
 
-def _axis(name: str, config: SweepConfig, rows: Sequence[Row], runs: dict[Place, StoredRun]) -> dict[str, Any] | None:
+def _axis(
+    name: str, config: SweepConfig, rows: Sequence[Approach], runs: dict[Place, StoredRun]
+) -> dict[str, Any] | None:
     """One axis through the centre: of every row that it concerns the scores at each value, and what sets them apart
     from the row's own at the centre, corrected for all of the axis."""
     centre, curves = centre_of(config), []
     correct: dict[tuple[str, str], np.ndarray] = {}
     for row in rows:
-        if name != "patches" and row.scheme != FINE_TUNED:
+        if AXES[name] not in row.varies_with:
             continue
         points: dict[Any, tuple[Place, dict[str, Any]]] = {}
         for place in _line(name, config):
@@ -271,7 +268,7 @@ def _axis(name: str, config: SweepConfig, rows: Sequence[Row], runs: dict[Place,
         "curves": [
             {
                 "row": row.name,
-                "approach": row.approach,
+                "approach": row.title,
                 "centre": _value(name, centre, row, config),
                 "points": [
                     {
@@ -289,7 +286,7 @@ def _axis(name: str, config: SweepConfig, rows: Sequence[Row], runs: dict[Place,
     }
 
 
-def _value(axis: str, place: Place, row: Row, config: SweepConfig) -> int | str:
+def _value(axis: str, place: Place, row: Approach, config: SweepConfig) -> int | str:
     """Where a row's point lies on an axis."""
     if axis == "patches":
         return place.patches

@@ -1,58 +1,28 @@
-"""The rows of Table 1, and those that stand beside it, as data."""
-
-import functools
+"""The rows of Table 1, and those that stand beside it, as data. A new row is a line here."""
 
 from kimiajax.errors import UserError
-from kimiajax.experiments.approach import Row
-from kimiajax.experiments.approaches import (
-    classify_features,
-    classify_trivially,
-    find_nearest,
-    fine_tune,
-    stored_tap,
-    train_from_scratch,
-    train_heads,
-)
-from kimiajax.experiments.config import FLOORS, KINDS, TableConfig
+from kimiajax.experiments.approach import Approach
+from kimiajax.experiments.config import FLOORS, KINDS
+from kimiajax.experiments.feature_rows import Baseline, FeatureSVM, Retrieval
+from kimiajax.experiments.fine_tuning import FineTuning
+from kimiajax.experiments.network_rows import FromScratch
 from kimiajax.features.baselines import FLOORS as FLOOR_FEATURES
-from kimiajax.models.backbone import Backbone
 from kimiajax.models.registry import BACKBONES
 
 
-def _svm_taps(backbone: Backbone, config: TableConfig) -> set[str]:
-    return {backbone.features}
-
-
-def _fine_tuning_taps(backbone: Backbone, config: TableConfig) -> set[str]:
-    stored = stored_tap(backbone, config)
-    return {backbone.bottleneck} | ({stored} if stored else set())
-
-
-def all_rows() -> tuple[Row, ...]:
-    """The rows that there are: Table 1's first, then those of other networks, floors, and retrieval."""
+def all_rows() -> tuple[Approach, ...]:
+    """The rows that there are: Table 1's first, then those of other networks, baselines, and retrieval."""
     titles = {name: _title(name) for name in BACKBONES if name != "cnn"}
-    fine_tuning = (fine_tune, _fine_tuning_taps, train_heads)
     return (
-        Row("cnn", BACKBONES["cnn"].title, "scratch", "cnn", train_from_scratch),
+        FromScratch("cnn", BACKBONES["cnn"].title, "cnn"),
         *(
             row
             for name, title in titles.items()
-            for row in (
-                Row(f"fe_{name}", f"FE-{title}", "features", name, classify_features, _svm_taps),
-                Row(f"tl_{name}", f"TL-{title}", "fine-tuned", name, *fine_tuning),
-            )
+            for row in (FeatureSVM(f"fe_{name}", f"FE-{title}", name), FineTuning(f"tl_{name}", f"TL-{title}", name))
         ),
-        *(Row(name, FLOOR_FEATURES[name].title, "floor", "", classify_trivially, family="floor") for name in FLOORS),
+        *(Baseline(name, FLOOR_FEATURES[name].title) for name in FLOORS),
         *(
-            Row(
-                f"nn_{name}_{kind}",
-                f"NN-{title}",
-                kind,
-                name,
-                functools.partial(find_nearest, kind=kind),
-                _svm_taps,
-                family="retrieval",
-            )
+            Retrieval(f"nn_{name}_{kind}", f"NN-{title}", name, kind)
             for name, title in titles.items()
             for kind in KINDS
         ),

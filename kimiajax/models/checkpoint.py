@@ -41,6 +41,11 @@ class Weights:
         backbone = BACKBONES[self.lineage["network"]].variant(**self.lineage["options"])
         return replace(backbone, conv=self.conv)
 
+    @property
+    def random(self) -> bool:
+        """Whether they began random, whatever trained them since."""
+        return root_of(self.lineage)["source"] == "random"
+
     def save(self, folder: str | Path) -> None:
         """Writes a converted checkpoint; the folder appears whole or not at all.
 

@@ -4,10 +4,10 @@ import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from kimiajax.errors import UserError
+from kimiajax.runs.layout import RunFolder
 
 SCALARS = ("loss", "accuracy", "learning_rate", "images_per_second")
 
@@ -16,8 +16,8 @@ class History:
     """Of one run. A line holds the phase and the fields of an epoch: epoch (from 1), loss (nats), accuracy in [0, 1],
     learning rate, images a second, seconds."""
 
-    def __init__(self, out: Path, tensorboard: bool = False):
-        self._out, self._tensorboard = out, tensorboard
+    def __init__(self, folder: RunFolder, tensorboard: bool = False):
+        self._folder, self._tensorboard = folder, tensorboard
         self._events: dict[tuple[str, str], Any] = {}
 
     @staticmethod
@@ -28,7 +28,7 @@ class History:
 
     def of(self, row: str, phase: str) -> Callable[[Any], None]:
         """What takes the epochs of a row's phase."""
-        path = self._out / "history" / f"{row}.jsonl"
+        path = self._folder.history(row)
 
         def record(epoch: Any) -> None:
             fields = asdict(epoch)
@@ -51,7 +51,7 @@ class History:
 
         # One file a phase: two that begin in the same second would have the same name.
         if (row, phase) not in self._events:
-            folder = str(self._out / "tensorboard" / row)
+            folder = str(self._folder.events(row))
             self._events[row, phase] = SummaryWriter(folder, filename_suffix=f".{phase}")
         events = self._events[row, phase]
         for name in SCALARS:

@@ -1,12 +1,17 @@
-"""The files of a run: `results.json`, `manifest.csv` and its header, `predictions/ROW.csv`, `checkpoints/ROW`,
-`pictures/`, and `unfinished/ROW` while a row trains."""
+"""A run's folder: what its files are called, how they appear, and how they go.
+
+Of one seed: `results.json`, `manifest.csv` and its header, `predictions/ROW.csv`, `checkpoints/ROW` (what the row
+learnt), `history/ROW.jsonl`, `tensorboard/ROW`, `pictures/`, and `unfinished/ROW` while a row trains. Of several seeds:
+`results.json`, and a folder `seed-N` of this kind for each.
+"""
 
 import contextlib
 import csv
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ import numpy as np
 from kimiajax.data.manifest import Manifest
 from kimiajax.io.files import write_text
 from kimiajax.io.json_records import sealed
-from kimiajax.runs.pictures import clear_pictures
+from kimiajax.runs.pictures import Picture, clear_pictures, write_pictures
 from kimiajax.shapes import Int
 
 # 4: how each network convolved; 5: floors, retrieval, pictures; 6: a seal; 7: settings of any network; 8: modes
@@ -25,50 +30,84 @@ SCHEMA_VERSION = 8
 SCANS = "scans"  # the folder of the pictures of one patch a scan
 
 
-def clear_run(out: Path, rows: Sequence[str]) -> None:
-    """Removes an earlier run's files of these rows, of one seed or of several, and no others."""
-    seeds = [path for path in out.glob("seed-*") if path.is_dir() and path.name.removeprefix("seed-").isdecimal()]
-    for folder in (out, *seeds):
-        for name in ("results.json", "manifest.csv", "manifest.json", "report.html", "report.analysis.json"):
-            (folder / name).unlink(missing_ok=True)
-        clear_pictures(folder, SCANS)
-        for row in rows:
-            clear_row(folder, row)
-            clear_unfinished(folder, row)
+@dataclass(frozen=True)
+class RunFolder:
+    """The one owner of a run's files, of one seed or of several."""
 
+    path: Path
 
-def clear_row(out: Path, row: str) -> None:
-    """Removes what one row left, but for the state that its training goes on from."""
-    (out / "predictions" / f"{row}.csv").unlink(missing_ok=True)
-    (out / "history" / f"{row}.jsonl").unlink(missing_ok=True)
-    for kind in ("checkpoints", "tensorboard", "pictures"):
-        shutil.rmtree(out / kind / row, ignore_errors=True)
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
 
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.csv"
 
-def unfinished(out: Path, row: str) -> Path:
-    """Where the states of a row's training are."""
-    return out / "unfinished" / row
+    def of_seed(self, seed: int) -> "RunFolder":
+        """Returns the folder of one of several seeds."""
+        return RunFolder(self.path / f"seed-{seed}")
 
+    def predictions(self, row: str) -> Path:
+        return self.path / "predictions" / f"{row}.csv"
 
-def clear_unfinished(out: Path, row: str) -> None:
-    """Removes them."""
-    shutil.rmtree(unfinished(out, row), ignore_errors=True)
-    with contextlib.suppress(OSError):  # other rows' are there, or none ever were
-        (out / "unfinished").rmdir()
+    def artifact(self, row: str) -> Path:
+        """Returns where that lies which a row learnt."""
+        return self.path / "checkpoints" / row
 
+    def history(self, row: str) -> Path:
+        return self.path / "history" / f"{row}.jsonl"
 
-def write_results(out: Path, results: dict[str, Any]) -> None:
-    """Writes `results.json`, sealed. Numbers that do not exist are null, never NaN."""
-    write_text(out / "results.json", json.dumps(sealed(results), indent=2, allow_nan=False) + "\n")
+    def events(self, row: str) -> Path:
+        """Returns where a row's event files for TensorBoard lie."""
+        return self.path / "tensorboard" / row
 
+    def state(self, row: str) -> Path:
+        """Returns where the states of a row's unfinished training lie."""
+        return self.path / "unfinished" / row
 
-def write_predictions(out: Path, row: str, manifest: Manifest, predicted: Int[np.ndarray, " n"]) -> Path:
-    """Writes `predictions/ROW.csv`: patch_id, scan (the true one), predicted, in the manifest's order."""
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(("patch_id", "scan", "predicted"))
-    tested: Sequence = manifest.split("test")
-    writer.writerows((patch.patch_id, patch.scan, int(guess)) for patch, guess in zip(tested, predicted, strict=True))
-    path = out / "predictions" / f"{row}.csv"
-    write_text(path, lines.getvalue())
-    return path
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Writes `results.json`, with a digest of all that it says. Numbers that do not exist are null, never NaN."""
+        write_text(self.results, json.dumps(sealed(results), indent=2, allow_nan=False) + "\n")
+
+    def write_predictions(self, row: str, manifest: Manifest, predicted: Int[np.ndarray, " n"]) -> Path:
+        """Writes a row's predictions: patch_id, scan (the true one), predicted, in the manifest's order."""
+        lines = io.StringIO()
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(("patch_id", "scan", "predicted"))
+        tested = manifest.split("test")
+        writer.writerows(
+            (patch.patch_id, patch.scan, int(guess)) for patch, guess in zip(tested, predicted, strict=True)
+        )
+        write_text(self.predictions(row), lines.getvalue())
+        return self.predictions(row)
+
+    def write_pictures(self, name: str, pictures: Iterable[Picture], most: int) -> list[dict[str, Any]]:
+        """Writes the pictures of a row, or those of `SCANS`; see `kimiajax.runs.pictures.write_pictures`."""
+        return write_pictures(self.path, name, pictures, most)
+
+    def clear(self, rows: Sequence[str]) -> None:
+        """Removes an earlier run's files of these rows, of one seed or of several, and no others."""
+        seeds = [path for path in self.path.glob("seed-*") if path.is_dir()]
+        seeds = [RunFolder(path) for path in seeds if path.name.removeprefix("seed-").isdecimal()]
+        for folder in (self, *seeds):
+            for name in ("results.json", "manifest.csv", "manifest.json", "report.html", "report.analysis.json"):
+                (folder.path / name).unlink(missing_ok=True)
+            clear_pictures(folder.path, SCANS)
+            for row in rows:
+                folder.clear_row(row)
+                folder.clear_state(row)
+
+    def clear_row(self, row: str) -> None:
+        """Removes what one row left, but for the state that its training goes on from."""
+        self.predictions(row).unlink(missing_ok=True)
+        self.history(row).unlink(missing_ok=True)
+        for folder in (self.artifact(row), self.events(row)):
+            shutil.rmtree(folder, ignore_errors=True)
+        clear_pictures(self.path, row)
+
+    def clear_state(self, row: str) -> None:
+        """Removes the states of a row's training."""
+        shutil.rmtree(self.state(row), ignore_errors=True)
+        with contextlib.suppress(OSError):  # other rows' are there, or none ever were
+            self.state(row).parent.rmdir()

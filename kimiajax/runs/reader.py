@@ -14,7 +14,7 @@ from kimiajax.data.manifest import Manifest, read_manifest
 from kimiajax.errors import UserError
 from kimiajax.io.files import sha256_file
 from kimiajax.io.json_records import is_sealed, parse_json
-from kimiajax.runs.layout import SCHEMA_VERSION
+from kimiajax.runs.layout import SCHEMA_VERSION, RunFolder
 from kimiajax.runs.predictions import Truth, join, read_predictions, truth_of
 from kimiajax.runs.schema import faults
 from kimiajax.runs.warnings import SCORES
@@ -28,7 +28,7 @@ OF_2017 = 7  # the last that knew the trained batch normalisation and the RMSpro
 Presets = Mapping[str, Mapping[str, Any]]  # name -> settings
 ROUNDING = 1e-6
 NO_RESULTS = "no results of this program, or damaged"
-LATER = {"family": "table", "retrieval": None, "pictures": []}  # what rows have since
+LATER = {"family": "table", "network": None, "block": None, "retrieval": None, "pictures": []}  # what rows have since
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, it is damaged, or of a version that is not read.
     """
-    path = folder / "results.json"
+    path = RunFolder(folder).results
     try:
         results = parse_json(path.read_text(encoding="utf-8"))
         version = results["schema_version"]
@@ -177,7 +177,7 @@ def _of_any_network(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_manifest(folder: Path, results: dict[str, Any]) -> Manifest:
-    manifest = read_manifest(folder / "manifest.csv")
+    manifest = read_manifest(RunFolder(folder).manifest)
     if manifest.sha256 != results["data"]["manifest_sha256"]:
         raise UserError(f"{folder}: manifest.csv is not the one that results.json was computed with; run it again")
     said = {"scans": manifest.num_scans, "patch_size": manifest.patch_size}
@@ -192,7 +192,7 @@ def _read_manifest(folder: Path, results: dict[str, Any]) -> Manifest:
 
 
 def _predictions(folder: Path, results: dict[str, Any], row: str, truth: Truth) -> Int[np.ndarray, " n"]:
-    path = folder / "predictions" / f"{row}.csv"
+    path = RunFolder(folder).predictions(row)
     entry = next((each for each in results["rows"] if each["name"] == row), None)
     if entry is None:
         raise UserError(f"{folder}: lacks the row {row}, which the run has; the same `kimiajax table` mends it")

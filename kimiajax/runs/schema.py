@@ -51,6 +51,8 @@ ROW = {
     "name": NAME,
     "approach": LABEL,
     "scheme": LABEL,
+    "network": (NAME, NULL),
+    "block": (str, NULL),
     "weights": str,
     "correct": (_count, NULL),
     "tested": _count,

@@ -6,7 +6,7 @@ from typing import Any
 
 from kimiajax.runs.warnings import SCORES
 
-SHARED = ("name", "approach", "scheme", "family", "weights", "tested", "paper", "training")
+SHARED = ("name", "approach", "scheme", "family", "network", "block", "weights", "tested", "paper", "training")
 
 
 def summarise(runs: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def summarise(runs: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[st
     by_name = [{row["name"]: row for row in run["rows"]} for run in runs]
     for name in (name for name in by_name[0] if all(name in finished for finished in by_name)):
         same = [finished[name] for finished in by_name]
-        row = {key: same[0][key] for key in SHARED}
+        row = {key: same[0].get(key) for key in SHARED}
         row["retrieval"] = _mean_recall([each["retrieval"] for each in same])
         row["seconds"] = sum(each["seconds"] for each in same)
         row["failure"] = next((each["failure"] for each in same if each["failure"]), None)

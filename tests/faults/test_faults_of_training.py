@@ -19,7 +19,7 @@ from kimiajax.experiments import runner
 from kimiajax.io.json_records import is_sealed
 from kimiajax.io.pytrees import load_tree
 from kimiajax.models.checkpoint import Weights
-from kimiajax.runs.layout import write_results
+from kimiajax.runs.layout import RunFolder
 from kimiajax.training.checkpoints import Checkpoints
 from kimiajax.weights.load import load_weights
 
@@ -35,12 +35,12 @@ POINTS = {
     "a state is being saved": ("kimiajax.training.checkpoints:Checkpoints.save", 2, "after"),
     "an epoch ends": ("kimiajax.training.loop:epoch_of", 3),
     "the last state is saved": ("kimiajax.experiments.runner:_record",),
-    "predictions are written and results are not": ("kimiajax.experiments.runner:write_predictions", 1, "after"),
+    "predictions are written and results are not": ("kimiajax.runs.layout:RunFolder.write_predictions", 1, "after"),
     "what was learnt is being saved": ("kimiajax.models.checkpoint:save_tree",),
     "what was learnt is written and not yet named": ("kimiajax.io.files:put_folder",),
-    "pictures are to be written": ("kimiajax.experiments.runner:write_pictures", 2),
+    "pictures are to be written": ("kimiajax.runs.layout:RunFolder.write_pictures", 2),
     "results are written and not yet named": ("pathlib:Path.replace", 2, "before", "results.json"),
-    "the row is finished and its states are not cleared": ("kimiajax.experiments.runner:_clear_states",),
+    "the row is finished and its states are not cleared": ("kimiajax.runs.layout:RunFolder.clear_state",),
 }
 
 
@@ -248,7 +248,8 @@ def test_what_a_killed_save_left_is_no_state_and_goes(again, whole, monkeypatch)
 def test_a_living_runs_unfinished_state_is_not_touched(again):
     out, command = again
     process = start(
-        *command, before="import time; from kimiajax.experiments import runner; runner._run = lambda *a: time.sleep(99)"
+        *command,
+        before="import time; from kimiajax.experiments import runner; runner._open = lambda *a: time.sleep(99)",
     )
     while not (out / ".lock").read_text().count(str(process.pid)):
         assert process.poll() is None
@@ -316,7 +317,7 @@ def test_a_state_of_another_training_is_refused_with_the_difference(again, tmp_p
     """States that were put there by hand, say, under a record that is the new run's."""
     out, command = again
     results = json.loads((out / "results.json").read_text())
-    write_results(out, {**results, "config": {**results["config"], "cnn_learning_rate": 0.5}})
+    RunFolder(out).write_results({**results, "config": {**results["config"], "cnn_learning_rate": 0.5}})
     with nothing_changes(out / "unfinished"):
         refused(
             ask(*command, "--cnn-learning-rate", "0.5"), "a checkpoint of another training", "begin anew with --fresh"

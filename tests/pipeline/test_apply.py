@@ -32,7 +32,7 @@ from kimiajax.models.backbone import Classifier
 from kimiajax.models.checkpoint import load_converted
 from kimiajax.models.inputs import gray_to_unit_rgb
 from kimiajax.report.predictions import render_applied
-from kimiajax.runs.layout import write_results
+from kimiajax.runs.layout import RunFolder
 from kimiajax.runs.predictions import Applied, write_predictions_csv
 from kimiajax.runtime.progress import Silent
 from kimiajax.weights.load import load_weights
@@ -90,7 +90,7 @@ def changed(run, folder, **changes):
     results = json.loads((folder / "results.json").read_text())
     for name, change in changes.items():
         change(results if name == "results" else next(row for row in results["rows"] if row["name"] == name))
-    write_results(folder, results)
+    RunFolder(folder).write_results(results)
     return folder
 
 

@@ -20,7 +20,7 @@ from benchmarks.suite import main as bench
 from kimiajax.cli.main import main
 from kimiajax.data.config import flag
 from kimiajax.data.sources.synthetic import write_synthetic_scans
-from kimiajax.experiments import runner
+from kimiajax.experiments import study
 from kimiajax.models.backbone import Classifier
 from kimiajax.models.checkpoint import fine_tuned
 from kimiajax.models.registry import BACKBONES
@@ -126,7 +126,7 @@ def test_the_guides_package_is_verified_against_its_keras(my_package):
 def test_the_tutorials_commands_and_its_example_run_as_they_stand(tmp_path, monkeypatch, capsys):
     """But for the clone and the setup; on fewer scans, and fewer and smaller patches."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "SYNTHETIC", {**runner.SYNTHETIC, "num_scans": 4})
+    monkeypatch.setattr(study, "SYNTHETIC", {**study.SYNTHETIC, "num_scans": 4})
     blocks = re.findall(r"```sh\n(.*?)```", PAGES["docs/tutorial.md"], re.S)
     commands = [shlex.split(line) for block in blocks for line in block.splitlines() if line.startswith(".venv/bin/")]
     assert [command[1] for command in commands] == ["--version", "table", "report", "data", "predict"]

@@ -16,7 +16,7 @@ from kimiajax.evaluation.analysis import analyse, beaten_by_histogram, unfit
 from kimiajax.evaluation.claims import CLAIMS, OPEN
 from kimiajax.report.formats import FORMATS, notes
 from kimiajax.report.table import render_table
-from kimiajax.runs.layout import write_results
+from kimiajax.runs.layout import RunFolder
 from kimiajax.runs.reader import read_run
 from kimiajax.runs.warnings import SCORES
 
@@ -274,7 +274,7 @@ def test_seeds_whose_audits_differ_are_marked_by_the_worst(tmp_path):
         results["data"]["audit"] = failed
         if path.parent == tmp_path:
             del results["data"]["audit"]
-        write_results(path.parent, results)
+        RunFolder(path.parent).write_results(results)
     for name in ("html", *FORMATS):
         assert main(["report", str(tmp_path), "--format", name]) == 0
     assert "AUDIT FAILED (copies)" in (tmp_path / "report.html").read_text()

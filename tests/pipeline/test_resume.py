@@ -8,7 +8,7 @@ from support.runs import RANDOM, predictions, rows_of
 
 from kimiajax.cli.main import main
 from kimiajax.data.sources.synthetic import write_synthetic_scans
-from kimiajax.runs.layout import write_results
+from kimiajax.runs.layout import RunFolder
 
 SMALL = ["--image-size", "32", "--patches-per-scan", "4", "--head-epochs", "3", "--batch-size", "4", "--conv", "plain"]
 QUICKEST = [*SMALL, "--epochs", "2", "--rows", "cnn", "fe_two", *RANDOM]
@@ -59,7 +59,7 @@ def test_a_finished_row_is_not_computed_again_and_an_unfinished_one_is(again, ca
     out, command = again
     results = json.loads((out / "results.json").read_text())
     results["rows"] = results["rows"][:1]
-    write_results(out, results)
+    RunFolder(out).write_results(results)
     assert main(command) == 0
     said = capsys.readouterr().err
     assert "resumed; finished before: cnn" in said
@@ -101,7 +101,7 @@ def test_other_patches_and_another_order_of_classes_are_refused_with_the_differe
     assert "pixels_sha256 was" in capsys.readouterr().err
     results = json.loads((out / "results.json").read_text())
     results["data"]["names"] = results["data"]["names"][::-1]
-    write_results(out, results)
+    RunFolder(out).write_results(results)
     assert main(command) == 2
     assert 'classes was ["' in capsys.readouterr().err
 
@@ -110,7 +110,7 @@ def test_other_weights_are_refused_with_the_difference(again, capsys):
     out, command = again
     results = json.loads((out / "results.json").read_text())
     results["weights"]["two"]["digest"] = "0" * 64
-    write_results(out, results)
+    RunFolder(out).write_results(results)
     assert main(command) == 2
     assert 'weights/two was "0000' in capsys.readouterr().err
 
@@ -124,7 +124,7 @@ def test_results_that_are_damaged_or_of_another_version_are_refused(again, capsy
     (out / "results.json").write_text(content.replace('"epochs": 2', '"epochs": 3'))
     assert main(command) == 2
     assert "results.json: was changed after it was written" in capsys.readouterr().err
-    write_results(out, {**json.loads(content), "schema_version": 4})
+    RunFolder(out).write_results({**json.loads(content), "schema_version": 4})
     assert main(command) == 2
     assert "written by another version" in capsys.readouterr().err
     assert main([*command, "--fresh"]) == 0
@@ -154,7 +154,7 @@ def test_several_seeds_go_on_where_they_were(scans, tmp_path, capsys):
     second = tmp_path / "run" / "seed-1" / "results.json"
     results = json.loads(second.read_text())
     results["rows"] = []
-    write_results(second.parent, results)
+    RunFolder(second.parent).write_results(results)
     capsys.readouterr()
     assert main([*command, "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err

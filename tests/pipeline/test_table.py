@@ -317,7 +317,7 @@ def test_a_word_that_is_no_command_or_preset_is_named(capsys, command, message):
 
 
 def test_an_unexpected_error_says_that_it_is_a_bug(capsys, monkeypatch, scans, tmp_path):
-    monkeypatch.setattr("kimiajax.experiments.runner.prepare_patches", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("kimiajax.experiments.study.prepare_patches", lambda *_, **__: 1 / 0)
     assert main(["table", "quick", "--scans", str(scans), "--rows", "cnn", "--out", str(tmp_path)]) == 1
     assert "this is a bug, not your input: ZeroDivisionError" in capsys.readouterr().err
 
@@ -416,7 +416,7 @@ def test_a_run_leaves_the_pictures_that_its_report_shows(real_run, tmp_path):
 
 
 def test_fine_tuned_rows_leave_a_map_of_where_they_look(scans, tmp_path, monkeypatch):
-    monkeypatch.setattr("kimiajax.experiments.approaches.SHOWN", (1, 3, 9))
+    monkeypatch.setattr("kimiajax.experiments.fine_tuning.SHOWN", (1, 3, 9))
     command = ["table", "quick", "--scans", str(scans), *SMALL, *RANDOM, "--rows", "tl_two", "--epochs", "0"]
     assert main([*command, "--head-epochs", "0", "--out", str(tmp_path)]) == 0
     pictures = rows_of(tmp_path)[1]["tl_two"]["pictures"]

@@ -11,9 +11,9 @@ from support.python import kimiajax_with_two
 from support.runs import RANDOM, SMALL, predictions, rows_of
 
 from kimiajax.cli.main import main
-from kimiajax.experiments import approaches
-from kimiajax.experiments.approaches import stored_tap
+from kimiajax.experiments import network_rows
 from kimiajax.experiments.config import QUICK, TableConfig
+from kimiajax.experiments.fine_tuning import stored_tap
 from kimiajax.models.checkpoint import load_converted
 from kimiajax.models.registry import BACKBONES
 from kimiajax.runtime.precision import Precision
@@ -189,7 +189,7 @@ def test_quick_fine_tunes_on_stored_statistics_and_trains_from_scratch_on_those_
 
 
 def test_a_row_from_scratch_that_took_stored_statistics_would_be_noticed(scans, tmp_path, monkeypatch):
-    monkeypatch.setattr(approaches, "blocks_of", partial(approaches.blocks_of, trained_bn="inference"))
+    monkeypatch.setattr(network_rows, "blocks_of", partial(network_rows.blocks_of, trained_bn="inference"))
     command = ["table", "quick", "--scans", str(scans), *SMALL, "--rows", "cnn", "--out", str(tmp_path)]
     assert main(command) == 0
     with pytest.raises(AssertionError):

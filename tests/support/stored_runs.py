@@ -11,7 +11,7 @@ from kimiajax.evaluation.metrics import kimia_scores
 from kimiajax.experiments.config import DEMO
 from kimiajax.experiments.table1 import all_rows
 from kimiajax.io.files import sha256_file
-from kimiajax.runs.layout import SCANS, SCHEMA_VERSION, write_predictions, write_results
+from kimiajax.runs.layout import SCANS, SCHEMA_VERSION, RunFolder
 from kimiajax.runs.pictures import Picture, write_pictures
 from kimiajax.runs.seeds import summarise
 
@@ -78,7 +78,7 @@ def write_run(
             )
         )
     results = {**summarise(runs, {**runs[0]["config"], "seeds": seeds}), **changes}
-    write_results(folder, results)
+    RunFolder(folder).write_results(results)
     return results
 
 
@@ -119,7 +119,7 @@ def _write(folder, manifest, rows, seed, marks, weights, audit, changes):
         "pictures": write_pictures(folder, SCANS, samples, 8),
         **changes,
     }
-    write_results(folder, results)
+    RunFolder(folder).write_results(results)
     return results
 
 
@@ -131,7 +131,7 @@ def _entry(folder, manifest, row, guess, weights):
         scores |= {name: float(getattr(found, name)) for name in ("eta_p", "eta_w")}
         scores["eta_total"] = scores["eta_p"] * scores["eta_w"]
         scores["correct"] = int(found.correct.sum())
-        digest = sha256_file(write_predictions(folder, row.name, manifest, guess))
+        digest = sha256_file(RunFolder(folder).write_predictions(row.name, manifest, guess))
     published = paper.TABLE_1.get(row.name)
     epochs = [{"epoch": k, "loss": 1 / k, "accuracy": 0.5, "learning_rate": 0.1, "seconds": 1} for k in (1, 2, 3)]
     pictures = []
@@ -144,7 +144,7 @@ def _entry(folder, manifest, row, guess, weights):
     recall = {**about, "recall_at": {"1": 0.5}, "queries_per_second": 9.0}
     return {
         "name": row.name,
-        "approach": row.approach,
+        "approach": row.title,
         "scheme": row.scheme,
         "family": row.family,
         "weights": weights if row.network in ("vgg16", "inception_v3") else "none",

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from kimiajax.experiments.approaches import causes_of_wrong_start
 from kimiajax.experiments.config import PAPER, QUICK
+from kimiajax.experiments.fine_tuning import causes_of_wrong_start
 from kimiajax.models.registry import BACKBONES
 from kimiajax.training.diagnosis import learnt_nothing, lost_head, wrong_start
 from kimiajax.training.loop import Epoch

@@ -22,7 +22,7 @@ from kimiajax.evaluation import metrics, scoring
 from kimiajax.evaluation.scoring import Scored, score
 from kimiajax.evaluation.statistics import wilson
 from kimiajax.report.scores import render_score
-from kimiajax.runs.layout import write_predictions
+from kimiajax.runs.layout import RunFolder
 from kimiajax.runs.predictions import join, read_predictions, read_truth
 
 EXACT = 1e-12  # double precision, and sums in another order
@@ -203,7 +203,7 @@ def test_every_form_of_the_truth_scores_alike(tmp_path, rng, truths):
     manifest, paths = truths
     labels = manifest.labels("test").tolist()
     predicted = np.where(rng.random(len(labels)) < 0.6, labels, rng.integers(0, 4, len(labels)))
-    predictions = write_predictions(tmp_path, "row", manifest, predicted)
+    predictions = RunFolder(tmp_path).write_predictions("row", manifest, predicted)
     wanted = dict(zip((patch.patch_id for patch in manifest.split("test")), labels))
     for path in paths.values():
         truth = read_truth(path)

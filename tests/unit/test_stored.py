@@ -8,7 +8,7 @@ from support.stored_runs import manifest_of, predictions_of, write_run
 
 from kimiajax.errors import UserError
 from kimiajax.experiments.config import PRESETS
-from kimiajax.runs.layout import write_results
+from kimiajax.runs.layout import RunFolder
 from kimiajax.runs.reader import read_run, rerun
 
 TESTED = [4, 3, 5]
@@ -24,7 +24,7 @@ def stored(tmp_path, rng):
 
 def rewrite(folder, **changes):
     results = {**json.loads((folder / "results.json").read_text()), **changes}
-    write_results(folder, {name: value for name, value in results.items() if value is not ...})
+    RunFolder(folder).write_results({name: value for name, value in results.items() if value is not ...})
 
 
 def test_what_was_written_is_read(stored):

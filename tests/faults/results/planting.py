@@ -4,7 +4,7 @@ import json
 import re
 
 from faults.harness import ask
-from kimiajax.runs.layout import write_results
+from kimiajax.runs.layout import RunFolder
 
 FLOORS = ("floor_histogram", "floor_mean_sd")
 ROW = "floor_mean_sd"
@@ -25,7 +25,7 @@ def reseal(folder, change):
     results = results_of(folder)
     results.pop("seal", None)
     change(results)
-    write_results(folder, results)
+    RunFolder(folder).write_results(results)
 
 
 # How files are damaged: each takes the lines or the content, and gives what is there instead.

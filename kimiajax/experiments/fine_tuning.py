@@ -1,0 +1,214 @@
+"""The rows that fine-tune: a head trained on bottleneck features, and then the chosen blocks below it with it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar, NamedTuple
+
+import jax
+import numpy as np
+
+from kimiajax.experiments.approach import Features, Outcome
+from kimiajax.experiments.config import TableConfig
+from kimiajax.experiments.network_rows import NetworkRow, described, modes_of, training_of, with_head
+from kimiajax.experiments.study import Phase, Study
+from kimiajax.features.gradcam import default_layer, grad_cam, overlay
+from kimiajax.models.backbone import Backbone, Classifier
+from kimiajax.models.checkpoint import Weights
+from kimiajax.runs.pictures import Picture
+from kimiajax.runtime import distributed
+from kimiajax.training.augment import AUGMENTATIONS
+from kimiajax.training.diagnosis import wrong_start
+from kimiajax.training.freezing import TrainableBlocks, blocks_of
+from kimiajax.training.head_cache import fit_heads_once
+from kimiajax.training.heads import Result
+from kimiajax.training.loop import NonFiniteError
+from kimiajax.training.optimizer import Optimization
+
+SHOWN = (4, 8)  # the scans of the paper's Fig. 3
+REASONS = {
+    "inference": ": stored statistics, on which its head was trained",
+    "keras2017": ", as in the paper's time: the mini-batch's statistics, while its head was trained on stored ones",
+}
+OF_RANDOM = ": the mini-batch's statistics, since stored ones of random weights say nothing of tissue"
+
+
+class Head(NamedTuple):
+    """A head trained on bottleneck features, or why it stopped; and whether the cache had it."""
+
+    result: Result
+    cached: bool
+
+
+@dataclass(frozen=True)
+class FineTuning(NetworkRow):
+    """A head that was trained on bottleneck features and the chosen blocks below it, together."""
+
+    scheme: ClassVar[str] = "fine-tuned"
+    varies_with: ClassVar[frozenset[str]] = frozenset({"patches_per_scan", "augmentation", "blocks"})
+
+    def check(self, config: TableConfig) -> None:
+        super().check(config)
+        config.blocks_of(self.backbone)
+
+    def taps(self, config: TableConfig) -> set[str]:
+        stored = stored_tap(self.backbone, config)
+        return {self.backbone.bottleneck} | ({stored} if stored else set())
+
+    def prepare(self, studies: Sequence[Study], features: Sequence[Features]) -> list[Head]:
+        """Trains the new head of each seed on its bottleneck features."""
+        first = studies[0]
+        config, backbone = first.config, first.weights[self.network].backbone
+        inputs = [np.asarray(given.train[backbone.bottleneck]) for given in features]
+        on_bottleneck = Classifier(backbone, (), first.manifest.num_scans)
+        optimization = Optimization(config.head_optimizer, config.head_learning_rate)
+        training = training_of(first, on_bottleneck, TrainableBlocks(("head",)), optimization, config.head_epochs)
+        seeds = [study.config.seed for study in studies]
+        shape = inputs[0].shape[1:]
+        heads, cached = fit_heads_once(
+            training,
+            optimization,
+            [with_head({}, on_bottleneck.init_head(jax.random.key(seed), shape)) for seed in seeds],
+            inputs,
+            [study.labels for study in studies],
+            cache=first.request.cache,
+            epochs=config.head_epochs,
+            batch_size=config.batch_size,
+            seeds=seeds,
+            checkpoints=first.checkpoints(self.name, "head"),
+            progress=first.progress,
+            description=f"{self.name}: head",
+            records=[study.record(self.name, "head") for study in studies],
+        )
+        heads = distributed.of_first(lambda: heads)  # each process trained them, and all go on with the same bits
+        return [Head(result, cached) for result in heads]
+
+    def fit(self, study: Study, features: Features, prepared: Head) -> Outcome:
+        config, weights = study.config, study.weights[self.network]
+        backbone = weights.backbone
+        blocks, moves = config.blocks_of(backbone), anything_moves(backbone, config)
+        stored = stored_tap(backbone, config)
+        optimization, epochs = config.fine_tuning(), config.epochs if moves else 0
+        about = described(backbone, blocks, config.augmentation, stored, optimization) if moves else None
+        notes = () if moves else (f"{self.title}: no more trains than a head on bottleneck features.",)
+        if prepared.cached:
+            notes = (*notes, f"{self.title}: its head was found in the cache; the seconds leave its training out.")
+        head = prepared.result
+        if isinstance(head, NonFiniteError):
+            variables = with_head({}, head.variables["params"]["head"])
+            learnt = self.artifact(study, weights, variables, ("head",) if head.history else (), str(head))
+            return Outcome(None, learnt, {"head": head.history}, notes, str(head), about)
+
+        tuned, head_history = head
+        span = backbone.trunk if stored is None else backbone.span(stored, backbone.bottleneck)[1:]
+        variables = {
+            kind: {block: part[block] for block in span if block in part} for kind, part in weights.variables.items()
+        }
+        variables = with_head(variables, tuned["params"]["head"])
+        classifier = Classifier(backbone, span, study.manifest.num_scans)
+        own = {"augmentation": AUGMENTATIONS[config.augmentation], "batch_norm_momentum": config.batch_norm_momentum}
+        training = training_of(study, classifier, blocks, optimization, epochs, **own)
+        train, test = (study.train, study.test) if stored is None else (features.train[stored], features.test[stored])
+        what = f"{self.name}: {', '.join(blocks.names) or 'batch statistics'}"
+        phase = Phase(self.name, "fine_tuning", epochs, what)
+        variables, history, failure = study.fit(training, variables, train, phase)
+        predicted = None if failure else study.predict(self.name, classifier, variables, test)
+        wrong = wrong_start(head_history, history, causes_of_wrong_start(backbone, config))
+        notes = (*notes, f"{self.title}: {wrong}") if wrong else notes
+        trained = (*(blocks.names if history else ()), *(("head",) if head_history else ()))
+        if history and _adapts(backbone, blocks):
+            trained = (*trained, "batch statistics")
+        learnt = self.artifact(study, weights, variables, trained, failure)
+        pictures = () if predicted is None else _explained(study, learnt, predicted)
+        histories = {"head": head_history, "fine_tuning": history}
+        return Outcome(predicted, learnt, histories, notes, failure, about, pictures=pictures)
+
+    def notes(self, study: Study) -> list[str]:
+        """Returns how it is fine-tuned, and where that departs from the paper."""
+        config, backbone = study.config, study.weights[self.network].backbone
+        if not anything_moves(backbone, config):
+            return []
+        how, blocks = config.fine_tuning(), config.blocks_of(backbone)
+        augmented = "no augmentation" if config.augmentation == "none" else f"augmentation as of {config.augmentation}"
+        extras = [
+            f"{name.replace('_', ' ')} {value:g}"
+            for name, value in asdict(how).items()
+            if name in ("weight_decay", "warmup_epochs", "label_smoothing") and value
+        ]
+        notes = [
+            f"Fine-tuned for {config.epochs} epochs by {how.optimizer} at {how.learning_rate:g}, {how.schedule}"
+            f"{''.join(', ' + extra for extra in extras)}, with {augmented}; the paper: 200 epochs by SGD at 0.0001, "
+            "augmented."
+        ]
+        if blocks.names != blocks_of(backbone, ("paper",)).names:
+            notes.append(f"{self.title} trains {', '.join(blocks.names) or 'no weight'}; the paper, its last blocks.")
+        if blocks.frozen_normalises(backbone):
+            notes.append(f"{self.title}: frozen batch normalisation in mode {blocks.frozen_bn}.")
+        if blocks.trained_normalises(backbone):
+            of_random = blocks.trained_bn == "keras2017" and study.weights[self.network].random
+            reason = OF_RANDOM if of_random else REASONS[blocks.trained_bn]
+            notes.append(f"{self.title}: trained batch normalisation in mode {blocks.trained_bn}{reason}.")
+        return notes
+
+
+def causes_of_wrong_start(backbone: Backbone, config: TableConfig) -> list[str]:
+    """Returns likely causes of fine-tuning that starts far above its head, the likeliest first, with their flags."""
+    modes = modes_of(backbone, config.blocks_of(backbone))
+    causes = [
+        f"batch statistics in {which} blocks, while the head was trained on stored ones (--{which}-bn inference)"
+        for which in ("trained", "frozen")
+        if modes[f"{which}_bn"] not in (None, "inference")
+    ]
+    if config.augmentation != "none":
+        causes.append("augmented patches, which the head had not seen (--augmentation none)")
+    if config.label_smoothing:
+        causes.append("smoothed labels, which the head was not trained on (--label-smoothing 0)")
+    causes.append(f"too high a learning rate (--learning-rate, here {config.learning_rate:g})")
+    return causes
+
+
+def anything_moves(backbone: Backbone, config: TableConfig) -> bool:
+    """Returns whether fine-tuning moves anything, weights or statistics."""
+    blocks = config.blocks_of(backbone)
+    return bool(blocks.names) or _adapts(backbone, blocks)
+
+
+def stored_tap(backbone: Backbone, config: TableConfig) -> str | None:
+    """Returns the block whose outputs, computed once a patch, fine-tuning begins with; None where it needs the patches.
+
+    It does where they are augmented, where frozen batch normalisation looks at the mini-batch, where the network's
+    first block trains, and where `--no-cache-frozen` says so.
+    """
+    blocks = config.blocks_of(backbone)
+    if not anything_moves(backbone, config):
+        return backbone.bottleneck
+    looks = blocks.frozen_bn != "inference" and backbone.statistics
+    if not config.cache_frozen or looks or config.augmentation != "none":
+        return None
+    trained = blocks.within(backbone.trunk)
+    return backbone.before(trained[0]) if trained else backbone.bottleneck
+
+
+def _adapts(backbone: Backbone, blocks: TrainableBlocks) -> bool:
+    """Whether running statistics move although their layers are frozen."""
+    return blocks.frozen_bn == "keras2017" and bool(backbone.statistics)
+
+
+def _explained(study: Study, learnt: Weights, predicted: np.ndarray) -> tuple[Picture, ...]:
+    """A test patch of each scan that the paper's Fig. 3 shows, and where the network looks for its own scan in it."""
+    patches, scans = study.manifest.split("test"), study.manifest.labels("test")
+    places = [int(np.argmax(scans == scan)) for scan in SHOWN if (scans == scan).any()]
+    if not places or not distributed.is_first():
+        return ()
+    classifier = Classifier(learnt.backbone, learnt.backbone.trunk, study.manifest.num_scans)
+    images = study.test[places]
+    maps = grad_cam(classifier, learnt.variables, images, classes=scans[places])
+    layer = default_layer(learnt.backbone)
+    cells = learnt.backbone.tap_shapes(learnt.variables, images.shape[1], learnt.backbone.trunk)[layer][:2]
+    pictures = []
+    for place, image, heat, guess in zip(places, images, maps.heat, predicted[places].tolist()):
+        patch = patches[place]
+        about = {"patch_id": patch.patch_id, "scan": patch.scan, "predicted": guess}
+        pictures.append(Picture(f"scan-{patch.scan}", image, {**about, "kind": "patch"}))
+        about |= {"kind": "grad-cam", "layer": layer, "cells": list(cells), "evidence": bool(heat.any())}
+        pictures.append(Picture(f"scan-{patch.scan}-gradcam", overlay(image, heat), about))
+    return tuple(pictures)
