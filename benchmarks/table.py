@@ -37,7 +37,11 @@ SHORT = (ANEW, *(peer for peer in PEERS if peer.name == "keras/tensorflow"))
 def cases(full: bool = False, **given: Any) -> list[Case]:
     """48 training patches and 3 epochs, in one round, beside the fastest peer; in full 240 patches and 10 epochs, as
     `kimiajax table quick` has them with 10 from a scan, beside Keras on JAX as well."""
-    return [case(10, QUICK.epochs, QUICK.head_epochs) if full else case(2, 3, 10, most_rounds=1, contenders=SHORT)]
+    return [
+        case(10, QUICK.optim.epochs, QUICK.optim.head_epochs)
+        if full
+        else case(2, 3, 10, most_rounds=1, contenders=SHORT)
+    ]
 
 
 def case(
@@ -54,7 +58,7 @@ def case(
         shared={
             "patches_per_scan": patches_per_scan,
             "head_epochs": head_epochs,
-            "learning_rate": QUICK.learning_rate,
+            "learning_rate": QUICK.optim.learning_rate,
             "programs": "anew",
         },
         amount=1,

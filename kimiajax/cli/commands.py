@@ -316,9 +316,9 @@ def _leading(arguments: list[str], command: str, names: str, count: int) -> tupl
 
 
 def _flags(kind: type[T], command: str, description: str, arguments: list[str]) -> T:
-    import tyro
+    from kimiajax.cli.flags import parse
 
-    return tyro.cli(kind, prog=f"kimiajax {command}", description=description, args=arguments)
+    return parse(kind, command, description, arguments)
 
 
 def _check_file(path: Path | None) -> None:

@@ -103,17 +103,14 @@ def _of_preset(command: str, arguments: list[str], debug: bool) -> int:
     if preset not in presets:
         raise UserError(f"{command} {preset or 'PRESET'}: no such preset; choose from {', '.join(presets)}")
 
-    import tyro
+    from kimiajax.cli.flags import parse
 
     description, default = presets[preset]
-    config = tyro.cli(
-        kind, prog=f"kimiajax {command} {preset}", description=description, default=default, args=arguments[1:]
-    )
-
-    if config.distributed:
+    config = parse(kind, f"{command} {preset}", description, arguments[1:], default)
+    if config.distributed.distributed:
 
         def work() -> int:
-            status = ended(lambda: _shared(preset, config), debug, fresh=config.fresh)
+            status = ended(lambda: _shared(preset, config), debug, fresh=config.output.fresh)
             return distributed.finish(status, together=status in (0, ROW_FAILED, TERMINATED))
 
         return distributed.supervised(work)
@@ -125,7 +122,8 @@ def _shared(preset: str, config: "TableConfig") -> int:
     from kimiajax.experiments.table1 import all_rows
 
     config.validate(tuple(row.name for row in all_rows()))  # before the others are waited for
-    distributed.start(config.coordinator, config.processes, config.process, config.peer_timeout)
+    shared = config.distributed
+    distributed.start(shared.coordinator, shared.processes, shared.process, shared.peer_timeout)
     try:
         return _compute(preset, config, signal.SIGINT)  # JAX's runtime tells of SIGTERM
     except Exception as error:
@@ -148,7 +146,7 @@ def _compute(preset: str, config: "TableConfig", *signals: int) -> int:
 
     progress, interruption = for_terminal(), Interruption()
     keeps = allocator.keep_freed()
-    kept = keep_programs(config.cache or default_cache())
+    kept = keep_programs(config.data.cache or default_cache())
     if kept and distributed.is_first():
         progress.say(f"compiled programs: {kept.count} found in {kept.folder}, new ones go there")
     if keeps and distributed.is_first():
@@ -177,7 +175,7 @@ def _blocks(arguments: list[str]) -> None:
     if network and network not in BACKBONES:
         raise UserError(f"blocks {network}: no such network; choose from {', '.join(BACKBONES)}")
 
-    import tyro
+    from kimiajax.cli.flags import parse
 
     presets = [(name, what) for name, (what, _, _) in PRESETS.items()]
     presets.append(("last2", "the last two blocks, or as many as you write, and the head"))
@@ -186,7 +184,7 @@ def _blocks(arguments: list[str]) -> None:
             presets += [(cut, f"of {name}: Keras' layers[172:]") for cut, _ in BACKBONES[name].cuts]
     description = "\n\n".join(["A network's blocks and what trains.", *(f"{name}: {what}" for name, what in presets)])
     flags = arguments[1:] if network else arguments
-    config = tyro.cli(BlocksConfig, prog="kimiajax blocks NETWORK", description=description, args=flags)
+    config = parse(BlocksConfig, "blocks NETWORK", description, flags)
 
     from kimiajax.report.blocks import render_blocks
     from kimiajax.training.summary import list_blocks
@@ -202,18 +200,13 @@ def _blocks(arguments: list[str]) -> None:
 
 
 def _parity(arguments: list[str]) -> int:
-    import tyro
-
+    from kimiajax.cli.flags import parse
     from kimiajax.parity.config import ParityConfig
 
     network = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     flags = arguments[1:] if network else arguments
-    config = tyro.cli(
-        ParityConfig,
-        prog="kimiajax parity NETWORK",
-        description="The same images through a network here and in a reference framework, stage by stage.",
-        args=flags,
-    )
+    description = "The same images through a network here and in a reference framework, stage by stage."
+    config = parse(ParityConfig, "parity NETWORK", description, flags)
 
     from kimiajax.parity.certificate import FAILED, NOT_RUN, render
     from kimiajax.parity.run import run_parity

@@ -123,6 +123,12 @@ def check_least(config: object, **least: int) -> None:
             raise UserError(f"{flag(name)} {value}: must be {bound} or more")
 
 
+def check_share(config: object, name: str) -> None:
+    """Raises UserError for a setting that is not in [0, 1)."""
+    if not 0 <= getattr(config, name) < 1:
+        raise UserError(f"{flag(name)} {getattr(config, name)}: must be in [0, 1)")
+
+
 def check_cutting(homogeneity: float, background: int) -> None:
     """Raises UserError for what is no fraction, or no gray value."""
     if not 0 < homogeneity <= 1:

@@ -98,7 +98,7 @@ class Approach(ABC):
     def check(self, config: TableConfig) -> None:
         """Raises UserError for settings that its network cannot take."""
         if self.network:
-            self.backbone.check_size(config.image_size)
+            self.backbone.check_size(config.data.image_size)
 
     def taps(self, config: TableConfig) -> set[str]:
         """Returns the blocks whose outputs it reads."""

@@ -4,9 +4,9 @@ import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from kimiajax.data.config import PatchConfig, check_least, flag
+from kimiajax.data.config import PatchConfig, check_least, check_share, flag, json_fields
 from kimiajax.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,30 +16,92 @@ if TYPE_CHECKING:
 
 TABLE = ("cnn", "fe_vgg16", "tl_vgg16", "fe_inception_v3", "tl_inception_v3")
 FLOORS = ("floor_mean_sd", "floor_bright", "floor_histogram", "floor_lbp")
+Table = TypeVar("Table", bound="TableConfig")
+PER_NETWORK = ("weights", "blocks")  # settings that take NETWORK=VALUE as well
 KINDS = ("euclidean", "cosine", "barcode")  # of distances between features
 RETRIEVAL = tuple(f"nn_{network}_{kind}" for network in ("vgg16", "inception_v3") for kind in KINDS)
 
 
 @dataclass(frozen=True)
-class TableConfig(PatchConfig):
-    """Settings of a comparison table. The defaults are the paper's protocol, where it states one."""
+class DataSettings(PatchConfig):
+    """Where patches come from, which of them are used, and how they are resized."""
 
     draw_synthetic: bool = False
     """Draw synthetic scans where no scan file is given."""
-    out: Path | None = None
-    """Folder for the results; by default runs/PRESET."""
-    rows: tuple[str, ...] = (*TABLE, *FLOORS, *RETRIEVAL)
-    """What to compute: the table's rows, floors of trivial features, and retrieval of the nearest training patch."""
-
     image_size: int = 224
     """Side of the networks' input in pixels."""
     resize: Literal["nearest", "bilinear", "box", "reduce_bilinear"] = "box"
     """Filter from patch to input, as Pillow defines it; reduce_bilinear, in two of its steps, is the fastest."""
 
+    def validate(self) -> None:
+        """Raises UserError for the first setting that is out of its range."""
+        self.check_patches()
+        check_least(self, image_size=1)
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """What is computed, and where it goes."""
+
+    rows: tuple[str, ...] = (*TABLE, *FLOORS, *RETRIEVAL)
+    """What to compute: the table's rows, floors of trivial features, and retrieval of the nearest training patch."""
+    seeds: int = 1
+    """Run the whole table for so many seeds, from --seed on, and report mean and spread."""
+    out: Path | None = None
+    """Folder for the results; by default runs/PRESET."""
+    checkpoint_seconds: float = 120.0
+    """Seconds between two checkpoints of a training: what a crash may cost."""
+    fresh: bool = False
+    """Begin anew where the output folder holds an earlier run, which goes; else that run is resumed."""
+    tensorboard: bool = False
+    """Write the history for TensorBoard as well; needs the extra `track`."""
+
+    def validate(self, known_rows: tuple[str, ...]) -> None:
+        """Raises UserError for the first setting that is out of its range."""
+        unknown = [row for row in self.rows if row not in known_rows]
+        if unknown:
+            raise UserError(f"--rows {unknown[0]}: no such row; choose from {', '.join(known_rows)}")
+        if not self.rows:
+            raise UserError(f"--rows: name at least one of {', '.join(known_rows)}")
+        check_least(self, seeds=1)
+        if not self.checkpoint_seconds >= 0:
+            raise UserError(f"--checkpoint-seconds {self.checkpoint_seconds}: must be 0 or more")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The networks: their weights, what of them trains, how they compute."""
+
     weights: tuple[str, ...] = ("imagenet",)
     """`imagenet`, `random`, or a path (converted, saved by Keras, .safetensors): of all networks, or NETWORK=... ."""
     mixed_lineages: bool = False
     """Allow networks weights that different frameworks trained."""
+    blocks: tuple[str, ...] = ("paper",)
+    """What is fine-tuned: a preset, or blocks joined by commas; `kimiajax blocks NETWORK` shows them. As --weights."""
+    frozen_bn: Literal["inference", "batch", "keras2017"] | None = None
+    """Frozen batch normalisation uses its stored statistics (the default), the mini-batch's, or moves them as well."""
+    trained_bn: Literal["inference", "keras2017"] = "keras2017"
+    """Batch normalisation of fine-tuned blocks uses its stored statistics, or the mini-batch's and moves the stored."""
+    bn_statistics: Literal["synchronised", "local"] = "synchronised"
+    """Mini-batch statistics over all devices, or of each device's own patches."""
+    batch_norm_momentum: float = 0.99
+    """Of running statistics in fine-tuning: new = momentum * old + (1 - momentum) * batch."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of convolutions and matrix products; parameters, statistics and losses are float32 always."""
+    conv: Literal["auto", "plain", "fast"] = "auto"
+    """How the networks convolve: as XLA does, or on a CPU by Winograd's algorithm; auto measures which is faster."""
+
+    def validate(self) -> None:
+        """Raises UserError for the first setting that is out of its range."""
+        for name in PER_NETWORK:
+            if not getattr(self, name) or "" in [_setting(text)[1] for text in getattr(self, name)]:
+                raise UserError(f"{flag(name)}: says nothing; leave it out, or give what is to be used")
+        check_share(self, "batch_norm_momentum")
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """How the SVM, the heads and the networks are trained."""
 
     svm_c: float = 1.0
     """Penalty of the linear SVM."""
@@ -67,37 +129,36 @@ class TableConfig(PatchConfig):
     """Of fine-tuning: the share of a label that is spread over all scans."""
     augmentation: Literal["none", "keras2017", "keras", "strong"] = "keras2017"
     """Of fine-tuning: shear, zoom and mirroring as Keras did it in 2017, or as it does it now; strong turns as well."""
-    blocks: tuple[str, ...] = ("paper",)
-    """What is fine-tuned: a preset, or blocks joined by commas; `kimiajax blocks NETWORK` shows them. As --weights."""
-    frozen_bn: Literal["inference", "batch", "keras2017"] | None = None
-    """Frozen batch normalisation uses its stored statistics (the default), the mini-batch's, or moves them as well."""
-    trained_bn: Literal["inference", "keras2017"] = "keras2017"
-    """Batch normalisation of fine-tuned blocks uses its stored statistics, or the mini-batch's and moves the stored."""
-    bn_statistics: Literal["synchronised", "local"] = "synchronised"
-    """Mini-batch statistics over all devices, or of each device's own patches."""
-    batch_norm_momentum: float = 0.99
-    """Of running statistics in fine-tuning: new = momentum * old + (1 - momentum) * batch."""
     cnn_learning_rate: float = 1e-3
     """Of training from scratch, by Adam."""
     batch_size: int = 32
     """Patches in a training step."""
-
-    engine: Literal["jit", "pmap"] = "jit"
-    """How training spreads over the devices; the results are the same."""
-    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """Of convolutions and matrix products; parameters, statistics and losses are float32 always."""
-    conv: Literal["auto", "plain", "fast"] = "auto"
-    """How the networks convolve: as XLA does, or on a CPU by Winograd's algorithm; auto measures which is faster."""
-    seeds: int = 1
-    """Run the whole table for so many seeds, from --seed on, and report mean and spread."""
     cache_frozen: bool = True
     """Where patches are not augmented, compute the frozen blocks once a patch and train on their stored outputs."""
     feed: Literal["auto", "resident", "stream"] = "auto"
     """Training patches lie on the device, all of them, or come batch by batch; auto: the first where they fit."""
-    checkpoint_seconds: float = 120.0
-    """Seconds between two checkpoints of a training: what a crash may cost."""
-    fresh: bool = False
-    """Begin anew where the output folder holds an earlier run, which goes; else that run is resumed."""
+
+    def validate(self) -> None:
+        """Raises UserError for the first setting that is out of its range."""
+        check_least(self, head_epochs=0, epochs=0, batch_size=1)
+        for name in ("svm_c", "learning_rate", "head_learning_rate", "cnn_learning_rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"{flag(name)} {getattr(self, name)}: must be above 0 and finite")
+        for name in ("momentum", "label_smoothing"):
+            check_share(self, name)
+        if self.warmup_epochs > self.epochs:
+            raise UserError(f"--warmup-epochs {self.warmup_epochs}: must not be more than --epochs {self.epochs}")
+        for name in ("warmup_epochs", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{flag(name)} {getattr(self, name)}: must be 0 or more, and finite")
+
+
+@dataclass(frozen=True)
+class DistributedSettings:
+    """The devices and processes that share the work."""
+
+    engine: Literal["jit", "pmap"] = "jit"
+    """How training spreads over the devices; the results are the same."""
     distributed: bool = False
     """One of several processes that share the run; all are given the same flags. A cluster says which is which."""
     coordinator: str | None = None
@@ -108,60 +169,71 @@ class TableConfig(PatchConfig):
     """Which one this is, from 0, likewise."""
     peer_timeout: int = 100
     """Seconds without a sign of life after which another process counts as lost."""
-    tensorboard: bool = False
-    """Write the history for TensorBoard as well; needs the extra `track`."""
 
-    def validate(self, known_rows: tuple[str, ...]) -> None:
+    def validate(self) -> None:
         """Raises UserError for the first setting that is out of its range."""
-        unknown = [row for row in self.rows if row not in known_rows]
-        if unknown:
-            raise UserError(f"--rows {unknown[0]}: no such row; choose from {', '.join(known_rows)}")
-        if not self.rows:
-            raise UserError(f"--rows: name at least one of {', '.join(known_rows)}")
-        for name in ("weights", "blocks"):
-            if not getattr(self, name) or "" in [_setting(text)[1] for text in getattr(self, name)]:
-                raise UserError(f"{flag(name)}: says nothing; leave it out, or give what is to be used")
-        self.check_patches()
-        check_least(self, image_size=1, head_epochs=0, epochs=0, batch_size=1, seeds=1)
-        if self.seed + self.seeds > 2**32:
-            raise UserError(
-                f"--seeds {self.seeds}: the last seed would be {self.seed + self.seeds - 1}, over 2**32 - 1"
-            )
-        for name in ("svm_c", "learning_rate", "head_learning_rate", "cnn_learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UserError(f"{flag(name)} {getattr(self, name)}: must be above 0 and finite")
-        for name in ("momentum", "batch_norm_momentum", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{flag(name)} {getattr(self, name)}: must be in [0, 1)")
         check_least(self, processes=1, process=0, peer_timeout=1)
         given = [name for name in ("coordinator", "processes", "process") if getattr(self, name) is not None]
         if given and not self.distributed:
             raise UserError(f"{flag(given[0])}: is for --distributed")
         if self.distributed and self.engine == "pmap":
             raise UserError("--engine pmap is for the devices of one process; leave --engine out with --distributed")
-        if not self.checkpoint_seconds >= 0:
-            raise UserError(f"--checkpoint-seconds {self.checkpoint_seconds}: must be 0 or more")
-        if self.warmup_epochs > self.epochs:
-            raise UserError(f"--warmup-epochs {self.warmup_epochs}: must not be more than --epochs {self.epochs}")
-        for name in ("warmup_epochs", "weight_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"{flag(name)} {getattr(self, name)}: must be 0 or more, and finite")
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Settings of a comparison table, in groups. The defaults are the paper's protocol, where it states one."""
+
+    data: DataSettings = DataSettings()
+    output: OutputSettings = OutputSettings()
+    model: ModelSettings = ModelSettings()
+    optim: OptimSettings = OptimSettings()
+    distributed: DistributedSettings = DistributedSettings()
+
+    def replace(self: Table, **settings: Any) -> Table:
+        """Returns these settings with some changed, each under the name of its flag: `config.replace(epochs=3)`.
+
+        Raises:
+            TypeError: a name that no group has.
+        """
+        groups = {}
+        for group, own in self._groups():
+            names = [field.name for field in fields(own) if field.name in settings]
+            groups[group] = replace(own, **{name: settings.pop(name) for name in names})
+        if settings:
+            raise TypeError(f"no settings of a table: {', '.join(settings)}")
+        return replace(self, **groups)
+
+    def as_dict(self) -> dict[str, object]:
+        """Returns all settings by the names of their flags, as JSON takes them."""
+        return {name: value for _, own in self._groups() for name, value in json_fields(own).items()}
+
+    def validate(self, known_rows: tuple[str, ...]) -> None:
+        """Raises UserError for the first setting that is out of its range."""
+        self.output.validate(known_rows)
+        self.model.validate()
+        self.data.validate()
+        if self.data.seed + self.output.seeds > 2**32:
+            last = self.data.seed + self.output.seeds - 1
+            raise UserError(f"--seeds {self.output.seeds}: the last seed would be {last}, over 2**32 - 1")
+        self.optim.validate()
+        self.distributed.validate()
 
     def folder(self, preset: str) -> Path:
         """Where the results go."""
-        return self.out or Path("runs") / preset
+        return self.output.out or Path("runs") / preset
 
     def check_networks(self, known: Container[str]) -> None:
         """Raises UserError for settings of a network that there is not, or that are none's."""
-        for name in ("weights", "blocks"):
-            for text in getattr(self, name):
+        for name in PER_NETWORK:
+            for text in getattr(self.model, name):
                 network, _ = _setting(text)
                 if network is not None and network not in known:
                     raise UserError(f"{flag(name)} {text}: no such network; `kimiajax blocks` lists them")
 
     def weights_of(self, network: str) -> str:
         """The weights asked for of a network."""
-        return setting_of(network, self.weights, "imagenet")
+        return setting_of(network, self.model.weights, "imagenet")
 
     def blocks_of(self, backbone: "Backbone") -> "TrainableBlocks":
         """What of a network is fine-tuned.
@@ -171,19 +243,22 @@ class TableConfig(PatchConfig):
         """
         from kimiajax.training.freezing import blocks_of
 
-        names = setting_of(backbone.name, self.blocks, "paper")
-        return blocks_of(backbone, tuple(names.split(",")), self.frozen_bn, self.trained_bn)
+        names = setting_of(backbone.name, self.model.blocks, "paper")
+        return blocks_of(backbone, tuple(names.split(",")), self.model.frozen_bn, self.model.trained_bn)
 
     def networks_named(self) -> list[str]:
         """The networks that settings are given for by name."""
-        named = [_setting(text)[0] for text in (*self.weights, *self.blocks)]
+        named = [_setting(text)[0] for name in PER_NETWORK for text in getattr(self.model, name)]
         return list(dict.fromkeys(network for network in named if network is not None))
 
     def fine_tuning(self) -> "Optimization":
         """The optimizer of fine-tuning, its schedule and its loss."""
         from kimiajax.training.optimizer import Optimization
 
-        return Optimization(**{field.name: getattr(self, field.name) for field in fields(Optimization)})
+        return Optimization(**{field.name: getattr(self.optim, field.name) for field in fields(Optimization)})
+
+    def _groups(self) -> list[tuple[str, Any]]:
+        return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
 
 def _setting(text: str) -> tuple[str | None, str]:
@@ -202,8 +277,7 @@ PAPER = TableConfig()
 
 # At the paper's learning rate both networks improve on their heads, on training patches that were held out
 # (docs/real_weights.md). Few epochs, so running statistics that move follow sooner than the paper's.
-QUICK = replace(
-    PAPER,
+QUICK = PAPER.replace(
     patches_per_scan=20,
     head_optimizer="rmsprop",
     epochs=10,
@@ -213,8 +287,7 @@ QUICK = replace(
 )
 
 # Random weights have stored statistics of nothing: in their mode no fine-tuned row learns.
-DEMO = replace(
-    QUICK,
+DEMO = QUICK.replace(
     trained_bn="keras2017",
     draw_synthetic=True,
     patches_per_scan=16,

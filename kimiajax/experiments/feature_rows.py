@@ -52,7 +52,7 @@ class FeatureSVM(FeatureRow):
     def fit(self, study: Study, features: Features, prepared: None) -> Outcome:
         train, test = self.read(features)
         study.progress.say(f"{self.name}: linear SVM on {train.shape[1]:,} features of {len(train):,} patches")
-        svm = fit_linear_svm(train, study.labels, study.config.svm_c)
+        svm = fit_linear_svm(train, study.labels, study.config.optim.svm_c)
         return Outcome(svm.predict(test), asdict(svm), {})
 
     def predictor(
@@ -79,9 +79,11 @@ class Baseline(Approach):
 
     def fit(self, study: Study, features: None, prepared: None) -> Outcome:
         study.progress.say(f"{self.name}: linear SVM on {self.title}")
-        train, test = (features_of(self.name, images, study.config.background) for images in (study.train, study.test))
+        train, test = (
+            features_of(self.name, images, study.config.data.background) for images in (study.train, study.test)
+        )
         try:
-            svm = fit_standardised(train, study.labels, study.config.svm_c)
+            svm = fit_standardised(train, study.labels, study.config.optim.svm_c)
         except UserError as error:
             return Outcome(None, None, {}, failure=str(error))
         return Outcome(svm.predict(test), asdict(svm), {})

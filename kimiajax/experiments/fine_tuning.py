@@ -60,9 +60,9 @@ class FineTuning(NetworkRow):
         config, backbone = first.config, first.weights[self.network].backbone
         inputs = [np.asarray(given.train[backbone.bottleneck]) for given in features]
         on_bottleneck = Classifier(backbone, (), first.manifest.num_scans)
-        optimization = Optimization(config.head_optimizer, config.head_learning_rate)
-        training = training_of(first, on_bottleneck, TrainableBlocks(("head",)), optimization, config.head_epochs)
-        seeds = [study.config.seed for study in studies]
+        optimization = Optimization(config.optim.head_optimizer, config.optim.head_learning_rate)
+        training = training_of(first, on_bottleneck, TrainableBlocks(("head",)), optimization, config.optim.head_epochs)
+        seeds = [study.config.data.seed for study in studies]
         shape = inputs[0].shape[1:]
         heads, cached = fit_heads_once(
             training,
@@ -71,8 +71,8 @@ class FineTuning(NetworkRow):
             inputs,
             [study.labels for study in studies],
             cache=first.request.cache,
-            epochs=config.head_epochs,
-            batch_size=config.batch_size,
+            epochs=config.optim.head_epochs,
+            batch_size=config.optim.batch_size,
             seeds=seeds,
             checkpoints=first.checkpoints(self.name, "head"),
             progress=first.progress,
@@ -87,8 +87,8 @@ class FineTuning(NetworkRow):
         backbone = weights.backbone
         blocks, moves = config.blocks_of(backbone), anything_moves(backbone, config)
         stored = stored_tap(backbone, config)
-        optimization, epochs = config.fine_tuning(), config.epochs if moves else 0
-        about = described(backbone, blocks, config.augmentation, stored, optimization) if moves else None
+        optimization, epochs = config.fine_tuning(), config.optim.epochs if moves else 0
+        about = described(backbone, blocks, config.optim.augmentation, stored, optimization) if moves else None
         notes = () if moves else (f"{self.title}: no more trains than a head on bottleneck features.",)
         if prepared.cached:
             notes = (*notes, f"{self.title}: its head was found in the cache; the seconds leave its training out.")
@@ -105,7 +105,10 @@ class FineTuning(NetworkRow):
         }
         variables = with_head(variables, tuned["params"]["head"])
         classifier = Classifier(backbone, span, study.manifest.num_scans)
-        own = {"augmentation": AUGMENTATIONS[config.augmentation], "batch_norm_momentum": config.batch_norm_momentum}
+        own = {
+            "augmentation": AUGMENTATIONS[config.optim.augmentation],
+            "batch_norm_momentum": config.model.batch_norm_momentum,
+        }
         training = training_of(study, classifier, blocks, optimization, epochs, **own)
         train, test = (study.train, study.test) if stored is None else (features.train[stored], features.test[stored])
         what = f"{self.name}: {', '.join(blocks.names) or 'batch statistics'}"
@@ -128,14 +131,18 @@ class FineTuning(NetworkRow):
         if not anything_moves(backbone, config):
             return []
         how, blocks = config.fine_tuning(), config.blocks_of(backbone)
-        augmented = "no augmentation" if config.augmentation == "none" else f"augmentation as of {config.augmentation}"
+        augmented = (
+            "no augmentation"
+            if config.optim.augmentation == "none"
+            else f"augmentation as of {config.optim.augmentation}"
+        )
         extras = [
             f"{name.replace('_', ' ')} {value:g}"
             for name, value in asdict(how).items()
             if name in ("weight_decay", "warmup_epochs", "label_smoothing") and value
         ]
         notes = [
-            f"Fine-tuned for {config.epochs} epochs by {how.optimizer} at {how.learning_rate:g}, {how.schedule}"
+            f"Fine-tuned for {config.optim.epochs} epochs by {how.optimizer} at {how.learning_rate:g}, {how.schedule}"
             f"{''.join(', ' + extra for extra in extras)}, with {augmented}; the paper: 200 epochs by SGD at 0.0001, "
             "augmented."
         ]
@@ -158,11 +165,11 @@ def causes_of_wrong_start(backbone: Backbone, config: TableConfig) -> list[str]:
         for which in ("trained", "frozen")
         if modes[f"{which}_bn"] not in (None, "inference")
     ]
-    if config.augmentation != "none":
+    if config.optim.augmentation != "none":
         causes.append("augmented patches, which the head had not seen (--augmentation none)")
-    if config.label_smoothing:
+    if config.optim.label_smoothing:
         causes.append("smoothed labels, which the head was not trained on (--label-smoothing 0)")
-    causes.append(f"too high a learning rate (--learning-rate, here {config.learning_rate:g})")
+    causes.append(f"too high a learning rate (--learning-rate, here {config.optim.learning_rate:g})")
     return causes
 
 
@@ -182,7 +189,7 @@ def stored_tap(backbone: Backbone, config: TableConfig) -> str | None:
     if not anything_moves(backbone, config):
         return backbone.bottleneck
     looks = blocks.frozen_bn != "inference" and backbone.statistics
-    if not config.cache_frozen or looks or config.augmentation != "none":
+    if not config.optim.cache_frozen or looks or config.optim.augmentation != "none":
         return None
     trained = blocks.within(backbone.trunk)
     return backbone.before(trained[0]) if trained else backbone.bottleneck

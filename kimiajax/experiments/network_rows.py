@@ -46,7 +46,7 @@ class NetworkRow(Approach):
         }
         run = {
             "row": self.name,
-            "seed": study.config.seed,
+            "seed": study.config.data.seed,
             "scans": study.data["title"],
             **{key: study.data[key] for key in ("synthetic", "unverified", "manifest_sha256", "audit")},
             "failure": failure,
@@ -78,21 +78,21 @@ class FromScratch(NetworkRow):
     scheme: ClassVar[str] = "scratch"
 
     def fit(self, study: Study, features: None, prepared: None) -> Outcome:
-        config, backbone = study.config, self.backbone
+        optim, backbone = study.config.optim, self.backbone
         classifier = Classifier(backbone, backbone.trunk, study.manifest.num_scans)
         blocks = blocks_of(backbone, ("all",))
-        optimization = Optimization("adam", config.cnn_learning_rate)
-        training = training_of(study, classifier, blocks, optimization, config.epochs)
+        optimization = Optimization("adam", optim.cnn_learning_rate)
+        training = training_of(study, classifier, blocks, optimization, optim.epochs)
         note = (
             f"{self.title}: this project's own network, four strided convolutions with batch normalisation, trained by "
-            f"Adam at {config.cnn_learning_rate:g} for {config.epochs} epochs on the same training patches. Beside it "
+            f"Adam at {optim.cnn_learning_rate:g} for {optim.epochs} epochs on the same training patches. Beside it "
             "stands CNN1, which the paper quotes from another study; its printed factors multiply to 42.07, not 41.80."
         )
-        seed, size = config.seed, config.image_size
+        seed, size = study.config.data.seed, study.config.data.image_size
         start = load_weights(backbone, "random", blocks=classifier.blocks, image_size=size, seed=seed)
         shapes = backbone.tap_shapes(start.variables, size, classifier.blocks)
         head = classifier.init_head(jax.random.key(seed), shapes[backbone.bottleneck])
-        phase = Phase(self.name, "training", config.epochs, self.name)
+        phase = Phase(self.name, "training", optim.epochs, self.name)
         variables, history, failure = study.fit(training, with_head(start.variables, head), study.train, phase)
         predicted = None if failure else study.predict(self.name, classifier, variables, study.test)
         learnt = self.artifact(study, start, variables, blocks.names if history else (), failure)
@@ -105,14 +105,15 @@ def training_of(
 ) -> Training:
     """Returns what the settings say of any training, on the study's patches, and what one phase has of its own."""
     config, count = study.config, len(study.train)
-    optimizer, learning_rate = optimization.over(epochs, -(-count // min(config.batch_size, count)))
+    local = config.model.bn_statistics == "local"
+    optimizer, learning_rate = optimization.over(epochs, -(-count // min(config.optim.batch_size, count)))
     return Training(
         classifier,
         optimizer,
         blocks,
         label_smoothing=optimization.label_smoothing,
-        statistic_groups=len(study.engine.devices) if config.bn_statistics == "local" and classifier.blocks else 1,
-        precision=config.precision,
+        statistic_groups=len(study.engine.devices) if local and classifier.blocks else 1,
+        precision=config.model.precision,
         learning_rate=learning_rate,
         **own,
     )

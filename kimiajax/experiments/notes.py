@@ -19,8 +19,10 @@ def notes_of(study: Study, rows: Sequence[Approach]) -> list[str]:
         )
     if data["unverified"] is not None:
         notes.append(f"Not verified: what these data were prepared from {data['unverified']}.")
-    if config.manifest is not None:
-        notes.append(f"The patches are those of {config.manifest}, chosen by what its header says and not by this run.")
+    if config.data.manifest is not None:
+        notes.append(
+            f"The patches are those of {config.data.manifest}, chosen by what its header says and not by this run."
+        )
     audit = data["audit"]
     if audit is None and not data["synthetic"]:
         drawn = ", with --manifest and this run's manifest.csv," if data["held_out"] else ""
@@ -30,10 +32,10 @@ def notes_of(study: Study, rows: Sequence[Approach]) -> list[str]:
     notes += _of_weights(study)
     notes += _of_computation(study)
     notes += [note for row in rows for note in row.notes(study)]
-    if config.patches_per_scan == "all":
+    if config.data.patches_per_scan == "all":
         published = ", ".join(f"{count:,} ({who})" for who, count in paper.TRAINING_PATCHES_PUBLISHED.items())
         notes.append(f"All {data['train']:,} training patches; published counts of Kimia Path24 are {published}.")
-    asked = 0 if config.patches_per_scan == "all" else config.patches_per_scan
+    asked = 0 if config.data.patches_per_scan == "all" else config.data.patches_per_scan
     short = [scan for scan, count in enumerate(data["train_per_scan"]) if count < asked]
     if short:
         notes.append(
@@ -63,11 +65,11 @@ def _of_weights(study: Study) -> list[str]:
 
 def _of_computation(study: Study) -> list[str]:
     config, notes = study.config, []
-    if config.precision != "float32":
-        notes.append(f"Convolutions and matrix products in {config.precision}.")
+    if config.model.precision != "float32":
+        notes.append(f"Convolutions and matrix products in {config.model.precision}.")
     fast = [network for network, loaded in study.weights.items() if loaded.conv == "fast"]
     if fast:
         notes.append(f"{' and '.join(fast)}: fast convolutions, which round otherwise than plain ones (--conv).")
-    if config.bn_statistics == "local" and len(study.engine.devices) > 1:
+    if config.model.bn_statistics == "local" and len(study.engine.devices) > 1:
         notes.append(f"Mini-batch statistics are local to each of {len(study.engine.devices)} devices.")
     return notes

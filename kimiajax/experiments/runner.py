@@ -92,7 +92,7 @@ def rows_of(config: TableConfig) -> list[Approach]:
     known = all_rows()
     config.validate(tuple(row.name for row in known))
     config.check_networks(BACKBONES)
-    rows = [row for row in known if row.name in config.rows]
+    rows = [row for row in known if row.name in config.output.rows]
     for network in config.networks_named():
         config.blocks_of(BACKBONES[network])  # names that there are, whether this run reads them or not
     for row in rows:
@@ -115,7 +115,7 @@ def _open(request: Request, rows: Sequence[Approach]) -> list[Study]:
     """Opens the studies, whose results begin, once the folder is known to hold no other run."""
     config, folder = request.config, request.folder
     before = {}
-    if not config.fresh:
+    if not config.output.fresh:
         distributed.of_first(functools.partial(check_config, folder, config.as_dict()))
         before = distributed.of_first(functools.partial(ways_of, folder))
     with distributed.first_goes_first("data and weights"):  # which the others then find in the cache
@@ -138,7 +138,7 @@ def _begun(study: Study, rows: Sequence[Approach]) -> dict[str, Any]:
         "data": study.data,
         "weights": {network: loaded.lineage for network, loaded in study.weights.items()},
         "conv": {network: asdict(choice) for network, choice in study.conv.items()},
-        "statistic_groups": len(study.engine.devices) if study.config.bn_statistics == "local" else 1,
+        "statistic_groups": len(study.engine.devices) if study.config.model.bn_statistics == "local" else 1,
         "notes": notes,
         "general_notes": len(notes),
         "rows": [],
@@ -147,7 +147,7 @@ def _begun(study: Study, rows: Sequence[Approach]) -> dict[str, Any]:
 
 def _take_up(request: Request, rows: Sequence[Approach], studies: list[Study]) -> None:
     """Takes up what an earlier process of this run left, or clears the folder."""
-    say, fresh = request.progress.say, request.config.fresh
+    say, fresh = request.progress.say, request.config.output.fresh
 
     def taken_up() -> list[dict[str, Any] | None]:
         return [None if fresh else take_up(study.folder, study.results, say) for study in studies]
@@ -195,7 +195,7 @@ def _extract(network: str, study: Study, taps: set[str]) -> Features:
             weights.variables,
             images,
             sorted(taps),
-            precision=study.config.precision,
+            precision=study.config.model.precision,
             cache=study.request.cache,
             progress=study.progress,
             description=f"{network} on {split} patches",

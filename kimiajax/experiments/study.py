@@ -49,7 +49,7 @@ class Request:
 
     @property
     def cache(self) -> Path:
-        return self.config.cache or default_cache()
+        return self.config.data.cache or default_cache()
 
     @property
     def say(self):
@@ -131,7 +131,7 @@ class Study:
         return Checkpoints(
             self.folder.state(row) / phase,
             {"run": identity_of(self.results), "row": row, "phase": phase},
-            every=self.config.checkpoint_seconds,
+            every=self.config.output.checkpoint_seconds,
             say=self.progress.say,
             interruption=self.request.interruption,
         )
@@ -147,13 +147,13 @@ class Study:
                 inputs,
                 self.labels,
                 epochs=phase.epochs,
-                batch_size=self.config.batch_size,
-                seed=self.config.seed,
+                batch_size=self.config.optim.batch_size,
+                seed=self.config.data.seed,
                 engine=self.engine,
-                feed=self.config.feed,
+                feed=self.config.optim.feed,
                 checkpoints=self.checkpoints(phase.row, phase.name),
                 progress=self.progress,
-                description=f"{phase.description}, seed {self.config.seed}",
+                description=f"{phase.description}, seed {self.config.data.seed}",
                 record=self.record(phase.row, phase.name),
             )
         except NonFiniteError as error:
@@ -166,8 +166,8 @@ class Study:
             classifier,
             variables,
             inputs,
-            batch_size=self.config.batch_size,
-            precision=self.config.precision,
+            batch_size=self.config.optim.batch_size,
+            precision=self.config.model.precision,
             engine=self.engine,
             progress=self.progress,
             description=f"{row}: test patches",
@@ -183,9 +183,9 @@ def open_studies(request: Request, taps: dict[str, set[str]], before: dict[str, 
         before: how each network convolves in the run that goes on, if one does.
     """
     config, cache, progress = request.config, request.cache, request.progress
-    engine = engine_of(config.engine)
-    History.check(config.tensorboard)
-    manifest = None if config.manifest is None else read_manifest(config.manifest)
+    engine = engine_of(config.distributed.engine)
+    History.check(config.output.tensorboard)
+    manifest = None if config.data.manifest is None else read_manifest(config.data.manifest)
     cache.mkdir(parents=True, exist_ok=True)
     conv = {network: _choice(network, request, engine, before.get(network)) for network in taps}
     studies = []
@@ -193,19 +193,19 @@ def open_studies(request: Request, taps: dict[str, set[str]], before: dict[str, 
         if manifest is not None:
             check_of(source, manifest)
         weights: dict[str, Weights] = {}
-        for seed in range(config.seed, config.seed + config.seeds):
-            own = replace(config, seed=seed, seeds=1)
+        for seed in range(config.data.seed, config.data.seed + config.output.seeds):
+            own = config.replace(seed=seed, seeds=1)
             weights = _load_weights(taps, own, weights, request)
             weights = {network: replace(loaded, conv=conv[network].way) for network, loaded in weights.items()}
             options = {"cache": cache, "track": progress.track}
             patches: Patches = (
-                prepare_patches(source, own.rules(), config.image_size, config.resize, **options)
+                prepare_patches(source, own.data.rules(), config.data.image_size, config.data.resize, **options)
                 if manifest is None
-                else read_patches(source, manifest, config.image_size, config.resize, **options)
+                else read_patches(source, manifest, config.data.image_size, config.data.resize, **options)
             )
             data = _describe(source, patches.manifest, record_of(source, patches.manifest, cache))
-            folder = request.folder if config.seeds == 1 else request.folder.of_seed(seed)
-            history = History(folder, config.tensorboard)
+            folder = request.folder if config.output.seeds == 1 else request.folder.of_seed(seed)
+            history = History(folder, config.output.tensorboard)
             studies.append(Study(request, own, folder, data, *patches, weights, conv, engine, history, {}))
     return studies
 
@@ -221,7 +221,7 @@ def draw_scans(out: Path, config: TableConfig, progress: Silent) -> Path:
         with open_scans(path) as earlier:
             if not earlier.synthetic:
                 raise UserError(f"{path}: is no synthetic scan file and would be overwritten; choose another --out")
-    write_synthetic_scans(path, seed=config.seed, track=progress.track, **SYNTHETIC)
+    write_synthetic_scans(path, seed=config.data.seed, track=progress.track, **SYNTHETIC)
     return path
 
 
@@ -237,18 +237,20 @@ def mixed_lineages(weights: dict[str, Weights]) -> str | None:
 def _open_scans(request: Request) -> Source:
     """What is given, or a synthetic scan file drawn into the output folder."""
     config = request.config
-    if config.given() is None and config.draw_synthetic:
-        return open_scans(draw_scans(request.folder.path, config, request.progress), config.patch_size)
+    if config.data.given() is None and config.data.draw_synthetic:
+        return open_scans(draw_scans(request.folder.path, config, request.progress), config.data.patch_size)
     needs = f"{request.preset} needs scans: --scans PATH, of a scan file in the layout of Kimia_Path24.h5 or a folder"
     options = {"cache": request.cache, "track": request.progress.track}
-    return open_scans(config.needed(needs), config.patch_size, config.mpp, **options)
+    return open_scans(config.data.needed(needs), config.data.patch_size, config.data.mpp, **options)
 
 
 def _choice(network: str, request: Request, engine: Engine, before: Way | None) -> Choice:
     """How a network convolves in this run."""
     config = request.config
-    options = {"precision": config.precision, "devices": engine.devices, "cache": request.cache, "before": before}
-    choice = choose_way(config.conv, BACKBONES[network], config.image_size, config.batch_size, **options)
+    options = {"precision": config.model.precision, "devices": engine.devices, "cache": request.cache, "before": before}
+    choice = choose_way(
+        config.model.conv, BACKBONES[network], config.data.image_size, config.optim.batch_size, **options
+    )
     request.say(f"{network}: {choice.way} convolutions ({choice.reason})")
     return choice
 
@@ -268,13 +270,13 @@ def _load_weights(
             network,
             config.weights_of(network),
             blocks=backbone.up_to(backbone.last_of(blocks)),
-            image_size=config.image_size,
-            seed=config.seed,
+            image_size=config.data.image_size,
+            seed=config.data.seed,
             cache=request.cache,
             progress=functools.partial(Download, request.progress),
         )
     mixed = mixed_lineages(loaded)
-    if mixed and not config.mixed_lineages:
+    if mixed and not config.model.mixed_lineages:
         raise UserError(
             f"{mixed}, trained apart and on other inputs; choose weights of one origin, or allow these with "
             "--mixed-lineages, which the table will say"

@@ -87,23 +87,25 @@ def run_sweep(
     progress, interruption = progress or Silent(), interruption or Interruption()
     rows = rows_of(config)
     plan = plan_of(config, rows)
-    nowhere = [count for count in config.depths if not any(count <= _deepest(row) for row in rows)]
+    nowhere = [count for count in config.sweep.depths if not any(count <= _deepest(row) for row in rows)]
     if nowhere and any(_deepest(row) >= 0 for row in rows):
         raise UserError(f"--depths {nowhere[0]}: no network of these rows has so many blocks")
     out = config.folder(preset)
     first = distributed.is_first()
     loud = progress if first else Silent()
     with only_writer(out, say=progress.say) if first else contextlib.nullcontext():
-        if first and config.fresh:  # once: what is computed anew is not computed anew again after an interruption
+        if (
+            first and config.output.fresh
+        ):  # once: what is computed anew is not computed anew again after an interruption
             (out / SWEEP).unlink(missing_ok=True)
             for earlier in (out / "places").glob("patches-*_augmentation-*_blocks-*"):
                 shutil.rmtree(earlier)
-        given = replace(config, fresh=False)
-        if config.given() is None and config.draw_synthetic:
-            given = replace(given, scans=distributed.of_first(partial(draw_scans, out, config, loud)))
+        given = config.replace(fresh=False)
+        if config.data.given() is None and config.data.draw_synthetic:
+            given = given.replace(scans=distributed.of_first(partial(draw_scans, out, config, loud)))
         trained = sum(row.trains for here in plan.values() for row in here)
         rows_in_all = sum(map(len, plan.values()))
-        loud.say(f"{len(plan)} places, {rows_in_all} rows of which {trained} train, {config.seeds} seeds each")
+        loud.say(f"{len(plan)} places, {rows_in_all} rows of which {trained} train, {config.output.seeds} seeds each")
         runs: dict[Place, StoredRun] = {}
         results: dict[str, Any] = {}
         for number, (place, here) in enumerate(plan.items(), start=1):
@@ -141,7 +143,7 @@ def plan_of(config: SweepConfig, rows: Sequence[Approach]) -> dict[Place, list[A
 
 def centre_of(config: SweepConfig) -> Place:
     """The table's own settings."""
-    return Place(config.patches_per_scan, config.augmentation, config.blocks)
+    return Place(config.data.patches_per_scan, config.optim.augmentation, config.model.blocks)
 
 
 def place_of(row: Approach, place: Place, centre: Place, config: SweepConfig) -> Place | None:
@@ -171,13 +173,13 @@ def _depth_of_centre(row: Approach, config: SweepConfig) -> int | None:
     backbone = row.backbone
     blocks = config.blocks_of(backbone)
     depths = {frozenset(last_blocks(backbone, n)): n for n in range(len(weighted_blocks(backbone)) + 1)}
-    plain = blocks.frozen_bn == (config.frozen_bn or "inference")
+    plain = blocks.frozen_bn == (config.model.frozen_bn or "inference")
     return depths.get(frozenset(blocks.names)) if plain else None
 
 
 def _places(config: SweepConfig) -> list[Place]:
     lines = [_line(axis, config) for axis in AXES]
-    if config.crossed:
+    if config.sweep.crossed:
         return [Place(one.patches, other.augmentation, third.blocks) for one, other, third in itertools.product(*lines)]
     return [*itertools.chain(*lines)]
 
@@ -186,13 +188,13 @@ def _line(axis: str, config: SweepConfig) -> list[Place]:
     """The places of one axis through the centre, which is one of them, in the order of their values."""
     centre = centre_of(config)
     if axis == "patches":
-        values = {*config.patches, centre.patches}
+        values = {*config.sweep.patches, centre.patches}
         ordered = sorted(values, key=lambda value: np.inf if value == "all" else value)
         return [replace(centre, patches=value) for value in ordered]
     if axis == "augmentations":
-        known = [name for name in AUGMENTATIONS if name in (*config.augmentations, centre.augmentation)]
+        known = [name for name in AUGMENTATIONS if name in (*config.sweep.augmentations, centre.augmentation)]
         return [replace(centre, augmentation=name) for name in known]
-    return [*(replace(centre, blocks=(f"last{count}",)) for count in sorted(config.depths)), centre]
+    return [*(replace(centre, blocks=(f"last{count}",)) for count in sorted(config.sweep.depths)), centre]
 
 
 def _results(
@@ -226,7 +228,7 @@ def _results(
             }
             for place, run in runs.items()
         ],
-        "axes": [axis for name in AXES if getattr(config, name) and (axis := _axis(name, config, rows, runs))],
+        "axes": [axis for name in AXES if getattr(config.sweep, name) and (axis := _axis(name, config, rows, runs))],
     }
 
 
@@ -292,10 +294,10 @@ def _value(axis: str, place: Place, row: Approach, config: SweepConfig) -> int |
         return place.patches
     if axis == "augmentations":
         return place.augmentation
-    if place.blocks != config.blocks:
+    if place.blocks != config.model.blocks:
         return _count_of(place)
     depth = _depth_of_centre(row, config)
-    return " ".join(config.blocks) if depth is None else depth
+    return " ".join(config.model.blocks) if depth is None else depth
 
 
 def _rank(axis: str, value: int | str) -> tuple[float, str]:

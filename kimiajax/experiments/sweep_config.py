@@ -1,24 +1,20 @@
-"""The settings of `kimiajax sweep`: the table's, which are its centre, and the values that are tried around it."""
+"""The settings of `kimiajax sweep`, and its presets."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from kimiajax.data.config import flag
 from kimiajax.errors import UserError
-from kimiajax.experiments.config import PRESETS, TableConfig
+from kimiajax.experiments.config import PRESETS, OutputSettings, TableConfig
 
 AXES = {"patches": "patches_per_scan", "augmentations": "augmentation", "depths": "blocks"}  # and what each one varies
 
 
 @dataclass(frozen=True)
-class SweepConfig(TableConfig):
-    """Settings of a sweep. Those of the table are its centre: each axis varies one of them and leaves the others."""
+class AxisSettings:
+    """The values to try. The other settings are the centre: each axis varies one of them and leaves the others."""
 
-    rows: tuple[str, ...] = ("fe_vgg16", "tl_vgg16", "fe_inception_v3", "tl_inception_v3", "floor_histogram")
-    """What to compute at each point, as of a table; networks are compared by naming their rows."""
-    seeds: int = 5
-    """Of each point, from --seed on."""
     patches: tuple[int | Literal["all"], ...] = (10, 25, 50, 100, "all")
     """Training patches a scan to try beside --patches-per-scan; of every row. Without values: leave this axis out."""
     augmentations: tuple[Literal["none", "keras2017", "keras", "strong"], ...] = ("none", "keras2017", "strong")
@@ -28,9 +24,8 @@ class SweepConfig(TableConfig):
     crossed: bool = False
     """Every combination of the axes, and not one axis at a time through the centre."""
 
-    def validate(self, known_rows: tuple[str, ...]) -> None:
+    def validate(self) -> None:
         """Raises UserError for the first setting that is out of its range."""
-        super().validate(known_rows)
         for name in AXES:
             values = getattr(self, name)
             if len(set(values)) < len(values):
@@ -39,28 +34,46 @@ class SweepConfig(TableConfig):
             for value in getattr(self, name):
                 if value != "all" and value < least:
                     raise UserError(f"{flag(name)} {value}: must be {least} or more")
-        if self.manifest is not None and self.patches:
-            raise UserError(
-                f"--patches {' '.join(map(str, self.patches))}: --manifest says which patches train; give --patches "
-                "without values"
-            )
         if not any(getattr(self, name) for name in AXES):
             raise UserError(f"a sweep needs values to try: give {', '.join(map(flag, AXES))}, one of them at least")
 
+
+ROWS = ("fe_vgg16", "tl_vgg16", "fe_inception_v3", "tl_inception_v3", "floor_histogram")
+OUTPUT = OutputSettings(rows=ROWS, seeds=5)
+
+
+@dataclass(frozen=True)
+class SweepConfig(TableConfig):
+    """Settings of a sweep: those of the table at its centre, whose rows are computed at each point, and the axes."""
+
+    output: OutputSettings = OUTPUT
+    sweep: AxisSettings = AxisSettings()
+
+    def validate(self, known_rows: tuple[str, ...]) -> None:
+        """Raises UserError for the first setting that is out of its range."""
+        super().validate(known_rows)
+        self.sweep.validate()
+        if self.data.manifest is not None and self.sweep.patches:
+            raise UserError(
+                f"--patches {' '.join(map(str, self.sweep.patches))}: --manifest says which patches train; give "
+                "--patches without values"
+            )
+
     def folder(self, preset: str) -> Path:
         """Where the results go."""
-        return self.out or Path("runs") / f"sweep-{preset}"
+        return super().folder(f"sweep-{preset}")
 
     def centre(self, **changes: Any) -> TableConfig:
         """The table's settings, with changes."""
-        own = {field.name: getattr(self, field.name) for field in fields(TableConfig)}
-        return TableConfig(**{**own, **changes})
+        return TableConfig(**{group.name: getattr(self, group.name) for group in fields(TableConfig)}).replace(
+            **changes
+        )
 
 
 def _around(preset: str, **own: Any) -> SweepConfig:
-    _, table = PRESETS[preset]
-    given = {field.name: getattr(table, field.name) for field in fields(table) if field.name != "rows"}
-    return replace(SweepConfig(), **{**given, "seeds": SweepConfig.seeds, **own})
+    table = PRESETS[preset][1]
+    settings = table.as_dict() | {"rows": ROWS, "seeds": 5} | own
+    return SweepConfig().replace(**settings)
 
 
 DEMO = {"patches": (4, 8, 16), "depths": (0, 1, 2), "seeds": 2, "epochs": 2}

@@ -200,12 +200,13 @@ def test_no_placeholder_is_left():
 def test_flags_that_are_shown_exist(capsys):
     from dataclasses import fields, is_dataclass
 
-    import kimiajax.cli.config as of_commands
-    import kimiajax.experiments.sweep_config as of_tables
-    import kimiajax.parity.config as of_parity
+    from kimiajax.cli import config as of_commands
+    from kimiajax.experiments import config as of_tables
+    from kimiajax.experiments import sweep_config as of_sweeps
+    from kimiajax.parity import config as of_parity
     from weights_convert.__main__ import main as weights_convert
 
-    named = [value for module in (of_commands, of_tables, of_parity) for value in vars(module).values()]
+    named = [value for module in (of_commands, of_tables, of_sweeps, of_parity) for value in vars(module).values()]
     kinds = [kind for kind in named if isinstance(kind, type) and is_dataclass(kind)]
     known = {flag(field.name) for kind in kinds for field in fields(kind)}
     with pytest.raises(SystemExit):

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,8 @@ AT_CENTRE = Place(4, "none", ("paper",))
 
 
 def planned(**changes):
-    config = SweepConfig(**{**CENTRE, **AXES, **changes})
-    rows = [row for row in all_rows() if row.name in config.rows]
+    config = SweepConfig().replace(**{**CENTRE, **AXES, **changes})
+    rows = [row for row in all_rows() if row.name in config.output.rows]
     return {place: [row.name for row in here] for place, here in plan_of(config, rows).items()}
 
 
@@ -68,12 +67,12 @@ def test_crossed_axes_meet_everywhere_but_rows_that_know_no_training_stay_on_the
 )
 def test_settings_that_cannot_be_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        SweepConfig(**{**CENTRE, **AXES, **changes}).validate(CENTRE["rows"])
+        SweepConfig().replace(**{**CENTRE, **AXES, **changes}).validate(CENTRE["rows"])
 
 
 def test_a_depth_that_no_network_has_is_refused(tmp_path):
     with pytest.raises(UserError, match="--depths 9: no network of these rows has so many blocks"):
-        run_sweep("quick", SweepConfig(**{**CENTRE, **AXES}, out=tmp_path / "out"))
+        run_sweep("quick", SweepConfig().replace(**{**CENTRE, **AXES}, out=tmp_path / "out"))
 
 
 def test_the_name_of_a_place_fits_into_a_folder_and_is_its_own():
@@ -94,7 +93,7 @@ class Said(Silent):
 @pytest.fixture(scope="module")
 def config(scans, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    return SweepConfig(
+    return SweepConfig().replace(
         **CENTRE,
         **{**AXES, "patches": (2,), "depths": (0,)},
         scans=scans,
@@ -128,7 +127,7 @@ def test_curves_hold_what_the_runs_of_their_places_found(swept, config):
     for axis in results["axes"]:
         for curve in axis["curves"]:
             for point in curve["points"]:
-                run = read_run(config.out / point["run"])
+                run = read_run(config.output.out / point["run"])
                 right = run.correct(curve["row"]).mean(axis=1)
                 assert point["by_seed"]["eta_p"] == pytest.approx(right)
                 assert point["eta_p"] == pytest.approx(right.mean())
@@ -151,15 +150,15 @@ def test_a_sweep_that_is_finished_computes_nothing_and_a_longer_axis_only_what_i
     run_sweep("quick", config, again)
     assert sum("all rows were finished before" in line for line in again.lines) == 2 * 4, "seeds and places"
     longer = Said()
-    results = run_sweep("quick", replace(config, patches=(2, 3)), longer)
+    results = run_sweep("quick", config.replace(patches=(2, 3)), longer)
     assert values_of(results["axes"][0]) == [2, 3, 4]
     assert sum("all rows were finished before" in line for line in longer.lines) == 2 * 4
 
 
 def test_what_is_begun_anew_and_interrupted_goes_on_and_keeps_nothing_older(swept, config, tmp_path):
     out = tmp_path / "out"
-    shutil.copytree(config.out, out)
-    own = replace(config, out=out, augmentations=(), depths=())
+    shutil.copytree(config.output.out, out)
+    own = config.replace(out=out, augmentations=(), depths=())
     before = {place.name: read_results(place)["seal"] for place in (out / "places").iterdir()}
 
     class Stop(Silent):
@@ -168,7 +167,7 @@ def test_what_is_begun_anew_and_interrupted_goes_on_and_keeps_nothing_older(swep
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_sweep("quick", replace(own, fresh=True), Stop())
+        run_sweep("quick", own.replace(fresh=True), Stop())
     said = Said()
     run_sweep("quick", own, said)
     assert sum("all rows were finished before" in line for line in said.lines) == 2, "seeds, of the place begun anew"
@@ -178,28 +177,28 @@ def test_what_is_begun_anew_and_interrupted_goes_on_and_keeps_nothing_older(swep
 
 
 def test_a_sweep_taken_for_a_run_is_told_to_be_one(swept, config, capsys):
-    assert main(["compare", str(config.out), str(config.out)]) == 2
+    assert main(["compare", str(config.output.out), str(config.output.out)]) == 2
     assert "this is a sweep, whose runs are the folders in" in capsys.readouterr().err
 
 
 def test_it_is_told_as_text_as_csv_and_as_one_page(swept, config, capsys):
-    results = read_sweep(config.out)
+    results = read_sweep(config.output.out)
     shown = render_sweep(results)
     assert "SYNTHETIC" in shown
     assert "eta_total over training patches a scan" in shown
     lines = list(csv.DictReader(sweep_csv(results).splitlines()))
     assert {(line["axis"], line["row"]) for line in lines} >= {("patches", "fe_two"), ("depths", "tl_two")}
-    assert main(["report", str(config.out)]) == 0
-    page = (config.out / "report.html").read_text()
+    assert main(["report", str(config.output.out)]) == 0
+    page = (config.output.out / "report.html").read_text()
     assert page.count("<img") == 6
     assert "SYNTHETIC SCANS" in page
     assert "kimiajax sweep quick" in page
-    assert main(["report", str(config.out), "--format", "latex"]) == 2
+    assert main(["report", str(config.output.out), "--format", "latex"]) == 2
     assert "told as html or csv" in capsys.readouterr().err
 
 
 def test_a_record_that_was_changed_is_refused(swept, config, tmp_path):
-    record = json.loads((config.out / "sweep.json").read_text())
+    record = json.loads((config.output.out / "sweep.json").read_text())
     for text, message in (
         (json.dumps({**record, "complete": False}), "was changed after it was written"),
         (json.dumps(sealed({**record, "schema_version": 99})), "of schema version 99"),
@@ -211,7 +210,7 @@ def test_a_record_that_was_changed_is_refused(swept, config, tmp_path):
 
 
 def test_a_sweep_of_the_version_before_is_read_with_the_meanings_of_its_settings(swept, config, tmp_path):
-    record = json.loads((config.out / "sweep.json").read_text())
+    record = json.loads((config.output.out / "sweep.json").read_text())
     del record["config"]["trained_bn"], record["config"]["head_optimizer"]
     (tmp_path / "sweep.json").write_text(json.dumps(sealed({**record, "schema_version": 1})))
     read = read_sweep(tmp_path)["config"]
@@ -226,7 +225,7 @@ def test_the_command_takes_presets_and_refuses_others(capsys):
 
 
 def test_a_failed_row_has_no_point_that_could_be_taken_for_one(swept, config):
-    results = read_sweep(config.out)
+    results = read_sweep(config.output.out)
     point = results["axes"][1]["curves"][0]["points"][1]
     point |= dict.fromkeys(("eta_p", "eta_w", "eta_total", "intervals", "against_centre")) | {"failure": "nan"}
     assert " -" in render_sweep(results)

@@ -1,7 +1,6 @@
 """Fine-tuning through `kimiajax table`: what trains, on what devices, and what happens where it goes wrong."""
 
 import struct
-from dataclasses import replace
 from functools import partial
 
 import jax
@@ -12,7 +11,7 @@ from support.runs import RANDOM, SMALL, predictions, rows_of
 
 from kimiajax.cli.main import main
 from kimiajax.experiments import network_rows
-from kimiajax.experiments.config import QUICK, TableConfig
+from kimiajax.experiments.config import QUICK, DistributedSettings, ModelSettings, OptimSettings
 from kimiajax.experiments.fine_tuning import stored_tap
 from kimiajax.models.checkpoint import load_converted
 from kimiajax.models.registry import BACKBONES
@@ -147,13 +146,12 @@ def test_what_trains_is_chosen_in_one_line(scans, tmp_path):
 def test_frozen_blocks_run_once_a_patch_wherever_neither_draws_nor_the_mini_batch_decide_what_they_give(
     network, choice, stored
 ):
-    assert stored_tap(BACKBONES[network], replace(QUICK, **choice)) == stored
+    assert stored_tap(BACKBONES[network], QUICK.replace(**choice)) == stored
 
 
 def test_the_settings_offer_every_augmentation_engine_and_precision_that_there_is():
-    offered = {
-        name: set(TableConfig.__annotations__[name].__args__) for name in ("augmentation", "engine", "precision")
-    }
+    groups = {"augmentation": OptimSettings, "engine": DistributedSettings, "precision": ModelSettings}
+    offered = {name: set(group.__annotations__[name].__args__) for name, group in groups.items()}
     assert offered == {"augmentation": set(AUGMENTATIONS), "engine": set(ENGINES), "precision": set(Precision.__args__)}
 
 

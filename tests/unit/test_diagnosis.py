@@ -1,7 +1,5 @@
 """Sentences about fine-tuning that starts far above its head, or loses it."""
 
-from dataclasses import replace
-
 import pytest
 
 from kimiajax.experiments.config import PAPER, QUICK
@@ -40,7 +38,7 @@ def test_where_either_phase_has_no_epochs_nothing_is_said():
         ("inception_v3", QUICK, ["--learning-rate"]),
         ("vgg16", PAPER, ["--augmentation none", "--learning-rate"]),
         ("inception_v3", PAPER, ["--trained-bn inference", "--augmentation none", "--learning-rate"]),
-        ("vgg16", replace(QUICK, label_smoothing=0.1), ["--label-smoothing 0", "--learning-rate"]),
+        ("vgg16", QUICK.replace(label_smoothing=0.1), ["--label-smoothing 0", "--learning-rate"]),
     ],
 )
 def test_causes_are_those_that_the_settings_allow_batch_statistics_first(network, config, flags):
