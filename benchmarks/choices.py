@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, of_table = parser.parse_known_args(argv)
 
     from kimiajax.cli.main import main as kimiajax
-    from kimiajax.runs.reader import read_run
+    from kimiajax.evaluation.stored import read_run
 
     given = ["--seeds", "3", "--patches-per-scan", "all", *of_table]
     runs = {}

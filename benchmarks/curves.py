@@ -15,7 +15,8 @@ import matplotlib.pyplot as plt
 from matplotlib import rc_context
 
 from kimiajax.errors import UserError
-from kimiajax.runs.reader import StoredRun, read_run
+from kimiajax.evaluation.stored import read_run
+from kimiajax.runs.reader import StoredRun
 from kimiajax.text import first_few
 
 from .choices import provenance

@@ -49,7 +49,8 @@ def prepare(job: dict[str, Any]) -> Work:
     import jax
     import jax.numpy as jnp
 
-    from kimiajax.evaluation.statistics import correct_of_scan, scores_of
+    from kimiajax.evaluation.metrics import scores_from_counts
+    from kimiajax.evaluation.statistics import correct_of_scan
 
     with np.load(Path(job["folder"]) / "draws.npz") as arrays:
         labels, predicted, places = (jnp.asarray(arrays[name]) for name in ("labels", "predicted", "places"))
@@ -58,7 +59,7 @@ def prepare(job: dict[str, Any]) -> Work:
     def bootstrap(labels: jax.Array, predicted: jax.Array, places: jax.Array) -> jax.Array:
         correct, tested = (predicted == labels).astype(jnp.float32), jnp.bincount(labels, length=SCANS)
         draw = lambda places: correct_of_scan(correct, places, labels, SCANS)  # noqa: E731
-        return jnp.stack(scores_of(jax.lax.map(draw, places, batch_size=AT_ONCE), tested), axis=1)
+        return jnp.stack(scores_from_counts(jax.lax.map(draw, places, batch_size=AT_ONCE), tested), axis=1)
 
     run = lambda: jax.block_until_ready(bootstrap(labels, predicted, places))  # noqa: E731
     return Work(run, lambda y: {"scores": np.asarray(y)})

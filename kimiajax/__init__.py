@@ -51,7 +51,7 @@ _HOME = {
     "prepare_patches": "kimiajax.data.patch_arrays",
     "read_manifest": "kimiajax.data.manifest",
     "read_patches": "kimiajax.data.patch_arrays",
-    "read_run": "kimiajax.runs.reader",
+    "read_run": "kimiajax.evaluation.stored",
     "retrieve": "kimiajax.features.retrieval",
     "run_sweep": "kimiajax.experiments.sweep",
     "run_table": "kimiajax.experiments.runner",

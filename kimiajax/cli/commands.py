@@ -156,8 +156,8 @@ def report(arguments: list[str]) -> None:
     config = _flags(ReportConfig, "report RUN", "What a run shows, and how surely, from its stored results.", flags)
 
     from kimiajax.evaluation.analysis import analyse
+    from kimiajax.evaluation.stored import read_run
     from kimiajax.report.formats import FORMATS
-    from kimiajax.runs.reader import read_run
     from kimiajax.runs.sweep_file import is_sweep
 
     _check_file(config.out)
@@ -198,8 +198,8 @@ def compare(arguments: list[str]) -> None:
     config = _flags(CompareConfig, "compare RUN RUN", "Which rows of two runs differ by more than chance.", flags)
 
     from kimiajax.evaluation.compare import compare_runs
+    from kimiajax.evaluation.stored import read_run
     from kimiajax.report.comparison import render_comparison
-    from kimiajax.runs.reader import read_run
 
     _check_file(config.out)
     a, b = map(read_run, folders)

@@ -1,12 +1,35 @@
 """The data set's scores, vectorised: they run under jit, and vmap over rows, seeds or bootstrap draws."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kimiajax.shapes import Bool, Float, Int
+from kimiajax.shapes import Bool, Float, Int, Shaped
+
+
+class Scores(NamedTuple):
+    """The data set's three scores in [0, 1], each of whatever shape: one, of rows, of draws."""
+
+    eta_p: Float[np.ndarray | jax.Array, "..."]
+    eta_w: Float[np.ndarray | jax.Array, "..."]
+    eta_total: Float[np.ndarray | jax.Array, "..."]
+
+
+def scores_from_counts(
+    correct: Shaped[np.ndarray | jax.Array, "*rows s"], tested: Int[np.ndarray | jax.Array, " s"]
+) -> Scores:
+    """Returns the scores of counts, in the arrays' own library: eta_p = correct / tested over all patches, eta_w the
+    mean over scans of correct / tested of the scan, eta_total their product (Babaie et al., arXiv:1705.07522).
+
+    Args:
+        correct: correct test patches of each scan, counts or means of them.
+        tested: test patches of each scan. A scan without any counts in no mean; without any at all the scores are NaN.
+    """
+    eta_p = correct.sum(-1) / tested.sum()
+    eta_w = _mean_ratio(correct, tested, present=tested > 0)
+    return Scores(eta_p, eta_w, eta_p * eta_w)
 
 
 class KimiaScores(NamedTuple):
@@ -36,7 +59,7 @@ def kimia_scores(
     num_scans: int,
     mask: Bool[jax.Array | np.ndarray, " n"] | None = None,
 ) -> KimiaScores:
-    """Scores of predicted scans against true ones (Babaie et al., arXiv:1705.07522).
+    """Scores of predicted scans against true ones, by `scores_from_counts`.
 
     Args:
         labels: the true scan of each patch, 0 to num_scans - 1.
@@ -52,12 +75,11 @@ def kimia_scores(
     truth = (labels[:, None] == scans) & counted[:, None]  # [n scans]
     guess = (predicted[:, None] == scans) & counted[:, None]
     tested, guessed, correct = truth.sum(0), guess.sum(0), (truth & guess).sum(0)
-    eta_p = correct.sum() / counted.sum()
-    eta_w = _mean_ratio(correct, tested, present=tested > 0)
     precision = _mean_ratio(correct, guessed, present=(tested > 0) | (guessed > 0))
-    return KimiaScores(eta_p, eta_w, eta_p * eta_w, precision, correct, tested)
+    scores: Any = scores_from_counts(correct, tested)
+    return KimiaScores(*scores, precision, correct, tested)
 
 
-def _mean_ratio(part: jax.Array, whole: jax.Array, present: jax.Array) -> jax.Array:
-    """Mean of part / whole over the present scans."""
-    return jnp.where(present, part / jnp.where(present, whole, 1), 0).sum() / present.sum()
+def _mean_ratio(part: Any, whole: Any, present: Any) -> Any:
+    """Mean of part / whole over the present scans; of the others part is 0."""
+    return (part / (whole + ~present)).sum(-1) / present.sum()

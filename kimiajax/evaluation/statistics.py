@@ -16,6 +16,7 @@ import numpy as np
 import scipy.optimize
 import scipy.stats
 
+from kimiajax.evaluation.metrics import Scores, scores_from_counts
 from kimiajax.shapes import Bool, Float, Int
 
 CONFIDENCE, POWER, DRAWS = 0.95, 0.8, 10_000
@@ -29,14 +30,6 @@ class Interval(NamedTuple):
 
     low: float
     high: float
-
-
-class Scores(NamedTuple):
-    """The data set's three scores, each of whatever shape: one, of rows, of draws."""
-
-    eta_p: Float[np.ndarray | jax.Array, "..."]
-    eta_w: Float[np.ndarray | jax.Array, "..."]
-    eta_total: Float[np.ndarray | jax.Array, "..."]
 
 
 class Pair(NamedTuple):
@@ -91,15 +84,6 @@ def newcombe(both: int, only_first: int, only_second: int, neither: int, confide
     return Interval(difference - low, difference + high)
 
 
-def scores_of(correct: Float[np.ndarray | jax.Array, "*rows s"], tested: Int[np.ndarray | jax.Array, " s"]) -> Scores:
-    """Scores from the correct patches of each scan, in the arrays' own library; a scan without test patches counts in
-    no mean."""
-    present = tested > 0
-    eta_p = correct.sum(-1) / tested.sum()
-    eta_w = (correct / (tested + ~present)).sum(-1) / present.sum()
-    return Scores(eta_p, eta_w, eta_p * eta_w)
-
-
 def resampled_scores(
     scans: Int[np.ndarray, " n"], correct: Bool[np.ndarray, "r n"], seed: int = 0, draws: int = DRAWS
 ) -> Scores:
@@ -121,7 +105,7 @@ def resampled_scores(
     starts = np.cumsum(tested) - tested
     right = correct[:, order].astype(np.float32)
     of_scan = np.asarray(_resampled(jax.random.key(seed), right, scans[order], starts, tested, draws))
-    return scores_of(of_scan.astype(np.float64), tested)
+    return scores_from_counts(of_scan.astype(np.float64), tested)
 
 
 @functools.partial(jax.jit, static_argnames="draws")
@@ -190,7 +174,7 @@ def _permuted(
 
     def differences(apart: jax.Array) -> Scores:
         """Of each pair, from how many more patches of each scan its first row got right, [p k s]."""
-        one, other = (scores_of((together + sign * apart) / 2, tested) for sign in (1, -1))
+        one, other = (scores_from_counts((together + sign * apart) / 2, tested) for sign in (1, -1))
         return jax.tree.map(lambda one, other: (one - other).mean(-1), one, other)
 
     def draw(key: jax.Array) -> Scores:
@@ -257,7 +241,7 @@ def compare_pairs(
     names, tested, correct = list(rows), np.bincount(scans), _stacked(rows)
     resampled = _mean_over_seeds(resampled_scores(scans, correct, seed, draws), len(rows))
     of_scan = correct.astype(np.float64) @ (scans[:, None] == np.arange(len(tested)))
-    whole = _mean_over_seeds(scores_of(of_scan, tested), len(rows))
+    whole = _mean_over_seeds(scores_from_counts(of_scan, tested), len(rows))
     sides = [np.stack([rows[pair[side]] for pair in pairs]) for side in (0, 1)]
     permuted = permutation(scans, sides[0], sides[1], seed, draws)
     only = [(one & ~other).sum((1, 2)) for one, other in (sides, sides[::-1])]

@@ -22,6 +22,7 @@ import numpy as np
 from kimiajax.errors import UserError
 from kimiajax.evaluation import statistics
 from kimiajax.evaluation.compare import check_same_test
+from kimiajax.evaluation.stored import read_run
 from kimiajax.experiments.approach import Approach
 from kimiajax.experiments.runner import rows_of, run_table
 from kimiajax.experiments.study import draw_scans
@@ -29,7 +30,7 @@ from kimiajax.experiments.sweep_config import AXES, SweepConfig
 from kimiajax.io.files import write_text
 from kimiajax.io.json_records import sealed
 from kimiajax.io.locks import only_writer
-from kimiajax.runs.reader import StoredRun, read_results, read_run
+from kimiajax.runs.reader import StoredRun, read_results
 from kimiajax.runs.sweep_file import SCHEMA_VERSION, SWEEP, TITLES
 from kimiajax.runs.warnings import SCORES, headline, warnings_of
 from kimiajax.runtime import distributed

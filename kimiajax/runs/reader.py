@@ -17,7 +17,6 @@ from kimiajax.io.json_records import is_sealed, parse_json
 from kimiajax.runs.layout import SCHEMA_VERSION, RunFolder
 from kimiajax.runs.predictions import Truth, join, read_predictions, truth_of
 from kimiajax.runs.schema import faults
-from kimiajax.runs.warnings import SCORES
 from kimiajax.shapes import Bool, Int
 from kimiajax.text import first_few, quoted
 
@@ -26,7 +25,6 @@ SEALED = 6  # the first that is
 OF_TWO = 6  # the last whose settings were each of VGG16's or Inception-v3's
 OF_2017 = 7  # the last that knew the trained batch normalisation and the RMSprop of 2017 alone
 Presets = Mapping[str, Mapping[str, Any]]  # name -> settings
-ROUNDING = 1e-6
 NO_RESULTS = "no results of this program, or damaged"
 LATER = {"family": "table", "network": None, "block": None, "retrieval": None, "pictures": []}  # what rows have since
 
@@ -71,8 +69,8 @@ class StoredRun:
         return {row: self.correct(row) for row in self.predicted if rows[row]["family"] == name}
 
 
-def read_run(folder: str | Path) -> StoredRun:
-    """Reads what `kimiajax table` left in a folder.
+def read_files(folder: str | Path) -> StoredRun:
+    """Reads what `kimiajax table` left in a folder; `kimiajax.evaluation.stored.read_run` checks its scores as well.
 
     Raises:
         UserError: there is no run, one of a version that is not read, one whose files were changed since or are
@@ -99,26 +97,7 @@ def read_run(folder: str | Path) -> StoredRun:
             continue
         each_seed = [_predictions(at, found, row["name"], truths[0]) for at, found in zip(folders, seeds)]
         predicted[row["name"]] = np.stack(each_seed).astype(np.int32)
-    run = StoredRun(folder, results, seeds, folders, manifests[0], predicted)
-    _check_scores(run)
-    return run
-
-
-def _check_scores(run: StoredRun) -> None:
-    """Raises UserError where the scores of `results.json` are not those of the predictions, as of seeds that were
-    computed again after it was written."""
-    tested = [scan for scan in range(run.manifest.num_scans) if (run.scans == scan).any()]
-    for name, row in run.rows.items():
-        if name not in run.predicted:
-            continue
-        right = run.correct(name)
-        eta_p, eta_w = right.mean(1), np.mean([right[:, run.scans == scan].mean(1) for scan in tested], axis=0)
-        for score, values in zip(SCORES, (eta_p, eta_w, eta_p * eta_w)):
-            if abs(row[score] - values.mean()) > ROUNDING:
-                raise UserError(
-                    f"{run.folder / 'results.json'}: {score} of {name} is {row[score]:.4f}, and its predictions give "
-                    f"{values.mean():.4f}; the same `kimiajax table` mends it"
-                )
+    return StoredRun(folder, results, seeds, folders, manifests[0], predicted)
 
 
 def read_results(folder: Path) -> dict[str, Any]:

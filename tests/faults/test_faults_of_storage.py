@@ -13,9 +13,9 @@ import pytest
 from faults.harness import alone, ask, files_of, finish, nothing_changes, refused, start
 from faults.striking import forbidding, killing
 from kimiajax.data.manifest import header_of, read_manifest
+from kimiajax.evaluation.stored import read_run
 from kimiajax.features import extract
 from kimiajax.io.locks import LOCK
-from kimiajax.runs.reader import read_run
 
 ROWS = ["--rows", "floor_histogram", "floor_mean_sd"]
 TABLE = ["table", "quick", "--image-size", "32", "--patches-per-scan", "4", "--conv", "plain"]

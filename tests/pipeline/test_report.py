@@ -14,10 +14,10 @@ from support.stored_runs import manifest_of, predictions_of, write_run
 from kimiajax.cli.main import main
 from kimiajax.evaluation.analysis import analyse, beaten_by_histogram, unfit
 from kimiajax.evaluation.claims import CLAIMS, OPEN
+from kimiajax.evaluation.stored import read_run
 from kimiajax.report.formats import FORMATS, notes
 from kimiajax.report.table import render_table
 from kimiajax.runs.layout import RunFolder
-from kimiajax.runs.reader import read_run
 from kimiajax.runs.warnings import SCORES
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # but for the page that several tests share

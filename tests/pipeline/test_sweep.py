@@ -10,12 +10,13 @@ import pytest
 
 from kimiajax.cli.main import main
 from kimiajax.errors import UserError
+from kimiajax.evaluation.stored import read_run
 from kimiajax.experiments.sweep import Place, plan_of, run_sweep
 from kimiajax.experiments.sweep_config import SweepConfig
 from kimiajax.experiments.table1 import all_rows
 from kimiajax.io.json_records import sealed
 from kimiajax.report.sweep import render_sweep, sweep_csv, values_of
-from kimiajax.runs.reader import read_results, read_run
+from kimiajax.runs.reader import read_results
 from kimiajax.runs.sweep_file import read_sweep
 from kimiajax.runtime.progress import Silent
 

@@ -10,7 +10,7 @@ from support.stored_runs import manifest_of, predictions_of, write_run
 from kimiajax.cli.main import main
 from kimiajax.errors import UserError
 from kimiajax.evaluation.compare import BETTER, OPEN, SAME, WORSE, compare_runs
-from kimiajax.runs.reader import read_run
+from kimiajax.evaluation.stored import read_run
 
 TESTED = [30] * 6
 

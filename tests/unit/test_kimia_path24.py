@@ -26,9 +26,9 @@ from kimiajax.data.tfds.datasets import Dataset, prepared_in, quiet_tfds
 from kimiajax.data.tfds.prepare import prepare
 from kimiajax.data.tfds.source import RECORDS, Prepared
 from kimiajax.errors import UserError
+from kimiajax.evaluation.stored import read_run
 from kimiajax.io.files import md5_file
 from kimiajax.io.locks import only_writer
-from kimiajax.runs.reader import read_run
 
 NAME = "kimia_path24/patch80_full_h0.99_bg220_scans4"
 

@@ -11,7 +11,7 @@ import scipy.stats
 
 from kimiajax import paper
 from kimiajax.evaluation import statistics
-from kimiajax.evaluation.metrics import kimia_scores
+from kimiajax.evaluation.metrics import kimia_scores, scores_from_counts
 from kimiajax.evaluation.statistics import (
     compare_pairs,
     holm,
@@ -21,7 +21,6 @@ from kimiajax.evaluation.statistics import (
     newcombe,
     permutation,
     resampled_scores,
-    scores_of,
     simulated_coverage,
     smallest_difference,
     two_proportions,
@@ -47,7 +46,7 @@ def test_scores_from_counts_are_the_metric_modules(rng):
     scans[scans == 3] = 4  # a scan without test patches
     predicted = np.where(rng.random(90) < 0.5, scans, rng.integers(0, 7, 90))
     counts = np.bincount(scans, predicted == scans, 7)
-    found, wanted = scores_of(counts, np.bincount(scans, minlength=7)), kimia_scores(scans, predicted, 7)
+    found, wanted = scores_from_counts(counts, np.bincount(scans, minlength=7)), kimia_scores(scans, predicted, 7)
     for name in found._fields:
         np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-6)
 

@@ -7,9 +7,10 @@ import pytest
 from support.stored_runs import manifest_of, predictions_of, write_run
 
 from kimiajax.errors import UserError
+from kimiajax.evaluation.stored import read_run
 from kimiajax.experiments.config import PRESETS
 from kimiajax.runs.layout import RunFolder
-from kimiajax.runs.reader import read_run, rerun
+from kimiajax.runs.reader import rerun
 
 TESTED = [4, 3, 5]
 

@@ -11,12 +11,13 @@ from faults.readers.fuzzing import BLOWS, NUMBERS, VALUES, anywhere, as_text, as
 from kimiajax.data.manifest import MOST_SCANS, header_of, read_manifest
 from kimiajax.evaluation.analysis import analyse
 from kimiajax.evaluation.compare import compare_runs
+from kimiajax.evaluation.stored import read_run
 from kimiajax.io.json_records import sealed
 from kimiajax.report.formats import FORMATS
 from kimiajax.report.html import write_report
 from kimiajax.report.table import render_table
 from kimiajax.runs.predictions import join, read_predictions, read_truth
-from kimiajax.runs.reader import read_run, rerun
+from kimiajax.runs.reader import rerun
 from kimiajax.runs.warnings import marks_of, warnings_of
 
 LINES = """patch_id,scan,row,col,split,homogeneity,sha256
