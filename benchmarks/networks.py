@@ -15,8 +15,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kimiajax import paper
-from kimiajax.models.backbone import Backbone, Classifier, Variables
+from kimiajax.models.backbone import Backbone, Variables
 from kimiajax.models.conv_autotune import choose_way
+from kimiajax.models.head import Classifier
 from kimiajax.models.registry import BACKBONES
 from kimiajax.runtime.environment import describe_environment
 from kimiajax.runtime.precision import Precision

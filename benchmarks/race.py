@@ -370,53 +370,6 @@ def ratio_of(ours: Showing, peer: Showing) -> dict[str, float]:
     return {"median": middle, "low": low, "high": high}
 
 
-def said_ratio(ratio: dict[str, float]) -> str:
-    """A ratio and its quartiles over rounds, or that there was but one."""
-    spread = "one round" if ratio["low"] == ratio["high"] else f"{ratio['low']:.2f} to {ratio['high']:.2f}"
-    return f"{ratio['median']:.2f} ({spread})"
-
-
-def line_of(result: dict[str, Any]) -> str:
-    """One line: ours, the best peer, ratio with its spread, target, verdict."""
-    shown = {each["name"]: each for each in result["contenders"]}
-    names = [result["contenders"][0]["name"], result["best_peer"]]
-    rates = [f"{name} {_rate(result, shown[name])}" for name in names if name and shown[name]["state"] == "valid"]
-    parts = [f"{result['name']:42}", *(f"{rate:30}" for rate in rates)]
-    if result["ratio"]:
-        parts.append(f"ratio {said_ratio(result['ratio'])}")
-    if result["target"]:
-        parts.append(f"target {result['target']:g}")
-    wrong = [
-        f"{each['name']}: {each['why']}" for each in result["contenders"] if each["state"] in ("INVALID", "failed")
-    ]
-    return "  ".join([*parts, result["verdict"], *(f"({each})" for each in wrong)])
-
-
-def lines_of(result: dict[str, Any]) -> list[str]:
-    """One line a contender, the fastest first."""
-    shown = result["contenders"]
-    ran = sorted(
-        (each for each in shown if each["state"] == "valid"), key=lambda each: statistics.median(seconds_of(each))
-    )
-    lines = [
-        f"  {each['name']:28} {_rate(result, each):>20}   first run after {sum(each['phases'].values()):5.1f} s"
-        f"{_memory(each)}   error {max(each['error'].values(), default=0):.1e}"
-        for each in ran
-    ]
-    return lines + [
-        f"  {each['name']:28} {each['state']}: {each['why']}".rstrip(": ") for each in shown if each not in ran
-    ]
-
-
-def _memory(showing: dict[str, Any]) -> str:
-    return f"   peak {showing['peak_bytes'] / 2**30:4.1f} GiB" if showing["peak_bytes"] else ""
-
-
 def seconds_of(showing: dict[str, Any]) -> list[float]:
     """Of a run of a contender in a record, by round: the median of the turn."""
     return [statistics.median(turn) for turn in showing["turns"]]
-
-
-def _rate(result: dict[str, Any], showing: dict[str, Any]) -> str:
-    rate = result["amount"] / statistics.median(seconds_of(showing))
-    return f"{rate:,.{max(0, 2 - len(str(int(rate))) + 1)}f} {result['unit']}/s"

@@ -21,9 +21,10 @@ import numpy as np
 import optax
 
 from kimiajax import paper
-from kimiajax.models.backbone import Backbone, Classifier
+from kimiajax.models.backbone import Backbone
 from kimiajax.models.conv_autotune import choose_way
 from kimiajax.models.flops import flops_of
+from kimiajax.models.head import Classifier
 from kimiajax.models.registry import BACKBONES
 from kimiajax.runtime.environment import describe_environment
 from kimiajax.runtime.precision import Precision, compute_dtype, products_in

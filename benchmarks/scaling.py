@@ -89,7 +89,7 @@ def step(devices: int, network: str, size: int, batch: int, rounds: int = 10) ->
     import optax
 
     from kimiajax import paper
-    from kimiajax.models.backbone import Classifier
+    from kimiajax.models.head import Classifier
     from kimiajax.models.registry import BACKBONES
     from kimiajax.training.engines import engine_of
     from kimiajax.training.freezing import blocks_of

@@ -14,7 +14,8 @@ from weights_convert.mappings import all_files
 
 from .compare import SCHEMA_VERSION
 from .interleaved import write_record
-from .race import OURS, Case, line_of, lines_of, race
+from .race import OURS, Case, race
+from .show import line_of, lines_of
 
 WORKLOADS = ("features", "finetune_step", "head", "augment", "svm", "metrics", "distance", "table")
 # Modules with a `main` of their own.
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results, rounds = [], options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     started = time.perf_counter()
     for workload in options.workloads or WORKLOADS:
-        for case in importlib.import_module(f".{workload}", __package__).cases(full=options.full, **given):
+        for case in importlib.import_module(f".workloads.{workload}", __package__).cases(full=options.full, **given):
             case = _with_peers(_convolving(case, options.conv), options.peers, options.in_place, options.full)
             result = race(case, rounds, _say)
             results.append(result)

@@ -12,7 +12,7 @@ _HOME = {
     "AUGMENTATIONS": "kimiajax.training.augment",
     "BACKBONES": "kimiajax.models.registry",
     "Backbone": "kimiajax.models.backbone",
-    "Classifier": "kimiajax.models.backbone",
+    "Classifier": "kimiajax.models.head",
     "Dataset": "kimiajax.data.tfds.datasets",
     "Engine": "kimiajax.training.engines",
     "Manifest": "kimiajax.data.manifest",

@@ -15,8 +15,9 @@ from kimiajax.errors import UserError
 from kimiajax.io.files import sha256_file
 from kimiajax.io.json_records import parse_json
 from kimiajax.io.pytrees import digest
-from kimiajax.models.backbone import Backbone, Classifier, Variables
+from kimiajax.models.backbone import Backbone, Variables
 from kimiajax.models.checkpoint import LINEAGE_FORMAT, Weights, origin_of, published_lineage, top_of
+from kimiajax.models.head import Classifier
 from kimiajax.models.registry import BACKBONES
 from weights_convert import keras_h5, safetensors
 from weights_convert.arrays import Stored, framework_of

@@ -208,7 +208,8 @@ def _parity(arguments: list[str]) -> int:
     description = "The same images through a network here and in a reference framework, stage by stage."
     config = parse(ParityConfig, "parity NETWORK", description, flags)
 
-    from kimiajax.parity.certificate import FAILED, NOT_RUN, render
+    from kimiajax.parity.certificate import FAILED, NOT_RUN
+    from kimiajax.parity.certificate_text import render
     from kimiajax.parity.run import run_parity
     from kimiajax.runtime.progress import for_terminal
 

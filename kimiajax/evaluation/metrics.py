@@ -1,6 +1,6 @@
 """The data set's scores, vectorised: they run under jit, and vmap over rows, seeds or bootstrap draws."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -76,8 +76,8 @@ def kimia_scores(
     guess = (predicted[:, None] == scans) & counted[:, None]
     tested, guessed, correct = truth.sum(0), guess.sum(0), (truth & guess).sum(0)
     precision = _mean_ratio(correct, guessed, present=(tested > 0) | (guessed > 0))
-    scores: Any = scores_from_counts(correct, tested)
-    return KimiaScores(*scores, precision, correct, tested)
+    eta_p, eta_w, eta_total = cast("tuple[jax.Array, ...]", scores_from_counts(correct, tested))
+    return KimiaScores(eta_p, eta_w, eta_total, precision, correct, tested)
 
 
 def _mean_ratio(part: Any, whole: Any, present: Any) -> Any:

@@ -12,8 +12,9 @@ from kimiajax.experiments.config import TableConfig
 from kimiajax.experiments.network_rows import NetworkRow, described, modes_of, training_of, with_head
 from kimiajax.experiments.study import Phase, Study
 from kimiajax.features.gradcam import default_layer, grad_cam, overlay
-from kimiajax.models.backbone import Backbone, Classifier
+from kimiajax.models.backbone import Backbone
 from kimiajax.models.checkpoint import Weights
+from kimiajax.models.head import Classifier
 from kimiajax.runs.pictures import Picture
 from kimiajax.runtime import distributed
 from kimiajax.training.augment import AUGMENTATIONS

@@ -21,8 +21,8 @@ from kimiajax.experiments.table1 import all_rows
 from kimiajax.features.export import check_new
 from kimiajax.features.gradcam import grad_cam, overlay, path_of
 from kimiajax.io.files import new_folder
-from kimiajax.models.backbone import Classifier
 from kimiajax.models.checkpoint import Weights
+from kimiajax.models.head import Classifier
 from kimiajax.runs.predictions import Applied
 from kimiajax.runs.warnings import warnings_of
 from kimiajax.runtime.progress import Silent

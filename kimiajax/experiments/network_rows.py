@@ -13,8 +13,9 @@ from kimiajax.experiments.approach import Approach, Outcome, Predictor
 from kimiajax.experiments.finished import FinishedRow
 from kimiajax.experiments.study import Phase, Study
 from kimiajax.features.export import outputs_of
-from kimiajax.models.backbone import Backbone, Classifier, Variables
+from kimiajax.models.backbone import Backbone, Variables
 from kimiajax.models.checkpoint import Weights, fine_tuned
+from kimiajax.models.head import Classifier
 from kimiajax.runs.predictions import Kind
 from kimiajax.runtime.precision import Precision, compute_dtype, products_in
 from kimiajax.runtime.progress import Silent

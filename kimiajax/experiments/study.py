@@ -18,10 +18,11 @@ from kimiajax.errors import UserError
 from kimiajax.experiments.config import TableConfig
 from kimiajax.experiments.resume import identity_of
 from kimiajax.io.cache import default_cache
-from kimiajax.models.backbone import Classifier, Variables
+from kimiajax.models.backbone import Variables
 from kimiajax.models.checkpoint import Weights, origin_of
 from kimiajax.models.conv import Way
 from kimiajax.models.conv_autotune import Choice, choose_way
+from kimiajax.models.head import Classifier
 from kimiajax.models.registry import BACKBONES
 from kimiajax.runs.history import History
 from kimiajax.runs.layout import RunFolder

@@ -17,7 +17,8 @@ import numpy as np
 
 from kimiajax.errors import UserError
 from kimiajax.features.extract import batch_size_for
-from kimiajax.models.backbone import Array, Backbone, Classifier, Variables
+from kimiajax.models.backbone import Array, Backbone, Variables
+from kimiajax.models.head import Classifier
 from kimiajax.models.inputs import network_input
 from kimiajax.runtime.precision import products_in
 from kimiajax.shapes import Float, Int, Shaped, UInt8

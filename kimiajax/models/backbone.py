@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from itertools import groupby, takewhile
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from kimiajax.errors import UserError
 from kimiajax.models.batch_norm import INFERENCE, Normalisation
 from kimiajax.models.conv import KEPT, Conv, Way, convolving, tile_of
-from kimiajax.models.head import Head
 from kimiajax.models.winograd import Sides, folded
 from kimiajax.shapes import Float, Shaped
 
@@ -362,55 +361,3 @@ def _leaves_of(variables: Variables, block: str) -> set[tuple[str, ...]]:
 
 def _classes(variables: Variables) -> int:
     return variables["params"]["predictions"]["kernel"].shape[-1]
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """Some blocks of a backbone, from any one to the bottleneck, and a head: what is trained.
-
-    Its variables are the backbone's, block by block, with the head's parameters beside them under "head".
-
-    Attributes:
-        backbone: the network.
-        blocks: the blocks to run; none for a head on bottleneck features.
-        num_classes: of the head.
-    """
-
-    backbone: Backbone
-    blocks: tuple[str, ...]
-    num_classes: int
-
-    @cached_property
-    def head(self) -> Head:
-        return Head(self.backbone.hidden, self.backbone.dropout, self.num_classes)
-
-    def init_head(self, key: jax.Array, bottleneck_shape: Sequence[int]) -> Variables:
-        """Fresh parameters of the head for bottleneck features of this shape, without the batch axis."""
-        return cast(Variables, self.head.init(key, jnp.zeros((1, *bottleneck_shape))))["params"]
-
-    def apply(
-        self,
-        variables: Variables,
-        x: Float[Array, "b ..."],
-        *,
-        normalisation: Normalisation = INFERENCE,
-        mask: Shaped[Array, " b"] | None = None,
-        dropout_keys: Shaped[jax.Array, " b"] | None = None,
-        dtype: Any = None,
-    ) -> tuple[Float[jax.Array, "b k"], Variables]:
-        """Logits in float32 or better, and the running statistics after this call.
-
-        Args:
-            variables: `{"params": {block: ..., "head": ...}, "batch_stats": {block: ...}}`.
-            x: the input of the first of `blocks`, or of the head.
-            normalisation, mask, dtype: as in `Backbone.apply`.
-            dropout_keys: one for each input, given in training only; without them the head drops nothing.
-        """
-        statistics, head = variables.get("batch_stats", {}), variables["params"]["head"]
-        x = jnp.asarray(x, dtype)
-        if self.blocks:
-            options = {"normalisation": normalisation, "mask": mask, "dtype": dtype}
-            x, _, statistics = self.backbone.apply(variables, x, self.blocks, **options)
-        params = head if dtype is None else cast_kernels(head, dtype)
-        logits = cast(jax.Array, self.head.apply({"params": params}, x, dropout_keys))
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), statistics

@@ -1,9 +1,16 @@
 """The dense head that the study puts on a backbone in place of its ImageNet classes."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kimiajax.models.backbone import Array, Backbone, Variables, cast_kernels
+from kimiajax.models.batch_norm import INFERENCE, Normalisation
 from kimiajax.shapes import Float, Shaped
 
 
@@ -35,3 +42,55 @@ def drop(x: Float[jax.Array, "b d"], rate: float, keys: Shaped[jax.Array, " b"])
     is dropped does not depend on the devices that rows lie on."""
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(kept, x / (1 - rate), 0)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Some blocks of a backbone, from any one to the bottleneck, and a head: what is trained.
+
+    Its variables are the backbone's, block by block, with the head's parameters beside them under "head".
+
+    Attributes:
+        backbone: the network.
+        blocks: the blocks to run; none for a head on bottleneck features.
+        num_classes: of the head.
+    """
+
+    backbone: Backbone
+    blocks: tuple[str, ...]
+    num_classes: int
+
+    @cached_property
+    def head(self) -> Head:
+        return Head(self.backbone.hidden, self.backbone.dropout, self.num_classes)
+
+    def init_head(self, key: jax.Array, bottleneck_shape: Sequence[int]) -> Variables:
+        """Fresh parameters of the head for bottleneck features of this shape, without the batch axis."""
+        return cast(Variables, self.head.init(key, jnp.zeros((1, *bottleneck_shape))))["params"]
+
+    def apply(
+        self,
+        variables: Variables,
+        x: Float[Array, "b ..."],
+        *,
+        normalisation: Normalisation = INFERENCE,
+        mask: Shaped[Array, " b"] | None = None,
+        dropout_keys: Shaped[jax.Array, " b"] | None = None,
+        dtype: Any = None,
+    ) -> tuple[Float[jax.Array, "b k"], Variables]:
+        """Logits in float32 or better, and the running statistics after this call.
+
+        Args:
+            variables: `{"params": {block: ..., "head": ...}, "batch_stats": {block: ...}}`.
+            x: the input of the first of `blocks`, or of the head.
+            normalisation, mask, dtype: as in `Backbone.apply`.
+            dropout_keys: one for each input, given in training only; without them the head drops nothing.
+        """
+        statistics, head = variables.get("batch_stats", {}), variables["params"]["head"]
+        x = jnp.asarray(x, dtype)
+        if self.blocks:
+            options = {"normalisation": normalisation, "mask": mask, "dtype": dtype}
+            x, _, statistics = self.backbone.apply(variables, x, self.blocks, **options)
+        params = head if dtype is None else cast_kernels(head, dtype)
+        logits = cast(jax.Array, self.head.apply({"params": params}, x, dropout_keys))
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), statistics

@@ -10,8 +10,9 @@ from kimiajax.data.resize import resize
 from kimiajax.data.sources.scan_file import Scans
 from kimiajax.errors import UserError
 from kimiajax.evaluation.metrics import kimia_scores
-from kimiajax.models.backbone import Array, Backbone, Classifier, Variables
+from kimiajax.models.backbone import Array, Backbone, Variables
 from kimiajax.models.checkpoint import Weights
+from kimiajax.models.head import Classifier
 from kimiajax.models.inputs import gray_to_unit_rgb, native_input
 from kimiajax.parity.job import Job
 from kimiajax.parity.reference import Outputs

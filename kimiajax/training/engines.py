@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kimiajax.errors import UserError
-from kimiajax.models.backbone import Classifier
+from kimiajax.models.head import Classifier
 from kimiajax.runtime import distributed
 from kimiajax.runtime.precision import Precision
 from kimiajax.training.frozen_prefix import Prefix, PrefixedStep

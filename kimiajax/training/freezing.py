@@ -9,8 +9,9 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kimiajax.errors import UserError
-from kimiajax.models.backbone import Backbone, Classifier
+from kimiajax.models.backbone import Backbone
 from kimiajax.models.batch_norm import Mode, TrainedMode, covers
+from kimiajax.models.head import Classifier
 
 Params = dict[str, Any]
 MODES, TRAINED_MODES = Mode.__args__, TrainedMode.__args__

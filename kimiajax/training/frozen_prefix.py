@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from kimiajax.features.extract import Extractor
-from kimiajax.models.backbone import Classifier, Variables
+from kimiajax.models.backbone import Variables
 from kimiajax.models.batch_norm import INFERENCE, Normalisation
+from kimiajax.models.head import Classifier
 from kimiajax.runtime.precision import Precision
 from kimiajax.shapes import Float, Shaped
 from kimiajax.training.state import TrainState

@@ -12,7 +12,7 @@ import numpy as np
 
 from kimiajax.errors import UserError
 from kimiajax.io.pytrees import digest, digest_of_leaf
-from kimiajax.models.backbone import Classifier
+from kimiajax.models.head import Classifier
 from kimiajax.runtime.precision import Precision
 from kimiajax.runtime.progress import Silent
 from kimiajax.shapes import Int, Shaped

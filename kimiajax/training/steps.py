@@ -11,8 +11,9 @@ import numpy as np
 import optax
 
 from kimiajax.errors import UserError
-from kimiajax.models.backbone import Array, Classifier
+from kimiajax.models.backbone import Array
 from kimiajax.models.batch_norm import Normalisation
+from kimiajax.models.head import Classifier
 from kimiajax.models.inputs import gray_to_unit_rgb, network_input
 from kimiajax.runtime.precision import Precision, compute_dtype, products_in
 from kimiajax.shapes import Bool, Float, Int, Shaped

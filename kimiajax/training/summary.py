@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from kimiajax.models.backbone import Backbone, Classifier, Flat
+from kimiajax.models.backbone import Backbone, Flat
 from kimiajax.models.flops import flops_of
+from kimiajax.models.head import Classifier
 from kimiajax.training.freezing import TrainableBlocks
 
 

@@ -12,10 +12,10 @@ import pytest
 from support.networks import randomise
 
 from kimiajax.errors import UserError
-from kimiajax.models import conv, conv_autotune
-from kimiajax.models.backbone import Classifier
+from kimiajax.models import conv, conv_autotune, winograd
 from kimiajax.models.conv import KEPT, Conv, avg_pool, convolving, max_pool
 from kimiajax.models.conv_autotune import Choice, choose_way
+from kimiajax.models.head import Classifier
 from kimiajax.models.registry import BACKBONES
 from kimiajax.training.freezing import TrainableBlocks
 from kimiajax.training.steps import Batch, Training, gradients_of
@@ -65,7 +65,7 @@ def test_fast_outputs_and_gradients_are_those_of_plain_convolutions(setting, rng
         assert max(differences(*setting(size, padding), rng)) < 1e-11
 
 
-def wrong_constant(tile, side, real=conv._matrices):
+def wrong_constant(tile, side, real=winograd._matrices):
     matrices = real(tile, side)
     of_input = matrices.of_input.copy()
     of_input[1, 2] += 0.1
@@ -74,28 +74,28 @@ def wrong_constant(tile, side, real=conv._matrices):
 
 def test_an_image_too_large_for_the_cache_goes_in_strips_with_the_same_result(rng, monkeypatch):
     x = jnp.asarray(rng.standard_normal((2, 22, 17, 4)), jnp.float32)
-    kept = conv.transformed(jnp.asarray(rng.standard_normal((3, 3, 4, 5)), jnp.float32), (4, 4))
-    whole = conv._winograd(x, kept, (3, 3), (1, 1))
-    monkeypatch.setattr(conv, "HELD", 0)
+    kept = winograd.transformed(jnp.asarray(rng.standard_normal((3, 3, 4, 5)), jnp.float32), (4, 4))
+    whole = winograd._winograd(x, kept, (3, 3), (1, 1))
+    monkeypatch.setattr(winograd, "HELD", 0)
     for strip, rows in ((0, 1), (3 * 5 * 36 * 4 * 4, 3)):
-        monkeypatch.setattr(conv, "STRIP", strip)
-        jaxpr = str(jax.make_jaxpr(lambda x: conv._winograd(x, kept, (3, 3), (1, 1)))(x))
+        monkeypatch.setattr(winograd, "STRIP", strip)
+        jaxpr = str(jax.make_jaxpr(lambda x: winograd._winograd(x, kept, (3, 3), (1, 1)))(x))
         assert f"length={2 * 6 // rows}" in jaxpr
-        np.testing.assert_allclose(conv._winograd(x, kept, (3, 3), (1, 1)), whole, atol=1e-4)
-    monkeypatch.setattr(conv, "READ_AGAIN", 0)
-    assert "scan" not in str(jax.make_jaxpr(lambda x: conv._winograd(x, kept, (3, 3), (1, 1)))(x))
+        np.testing.assert_allclose(winograd._winograd(x, kept, (3, 3), (1, 1)), whole, atol=1e-4)
+    monkeypatch.setattr(winograd, "READ_AGAIN", 0)
+    assert "scan" not in str(jax.make_jaxpr(lambda x: winograd._winograd(x, kept, (3, 3), (1, 1)))(x))
 
 
-@pytest.mark.parametrize("size", conv.TILES)
+@pytest.mark.parametrize("size", winograd.TILES)
 def test_kernels_are_folded_as_programs_transform_them(rng, size):
-    kernel, tile = rng.standard_normal((*size, 4, 5)), conv.TILES[size]
+    kernel, tile = rng.standard_normal((*size, 4, 5)), winograd.TILES[size]
     with jax.enable_x64(True):
-        in_program = conv.transformed(jnp.asarray(kernel), tile)
-        np.testing.assert_allclose(conv.folded(kernel, tile), in_program, rtol=0, atol=1e-12)
+        in_program = winograd.transformed(jnp.asarray(kernel), tile)
+        np.testing.assert_allclose(winograd.folded(kernel, tile), in_program, rtol=0, atol=1e-12)
 
 
 def test_a_wrong_constant_shows_in_outputs_and_gradients(setting, rng, monkeypatch):
-    monkeypatch.setattr(conv, "_matrices", wrong_constant)
+    monkeypatch.setattr(winograd, "_matrices", wrong_constant)
     with jax.enable_x64(True):
         inferred, trained, by_input, by_bias, by_kernel = differences(*setting((3, 3), "SAME"), rng)
     assert min(inferred, trained, by_input, by_kernel) > 1e-2
@@ -106,7 +106,7 @@ def test_a_kept_kernel_of_other_weights_shows_in_inference_alone(setting, rng):
     """What is differentiated is computed from the kernel itself."""
     with jax.enable_x64(True):
         layer, variables, x = setting((3, 3), "SAME")
-        stale = {**variables, KEPT: {"kernel": conv.transformed(2 * variables["params"]["kernel"], (4, 4))}}
+        stale = {**variables, KEPT: {"kernel": winograd.transformed(2 * variables["params"]["kernel"], (4, 4))}}
         inferred, *others = differences(layer, stale, x, rng)
     assert inferred > 1
     assert max(others) < 1e-11
@@ -181,10 +181,10 @@ def test_fast_rounding_is_at_most_twice_that_of_plain_at_every_block(rng, name, 
 @pytest.mark.optimised
 def test_points_that_round_worse_are_found_out(rng, monkeypatch):
     """Lavin and Gray's own points."""
-    monkeypatch.setitem(conv.POINTS, 6, (0.0, 1.0, -1.0, 2.0, -2.0))
-    conv._matrices.cache_clear()
+    monkeypatch.setitem(winograd.POINTS, 6, (0.0, 1.0, -1.0, 2.0, -2.0))
+    winograd._matrices.cache_clear()
     plain, fast = errors("vgg16", rng, 112, last="block1")
-    conv._matrices.cache_clear()
+    winograd._matrices.cache_clear()
     assert any(fast[block] > 2 * plain[block] for block in plain)
 
 

@@ -12,7 +12,7 @@ from kimiajax.errors import UserError
 from kimiajax.features import gradcam
 from kimiajax.features.gradcam import OPACITY, RAMP, at_layer, default_layer, grad_cam, overlay
 from kimiajax.models import backbone as networks
-from kimiajax.models.backbone import Classifier
+from kimiajax.models.head import Classifier
 from kimiajax.models.inception_v3 import convolutions
 from kimiajax.models.inputs import gray_to_unit_rgb
 from kimiajax.models.registry import BACKBONES

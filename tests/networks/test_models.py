@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from kimiajax.errors import UserError
-from kimiajax.models.backbone import Classifier
-from kimiajax.models.head import drop
+from kimiajax.models.head import Classifier, drop
 from kimiajax.models.registry import BACKBONES
 
 

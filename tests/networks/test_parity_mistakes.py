@@ -22,7 +22,8 @@ from kimiajax.models.checkpoint import Weights
 from kimiajax.models.inception_v3 import Conv
 from kimiajax.models.registry import BACKBONES
 from kimiajax.parity import ours
-from kimiajax.parity.certificate import FAILED, VERIFIED, render
+from kimiajax.parity.certificate import FAILED, VERIFIED
+from kimiajax.parity.certificate_text import render
 from kimiajax.parity.config import ParityConfig
 from kimiajax.parity.job import Job
 from kimiajax.parity.run import add_head, certify, prepare, run_reference

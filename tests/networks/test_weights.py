@@ -15,8 +15,9 @@ from support.networks import randomise
 
 from kimiajax.errors import UserError
 from kimiajax.io.pytrees import save_tree
-from kimiajax.models.backbone import Classifier, PublishedFile
+from kimiajax.models.backbone import PublishedFile
 from kimiajax.models.checkpoint import Weights, fine_tuned, load_converted
+from kimiajax.models.head import Classifier
 from kimiajax.models.registry import BACKBONES
 from kimiajax.weights.load import load_weights
 from weights_convert.__main__ import main as weights_convert

@@ -28,8 +28,8 @@ from kimiajax.features import export
 from kimiajax.features.export import export_features
 from kimiajax.features.extract import extract_taps
 from kimiajax.features.gradcam import grad_cam, overlay
-from kimiajax.models.backbone import Classifier
 from kimiajax.models.checkpoint import load_converted
+from kimiajax.models.head import Classifier
 from kimiajax.models.inputs import gray_to_unit_rgb
 from kimiajax.report.predictions import render_applied
 from kimiajax.runs.layout import RunFolder

@@ -20,7 +20,8 @@ PREPARE = """
 import sys
 from pathlib import Path
 import tensorflow_datasets as tfds
-from kimiajax.data import examples, kimia_path24
+from kimiajax.data.tfds import builders as kimia_path24
+from kimiajax.data.tfds import examples, patch_set
 from kimiajax.data.tfds.prepare import prepare
 
 name, manual_dir, data_dir, shard_bytes, fault, *options = sys.argv[1:]
@@ -126,7 +127,7 @@ def test_an_error_of_a_worker_leaves_nothing(manual_dir, tmp_path):
 from kimiajax.errors import UserError
 def fail(*arguments):
     raise UserError("a patch cannot be read")
-kimia_path24.examples_of = fail
+patch_set.examples_of = fail
 done = prepare""",
     )
     done = run(broken, "kimia_path24", manual_dir, tmp_path, 2**28, "none", DIRECT)

@@ -5,7 +5,8 @@ import pytest
 from support.runs import RANDOM, rows_of
 from support.runs import SMALL as SMALL_TABLE
 
-from benchmarks import choices, curves, cut, features, resize, suite
+from benchmarks import choices, curves, cut, resize, suite
+from benchmarks.workloads import features
 from kimiajax.cli.main import main
 from kimiajax.errors import UserError
 from kimiajax.models.registry import BACKBONES

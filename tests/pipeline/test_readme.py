@@ -21,8 +21,8 @@ from kimiajax.cli.main import main
 from kimiajax.data.config import flag
 from kimiajax.data.sources.synthetic import write_synthetic_scans
 from kimiajax.experiments import study
-from kimiajax.models.backbone import Classifier
 from kimiajax.models.checkpoint import fine_tuned
+from kimiajax.models.head import Classifier
 from kimiajax.models.registry import BACKBONES
 from kimiajax.weights.load import load_weights
 from weights_convert.export import export

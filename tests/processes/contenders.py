@@ -49,10 +49,10 @@ def product(job):
 
 def features(job):
     """This project's features, with what would make them wrong."""
-    import benchmarks.features
-    from kimiajax.models import conv
+    import benchmarks.workloads.features
+    from kimiajax.models import conv, winograd
 
-    fault, matrices = job["fault"], conv._matrices
+    fault, matrices = job["fault"], winograd._matrices
     if fault == "wrong constant":
 
         def wrong(tile, side):
@@ -61,7 +61,7 @@ def features(job):
             of_input[1, 2] *= 1.001
             return right._replace(of_input=of_input)
 
-        conv._matrices = wrong
+        winograd._matrices = wrong
     if fault == "missing bias":
         call = conv.Conv.__call__
 
@@ -70,7 +70,7 @@ def features(job):
             return output - self.get_variable("params", "bias") if self.use_bias else output
 
         conv.Conv.__call__ = without
-    return benchmarks.features.prepare(job)
+    return benchmarks.workloads.features.prepare(job)
 
 
 if __name__ == "__main__":

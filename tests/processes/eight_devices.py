@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from kimiajax.models import batch_norm
-from kimiajax.models.backbone import Classifier
+from kimiajax.models.head import Classifier
 from kimiajax.models.registry import BACKBONES
 from kimiajax.training import engines, input_feeds, steps
 from kimiajax.training.augment import KERAS_2017

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import features, race, suite
+from benchmarks import race, suite
 from benchmarks.compare import compare
-from benchmarks.race import OURS, Case, Contender, line_of, lines_of
+from benchmarks.race import OURS, Case, Contender
+from benchmarks.show import line_of, lines_of
+from benchmarks.workloads import features
 from kimiajax.cli.main import main
 from kimiajax.errors import UserError
 
@@ -151,7 +153,7 @@ def test_a_judge_that_fails_ends_the_race():
 @pytest.mark.parity
 def test_features_with_a_wrong_constant_or_without_bias_are_invalid_and_as_they_are_valid(monkeypatch):
     faults = [contender(fault, fault=fault, conv="fast") for fault in ("wrong constant", "missing bias")]
-    honest = replace(contender(OURS, conv="fast"), module="benchmarks.features")
+    honest = replace(contender(OURS, conv="fast"), module="benchmarks.workloads.features")
     monkeypatch.setattr(features, "PEERS", ())
     case = features.case("vgg16", 32, 2, "float32")
     shown = race.race(replace(case, contenders=(honest, *faults)), 1)["contenders"]
@@ -165,7 +167,7 @@ def records(monkeypatch, tmp_path, capsys):
     paths = []
     for pause in (0.04, 0.02):
         case = case_of(contender(OURS, pause=pause), contender("peer"))
-        monkeypatch.setattr("benchmarks.svm.cases", lambda full, case=case, **given: [case])
+        monkeypatch.setattr("benchmarks.workloads.svm.cases", lambda full, case=case, **given: [case])
         paths.append(tmp_path / f"{pause}.json")
         assert main(["bench", "svm", "--rounds", "4", "--out", str(paths[-1])]) == 0
         assert "no peer" in capsys.readouterr().out
@@ -193,6 +195,6 @@ def test_records_of_other_hardware_or_no_records_are_refused(records, capsys, tm
 
 def test_the_command_ends_with_1_where_a_race_is_invalid(monkeypatch):
     case = case_of(contender(OURS), contender("peer", fault="other weights"))
-    monkeypatch.setattr("benchmarks.svm.cases", lambda full, **given: [case])
+    monkeypatch.setattr("benchmarks.workloads.svm.cases", lambda full, **given: [case])
     assert suite.main(["svm", "--peers", "all", "--rounds", "1"]) == 1
     assert suite.main(["svm", "--rounds", "1"]) == 0

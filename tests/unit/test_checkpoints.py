@@ -14,7 +14,7 @@ from test_feeds import BATCH, COUNT, setting
 
 from kimiajax.errors import UserError
 from kimiajax.io.pytrees import digest, load_tree, quietly, save_tree
-from kimiajax.models.backbone import Classifier
+from kimiajax.models.head import Classifier
 from kimiajax.models.registry import BACKBONES
 from kimiajax.runtime.signals import Interrupted, Interruption
 from kimiajax.training import checkpoints as module

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from kimiajax.errors import UserError
-from kimiajax.models.backbone import Classifier
+from kimiajax.models.head import Classifier
 from kimiajax.models.registry import BACKBONES
 from kimiajax.training import input_feeds
 from kimiajax.training.augment import KERAS_2017

@@ -11,8 +11,8 @@ import pytest
 from support.networks import randomise
 
 from kimiajax.errors import UserError
-from kimiajax.models.backbone import Classifier
 from kimiajax.models.batch_norm import Normalisation
+from kimiajax.models.head import Classifier
 from kimiajax.models.inputs import network_input
 from kimiajax.models.registry import BACKBONES
 from kimiajax.training.augment import KERAS_2017

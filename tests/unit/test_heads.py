@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from kimiajax.errors import UserError
-from kimiajax.models.backbone import Classifier
+from kimiajax.models.head import Classifier
 from kimiajax.models.registry import BACKBONES
 from kimiajax.runtime.progress import Silent
 from kimiajax.training import head_cache as kept_heads

@@ -24,10 +24,11 @@ LAYERS = (  # a room imports from its own layer and those before it
 )
 LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 MOST_ROOMS, MOST_FLOORS = 26, 10
+MOST_MODULES, MOST_LINES, MOST_PARAMETERS = 16, 400, 6  # in a folder, of a module, of a function in experiments/
 
 FOREIGN = ("torch", "keras", "tensorflow")
 SETS = ("tensorflow_datasets", "apache_beam")
-MAY_LOAD_SETS = tuple(f"kimiajax.data.tfds.{name}" for name in ("builders", "datasets", "prepare"))
+MAY_LOAD_SETS = tuple(f"kimiajax.data.tfds.{name}" for name in ("builders", "datasets", "patch_set", "prepare"))
 MAY_REGISTER = "kimiajax.data.tfds.prepare"
 MAY_CONVERT = ("kimiajax.cli", "kimiajax.parity", "weights_convert")  # and, inside a function, the loader of weights
 NETWORKS = ("flax", "kimiajax.models", "kimiajax.training", "kimiajax.features")
@@ -227,6 +228,41 @@ def test_the_house_has_at_most_26_rooms_on_10_floors_and_the_page_draws_it(sourc
     assert drawn in (ROOT / "docs" / "architecture.md").read_text(), f"docs/architecture.md must show:\n{drawn}"
 
 
+def too_large(sources):
+    """Returns each folder, module and function of experiments/ that is too large, as a sentence."""
+    folders = defaultdict(list)
+    for module in sources:
+        folders[module.rpartition(".")[0]].append(module)
+    inner = {folder: [m for m in modules if m not in folders] for folder, modules in folders.items()}
+    found = [f"{folder} has {len(each)} modules" for folder, each in inner.items() if len(each) > MOST_MODULES]
+    for module, source in sources.items():
+        if (lines := source.count("\n")) > MOST_LINES:
+            found.append(f"{module} has {lines} lines")
+        if module.startswith("kimiajax.experiments."):
+            for node in ast.walk(ast.parse(source)):
+                if isinstance(node, ast.FunctionDef):
+                    count = len([*node.args.posonlyargs, *node.args.args])
+                    if count > MOST_PARAMETERS:
+                        found.append(f"{module}.{node.name} has {count} parameters")
+    return found
+
+
+def test_no_folder_module_or_function_is_too_large(sources):
+    assert too_large(sources) == []
+
+
+@pytest.mark.parametrize(
+    ("planted", "said"),
+    [
+        ({"kimiajax.io.long": "x = 1\n" * 401}, "kimiajax.io.long has 401 lines"),
+        ({f"kimiajax.io.m{k}": "" for k in range(17)}, "kimiajax.io has 17 modules"),
+        ({"kimiajax.experiments.x": "def f(a, b, c, d, e, f, g): ..."}, "kimiajax.experiments.x.f has 7 parameters"),
+    ],
+)
+def test_what_is_too_large_is_told(planted, said):
+    assert too_large(planted) == [said]
+
+
 def test_a_room_that_imports_another_stands_above_it():
     graph = graph_of(
         {"kimiajax.a": "", "kimiajax.b.x": "import kimiajax.a", "kimiajax.cli": "from kimiajax.b import x"}
@@ -254,7 +290,7 @@ class Bar:
 sys.meta_path.insert(0, Bar())
 import numpy as np, optax, jax
 import kimiajax as kj
-import benchmarks.features, benchmarks.finetune_step, benchmarks.roofline, benchmarks.suite
+import benchmarks.workloads.features, benchmarks.workloads.finetune_step, benchmarks.roofline, benchmarks.suite
 
 cnn = kj.BACKBONES["cnn"]
 weights = kj.load_weights(cnn, "random", image_size=32)

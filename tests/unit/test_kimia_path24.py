@@ -21,8 +21,9 @@ from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patch_arrays import read_patches
 from kimiajax.data.patches import Rules, cut_patches
 from kimiajax.data.tfds import builders, examples
-from kimiajax.data.tfds.builders import FILE, GrayConfig, KimiaPath24, KimiaPath24C
+from kimiajax.data.tfds.builders import FILE, KimiaPath24, KimiaPath24C
 from kimiajax.data.tfds.datasets import Dataset, prepared_in, quiet_tfds
+from kimiajax.data.tfds.patch_set import GrayConfig
 from kimiajax.data.tfds.prepare import prepare
 from kimiajax.data.tfds.source import RECORDS, Prepared
 from kimiajax.errors import UserError

@@ -8,7 +8,7 @@ import optax
 import pytest
 from support.networks import randomise
 
-from kimiajax.models.backbone import Classifier
+from kimiajax.models.head import Classifier
 from kimiajax.models.registry import BACKBONES
 from kimiajax.training.augment import KERAS_2017, KERAS_TODAY
 from kimiajax.training.engines import JitEngine, PmapEngine

@@ -11,7 +11,7 @@ from kimiajax.data.tfds.datasets import about_of, name_of, quiet_tfds
 from kimiajax.errors import UserError
 
 if TYPE_CHECKING:
-    from kimiajax.data.tfds.builders import PatchSet
+    from kimiajax.data.tfds.patch_set import PatchSet
 
 
 class Preparation(NamedTuple):

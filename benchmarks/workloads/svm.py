@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .contender import Work, serve
-from .race import OURS, Case, Contender
+from ..contender import Work, serve
+from ..race import OURS, Case, Contender
 
 SCANS, TRAIN, TEST = 24, 2_400, 1_325
 PEERS = (
@@ -32,7 +32,7 @@ def case(width: int) -> Case:
         settings={"features": width},
         amount=1,
         unit="fits",
-        contenders=(Contender(OURS, ".svm"), *PEERS),
+        contenders=(Contender(OURS, ".workloads.svm"), *PEERS),
         tolerance={"predicted": 0},
         write=lambda folder: write(folder, width),
         judge=Contender("judge", ".peers.on_sklearn"),

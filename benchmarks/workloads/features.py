@@ -19,10 +19,10 @@ import numpy as np
 from kimiajax.features.extract import Extractor
 from kimiajax.models.registry import BACKBONES
 
-from . import networks
-from .contender import Work, serve
-from .networks import NETWORKS, TOLERANCES
-from .race import OURS, Case, Contender, prepare_apart
+from .. import networks
+from ..contender import Work, serve
+from ..networks import NETWORKS, TOLERANCES
+from ..race import OURS, Case, Contender, prepare_apart
 
 JUDGED = 2
 TARGETS = {("vgg16", 8): 1.7, ("vgg16", 32): 1.7, ("inception_v3", 8): 1.0, ("inception_v3", 32): 1.1}
@@ -46,14 +46,14 @@ def cases(full: bool = False, **given: Any) -> list[Case]:
 
 def case(network: str, size: int, batch: int, precision: str) -> Case:
     settings = {"network": network, "size": size, "batch": batch, "precision": precision}
-    judge = Contender("judge", ".features", None, (("judge", True),), networks.IN_FLOAT64)
+    judge = Contender("judge", ".workloads.features", None, (("judge", True),), networks.IN_FLOAT64)
     return Case(
         workload="features",
         settings=settings,
         amount=batch,
         unit="images",
         shared=networks.model_of(network),
-        contenders=(Contender(OURS, ".features"), *networks.peers_of(network, PEERS)),
+        contenders=(Contender(OURS, ".workloads.features"), *networks.peers_of(network, PEERS)),
         tolerance={"features": TOLERANCES[precision]},
         write=lambda folder: write(folder, network, size, batch),
         full_only=networks.SLOWER,

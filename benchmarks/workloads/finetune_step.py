@@ -19,7 +19,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from kimiajax import paper
-from kimiajax.models.backbone import Backbone, Classifier, Variables
+from kimiajax.models.backbone import Backbone, Variables
+from kimiajax.models.head import Classifier
 from kimiajax.models.registry import BACKBONES
 from kimiajax.training.engines import engine_of
 from kimiajax.training.freezing import blocks_of
@@ -27,10 +28,10 @@ from kimiajax.training.frozen_prefix import PrefixedStep
 from kimiajax.training.optimizer import Optimization
 from kimiajax.training.steps import Training
 
-from . import networks
-from .contender import Work, serve
-from .networks import NETWORKS, PEERS
-from .race import OURS, Case, Contender
+from .. import networks
+from ..contender import Work, serve
+from ..networks import NETWORKS, PEERS
+from ..race import OURS, Case, Contender
 
 SCOPES = ("step", "tail", "whole")
 LEARNING_RATE, MOMENTUM = 1e-3, 0.9
@@ -82,11 +83,11 @@ def case(network: str, scope: str, size: int, batch: int, precision: str, engine
         shared=shared,
         amount=batch,
         unit="images",
-        contenders=(Contender(OURS, ".finetune_step"), *networks.peers_of(network, PEERS)),
+        contenders=(Contender(OURS, ".workloads.finetune_step"), *networks.peers_of(network, PEERS)),
         tolerance={"loss": of_loss, "first": of_gradients, "last": of_gradients},
         write=lambda folder: networks.write_inputs(folder, network, size, batch, backbone.trunk, head=True),
         full_only=networks.SLOWER,
-        judge=Contender("judge", ".finetune_step", None, (("judge", True),), networks.IN_FLOAT64),
+        judge=Contender("judge", ".workloads.finetune_step", None, (("judge", True),), networks.IN_FLOAT64),
         target=TARGETS.get((network, scope)) if (size, batch, precision) == (224, 32, "float32") else None,
     )
 

@@ -18,9 +18,9 @@ import numpy as np
 
 from kimiajax.experiments.config import QUICK, TABLE
 
-from . import networks
-from .contender import Work, serve
-from .race import OURS, Case, Contender
+from .. import networks
+from ..contender import Work, serve
+from ..race import OURS, Case, Contender
 
 SIZE, COMPARED = 224, ("fe_vgg16", "fe_inception_v3")
 SCANS = {"num_scans": 24, "patch_size": SIZE, "grid": (4, 5), "test_patches": (2, 2)}
@@ -29,8 +29,8 @@ PEERS = tuple(
     for peer in networks.PEERS
     if peer.name.startswith("keras/")
 )
-ANEW = Contender(OURS, ".table")
-KEPT = Contender(f"{OURS}, programs kept", ".table", None, (("programs", "kept"),))
+ANEW = Contender(OURS, ".workloads.table")
+KEPT = Contender(f"{OURS}, programs kept", ".workloads.table", None, (("programs", "kept"),))
 SHORT = (ANEW, *(peer for peer in PEERS if peer.name == "keras/tensorflow"))
 
 
@@ -66,7 +66,7 @@ def case(
         contenders=contenders,
         tolerance=dict.fromkeys(COMPARED, 0),
         write=lambda folder: write(folder, patches_per_scan),
-        judge=Contender("judge", ".table", None, (("conv", "plain"), ("rows", COMPARED))),
+        judge=Contender("judge", ".workloads.table", None, (("conv", "plain"), ("rows", COMPARED))),
         target=5.0,
         once=True,
         most_rounds=most_rounds,

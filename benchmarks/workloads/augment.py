@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .contender import Work, serve
-from .race import OURS, Case, Contender
+from ..contender import Work, serve
+from ..race import OURS, Case, Contender
 
 SIDE, COUNT = 224, 32
 PEERS = (
@@ -30,7 +30,7 @@ def cases(full: bool = False, **given: Any) -> list[Case]:
             settings={"size": SIDE, "batch": COUNT},
             amount=COUNT,
             unit="images",
-            contenders=(Contender(OURS, ".augment"), *PEERS),
+            contenders=(Contender(OURS, ".workloads.augment"), *PEERS),
             tolerance={"images": 0.01},
             write=write,
             judge=Contender("judge", ".peers.on_pixels", None, (("by", "scipy"),)),

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .contender import Work, serve
-from .race import OURS, Case, Contender
+from ..contender import Work, serve
+from ..race import OURS, Case, Contender
 
 SCANS, PATCHES, ROWS, DRAWS, AT_ONCE = 24, 1_325, 5, 10_000, 50
 
@@ -25,7 +25,7 @@ def cases(full: bool = False, **given: Any) -> list[Case]:
             amount=DRAWS * ROWS,
             unit="draws",
             contenders=(
-                Contender(OURS, ".metrics"),
+                Contender(OURS, ".workloads.metrics"),
                 Contender("numpy", ".peers.on_numpy", "scikit_learn_intelex"),
             ),
             tolerance={"scores": 1e-5},

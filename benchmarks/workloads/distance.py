@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .contender import Work, serve
-from .race import OURS, Case, Contender
+from ..contender import Work, serve
+from ..race import OURS, Case, Contender
 
 GALLERY, QUERIES, WIDTH, NEIGHBOURS = 27_055, 1_325, 2_048, 10
 
@@ -24,7 +24,7 @@ def cases(full: bool = False, **given: Any) -> list[Case]:
             amount=QUERIES,
             unit="queries",
             contenders=(
-                Contender(OURS, ".distance"),
+                Contender(OURS, ".workloads.distance"),
                 Contender("scikit-learn", ".peers.on_sklearn", "scikit_learn_intelex"),
             ),
             tolerance={"distances": 1e-4},

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from . import networks
-from .contender import Work, serve
-from .race import OURS, Case, Contender
+from .. import networks
+from ..contender import Work, serve
+from ..race import OURS, Case, Contender
 
 COUNT, WIDTH, EPOCHS, BATCH, LEARNING_RATE = 2_400, 2_048, 10, 32, 1e-3
 PEERS = tuple(peer for peer in networks.PEERS if peer.name.startswith("keras/") and "flags" not in peer.name)
@@ -29,10 +29,10 @@ def cases(full: bool = False, **given: Any) -> list[Case]:
             shared={"batch": BATCH, "learning_rate": LEARNING_RATE},
             amount=COUNT * EPOCHS,
             unit="patches",
-            contenders=(Contender(OURS, ".head"), *PEERS),
+            contenders=(Contender(OURS, ".workloads.head"), *PEERS),
             tolerance={"loss": 1e-3},
             write=write,
-            judge=Contender("judge", ".head", None, (("judge", True),), networks.IN_FLOAT64),
+            judge=Contender("judge", ".workloads.head", None, (("judge", True),), networks.IN_FLOAT64),
         )
     ]
 
@@ -41,7 +41,7 @@ def write(folder: Path) -> None:
     import jax
 
     from kimiajax import paper
-    from kimiajax.models.backbone import Classifier
+    from kimiajax.models.head import Classifier
     from kimiajax.models.registry import BACKBONES
     from kimiajax.training.steps import order_of
 
@@ -59,7 +59,7 @@ def prepare(job: dict[str, Any]) -> Work:
     import optax
 
     from kimiajax import paper
-    from kimiajax.models.backbone import Classifier
+    from kimiajax.models.head import Classifier
     from kimiajax.models.registry import BACKBONES
     from kimiajax.training.freezing import TrainableBlocks
     from kimiajax.training.heads import fit_heads

@@ -1,0 +1,1 @@
+"""What is raced: a module each, with its cases and how this project does the work."""

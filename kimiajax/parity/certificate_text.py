@@ -1,0 +1,78 @@
+"""A certificate as text: the verdict, a table of stages, and what went wrong."""
+
+import io
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as Grid
+
+from kimiajax.parity.certificate import DOUBLE, FACTOR, FAILED, LEAVES, NOT_RUN, Certificate
+
+
+def render(certificate: Certificate) -> str:
+    """The certificate as a table for a screen or a pipe."""
+    text = io.StringIO()
+    console = Console(file=text, width=120, highlight=False, markup=False)
+    if certificate.stages:
+        console.print(_headline(certificate))
+        console.print(_grid(certificate))
+        console.print(
+            f"max abs and relative L2: ours in float32 against {certificate.reference} in float64; the bound is "
+            f"{FACTOR:g} x {certificate.reference}'s own error in float32, or a floor. float64: ours in float64 "
+            f"against the same, bound {DOUBLE:.0e}, array by array. A step's errors are those of what it changed. "
+            "flips: images with another largest logit."
+        )
+    console.print(f"{certificate.verdict}{_why(certificate)}")
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _headline(certificate: Certificate) -> str:
+    job, weights = certificate.job, certificate.weights
+    versions = ", ".join(f"{name} {version}" for name, version in certificate.versions["reference"].items())
+    scans = "synthetic scans" if certificate.inputs["synthetic"] else certificate.inputs["scans"]
+    return (
+        f"{certificate.network} at {job['size']} x {job['size']}, {weights['source']} ({weights['sha256'][:12]}), "
+        f"against {versions}: {len(job['patches'])} images from {scans}, input {job['input']}, {job['judged']} of them "
+        "judged in float64 and trained on."
+    )
+
+
+def _grid(certificate: Certificate) -> Grid:
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("stage", "shape"):
+        grid.add_column(title, no_wrap=True)
+    for title in ("max abs", "relative L2", f"{certificate.reference}'s own", "bound", "float64", "flips"):
+        grid.add_column(title, justify="right", no_wrap=True)
+    grid.add_column("")
+    for stage in certificate.stages:
+        main = stage.arrays[stage.name]
+        shape = (
+            f"{len(stage.arrays) - 1} arrays"
+            if stage.name.startswith(LEAVES)
+            else " ".join(map(str, stage.shape or ()))
+        )
+        grid.add_row(
+            "ImageNet logits" if stage.name == "block/predictions" else stage.name.removeprefix("block/"),
+            shape,
+            *map(_number, (main.max_abs, main.relative_l2, main.reference_relative_l2, main.bound, stage.double)),
+            "" if main.flips is None else str(main.flips),
+            stage.fault or ("ok" if main.bound is not None else "ok in float64"),
+        )
+    return grid
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else "0" if value == 0 else f"{value:.1e}"
+
+
+def _why(certificate: Certificate) -> str:
+    if certificate.verdict == NOT_RUN:
+        return f": {certificate.reason}"
+    if certificate.verdict == FAILED:
+        return f": {certificate.network} and {certificate.reference} part at {certificate.first_divergence}"
+    images, judged = len(certificate.job["patches"]), certificate.job["judged"]
+    left_out = f"; not compared: {', '.join(certificate.not_compared)}" if certificate.not_compared else ""
+    return (
+        f": {certificate.network} computes what {certificate.reference} computes, at all {len(certificate.stages)} "
+        f"stages, on {images} images, {judged} of them in float64{left_out}"
+    )
