@@ -17,8 +17,7 @@ from kimiajax.data.resize import check_filter, resize
 from kimiajax.data.sources.source import PatchSource, Source, Track, no_track, sha256_of
 from kimiajax.data.survey import in_threads
 from kimiajax.errors import UserError
-from kimiajax.io.cache import load_arrays, mark_used, new_array, trim, vouch_for
-from kimiajax.io.files import put_folder, scratch_folder
+from kimiajax.io.cache import ArrayCache
 from kimiajax.shapes import UInt8
 
 PROOF = "[0-9a-f]" * 64  # names of empty files beside the arrays: sources that gave these pixels for a manifest
@@ -86,17 +85,16 @@ def read_patches(
     check_filter(filter)
     manifest = marked(manifest, source)
     shapes = {split: (len(manifest.split(split)), image_size, image_size) for split in SPLITS}
-    if cache is not None and manifest.pixels_sha256 is not None:
-        folder = cache / "pixels" / _key(manifest, image_size, filter)
-        proven = (folder / _proof(source, manifest)).exists()
-        if proven and (found := load_arrays(folder, shapes, np.uint8)) is not None:
-            mark_used(folder)
+    kept = None if cache is None else ArrayCache(cache, "pixels", np.uint8)
+    if kept is not None and manifest.pixels_sha256 is not None:
+        key = _key(manifest, image_size, filter)
+        proven = (kept.folder / key / _proof(source, manifest)).exists()
+        if proven and (found := kept.get(key, shapes)) is not None:
             return Patches(manifest, **found)
-    with nullcontext() if cache is None else scratch_folder(cache / "pixels" / "new") as aside:
-        arrays = {
-            split: np.empty(shape, np.uint8) if aside is None else new_array(aside / f"{split}.npy", shape, np.uint8)
-            for split, shape in shapes.items()
-        }
+    with nullcontext() if kept is None else kept.making(shapes) as entry:
+        arrays = (
+            {split: np.empty(shape, np.uint8) for split, shape in shapes.items()} if entry is None else entry.arrays
+        )
         read = []
         for split in SPLITS:
             patches = PatchSource(source, manifest.split(split), with_holes)
@@ -104,20 +102,12 @@ def read_patches(
                 _read(patches, manifest, arrays[split], filter), f"reading {split} patches", len(patches), "patches"
             )
         manifest = replace(manifest, patches=tuple(read))
-        if cache is None or aside is None:
-            return Patches(manifest, arrays["train"], arrays["test"])
-        for array in arrays.values():
-            assert isinstance(array, np.memmap)
-            array.flush()
-        vouch_for(aside)
-        folder = cache / "pixels" / _key(manifest, image_size, filter)
-        for known in folder.glob(PROOF):
-            (aside / known.name).touch()
-        (aside / _proof(source, manifest)).touch()
-        kept = [np.load(aside / f"{split}.npy", mmap_mode="r") for split in SPLITS]
-        put_folder(aside, folder)
-    trim(cache / "pixels", keep=folder)
-    return Patches(manifest, *kept)
+        if entry is not None and kept is not None:
+            entry.key = _key(manifest, image_size, filter)
+            for known in (kept.folder / entry.key).glob(PROOF):
+                (entry.folder / known.name).touch()
+            (entry.folder / _proof(source, manifest)).touch()
+    return Patches(manifest, **(arrays if entry is None else entry.arrays))
 
 
 def marked(manifest: Manifest, source: Source) -> Manifest:

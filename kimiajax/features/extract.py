@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kimiajax import __version__
-from kimiajax.io.cache import load_arrays, mark_used, new_array, trim, vouch_for
-from kimiajax.io.files import new_folder
+from kimiajax.io.cache import ArrayCache, load_arrays, mark_used
 from kimiajax.io.pytrees import digest
 from kimiajax.models.backbone import Backbone, Variables
 from kimiajax.models.conv import Way
@@ -99,37 +98,30 @@ def extract_taps(
 
     pictures, batch = _digests(images), _batch_of(len(images), batch_size)
     name = f"{len(images)}-{hashlib.sha256(pictures.data).hexdigest()[:16]}"
-    folders = {
-        tap: cache / "features" / f"{_key(backbone, variables, images.shape[1:], tap, precision, batch)}-{name}"
-        for tap in taps
-    }
-    found = {tap: load_arrays(folder, {tap: shapes[tap]}, np.float32) for tap, folder in folders.items()}
+    kept = ArrayCache(cache, "features", np.float32)
+    keys = {tap: f"{_key(backbone, variables, images.shape[1:], tap, precision, batch)}-{name}" for tap in taps}
+    found = {tap: kept.get(key, {tap: shapes[tap]}) for tap, key in keys.items()}
     arrays = {tap: array[tap] for tap, array in found.items() if array is not None}
     absent = [tap for tap in taps if tap not in arrays]
-    for tap in arrays:
-        mark_used(folders[tap])
     if distributed.agree(not absent):
-        progress.say(f"{description}: found in {cache / 'features'}")
+        progress.say(f"{description}: found in {kept.folder}")
         return Taps(arrays, cached=True)
     alone = distributed.count() == 1  # of several each has a cache of its own, perhaps, and all must compute alike
     absent = absent if alone else list(taps)
     with contextlib.ExitStack() as stack:
-        asides = {tap: stack.enter_context(new_folder(folders[tap])) for tap in absent}
-        new = {tap: new_array(asides[tap] / f"{tap}.npy", shapes[tap], np.float32) for tap in absent}
+        entries = {tap: stack.enter_context(kept.making({tap: shapes[tap]}, keys[tap])) for tap in absent}
+        new = {tap: entry.arrays[tap] for tap, entry in entries.items()}
         lacking = np.arange(len(images))
         if alone:
-            lacking = np.unique(np.concatenate([_copy_known(folders[tap], tap, pictures, new[tap]) for tap in absent]))
+            copied = [_copy_known(kept.folder / keys[tap], tap, pictures, new[tap]) for tap in absent]
+            lacking = np.unique(np.concatenate(copied))
         known = len(images) - len(lacking)
         if known:
-            progress.say(f"{description}: {known:,} of {len(images):,} found in {cache / 'features'}")
+            progress.say(f"{description}: {known:,} of {len(images):,} found in {kept.folder}")
         _compute(backbone, variables, images, new, batch_size, precision, progress, description, lacking)
-        for tap, array in new.items():
-            array.flush()
-            np.save(asides[tap] / f"{ROWS}.npy", pictures)
-            vouch_for(asides[tap])
-            # Opened before they take their place, where another process may put its own.
-            arrays[tap] = np.load(asides[tap] / f"{tap}.npy", mmap_mode="r")
-    trim(cache / "features", keep=folders[absent[-1]])
+        for entry in entries.values():
+            np.save(entry.folder / f"{ROWS}.npy", pictures)
+    arrays |= {tap: entry.arrays[tap] for tap, entry in entries.items()}
     return Taps({tap: arrays[tap] for tap in taps}, cached=known > 0 or len(absent) < len(taps))
 
 

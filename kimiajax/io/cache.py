@@ -7,19 +7,74 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from kimiajax.errors import UserError
-from kimiajax.io.files import new_file, remove_leftovers, sha256_file
+from kimiajax.io.files import new_file, put_folder, remove_leftovers, scratch_folder, sha256_file
+
+Shapes = Mapping[str, tuple[int, ...]]  # of arrays, by name
 
 DIGESTS = "digests.json"
 LIMIT = 40 * 2**30  # bytes of one kind; beyond it what was used longest ago is removed
 
 
-def load_arrays(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: type) -> dict[str, np.ndarray] | None:
+@dataclass
+class Entry:
+    """An entry of the cache that is being made.
+
+    Attributes:
+        folder: where it is made; other files may lie there too.
+        arrays: to fill in; mapped from the disk once the entry is kept.
+        key: under which it will be found.
+    """
+
+    folder: Path
+    arrays: dict[str, np.ndarray]
+    key: str
+
+
+class ArrayCache:
+    """Arrays of one kind, each entry found again by a key that names its content.
+
+    An entry is whole or absent; its files are known by their SHA-256; what was used longest ago goes when all entries
+    of a kind take more than `LIMIT` bytes.
+    """
+
+    def __init__(self, cache: Path, kind: str, dtype: type):
+        self.folder, self._dtype = cache / kind, dtype
+
+    def get(self, key: str, shapes: Shapes) -> dict[str, np.ndarray] | None:
+        """Returns the arrays of an entry, mapped into memory; None where it is lacking or damaged."""
+        found = load_arrays(self.folder / key, shapes, self._dtype)
+        if found is not None:
+            mark_used(self.folder / key)
+        return found
+
+    @contextlib.contextmanager
+    def making(self, shapes: Shapes, key: str = "new") -> Iterator[Entry]:
+        """Gives an entry whose arrays the caller fills in, and keeps it. A key that is known then only is set in it.
+
+        Raises:
+            UserError: too little space.
+        """
+        with scratch_folder(self.folder / key) as aside:
+            new = {name: new_array(aside / f"{name}.npy", shape, self._dtype) for name, shape in shapes.items()}
+            entry = Entry(aside, dict(new), key)
+            yield entry
+            for array in new.values():
+                array.flush()
+            vouch_for(aside)
+            # Opened before they take their place, where another process may put its own.
+            entry.arrays = {name: np.load(aside / f"{name}.npy", mmap_mode="r") for name in shapes}
+            put_folder(aside, self.folder / entry.key)
+        trim(self.folder, keep=self.folder / entry.key)
+
+
+def load_arrays(folder: Path, shapes: Shapes, dtype: type) -> dict[str, np.ndarray] | None:
     """Arrays that were kept, mapped into memory; None where one is lacking or damaged, and all are computed again."""
     try:
         digests = json.loads((folder / DIGESTS).read_text())

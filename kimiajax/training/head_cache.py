@@ -14,8 +14,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kimiajax import __version__
-from kimiajax.io.cache import load_arrays, load_text, mark_used, trim, vouch_for
-from kimiajax.io.files import new_folder
+from kimiajax.errors import UserError
+from kimiajax.io.cache import ArrayCache, load_text
 from kimiajax.io.pytrees import digest, digest_of_leaf
 from kimiajax.runtime import distributed
 from kimiajax.runtime.progress import Silent
@@ -73,12 +73,12 @@ def fit_heads_once(
         "code": [VERSION, __version__, flax.__version__, jax.__version__],
         "platform": jax.default_backend(),
     }
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
-    folder = cache / "heads" / f"{backbone.name}-{key}"
-    found = _load(folder, starts)
+    kept = ArrayCache(cache, "heads", np.float32)
+    key = f"{backbone.name}-{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]}"
+    found = _load(kept, key, starts)
     if distributed.agree(found is not None):
         assert found is not None
-        progress.say(f"{description}: found in {folder}")
+        progress.say(f"{description}: found in {kept.folder / key}")
         for (_, history), record in zip(found, records):
             for epoch in history:
                 record(epoch)
@@ -87,38 +87,38 @@ def fit_heads_once(
     results = fit_heads(training, starts, inputs, labels, progress=progress, description=description, **options)
     trained = [result for result in results if not isinstance(result, NonFiniteError)]
     if len(trained) == len(results):
-        _save(folder, trained)
+        _save(kept, key, trained)
     return results, False
 
 
-def _load(folder: Path, starts: Sequence[dict[str, Any]]) -> list[Trained] | None:
-    leaves = [_leaves(number, start) for number, start in enumerate(starts)]
-    shapes = {name: np.shape(leaf) for named in leaves for name, leaf in named.items()}
-    arrays = load_arrays(folder, shapes, np.float32)
-    told = load_text(folder / HISTORIES)
+def _load(kept: ArrayCache, key: str, starts: Sequence[dict[str, Any]]) -> list[Trained] | None:
+    named = [_leaves(number, start) for number, start in enumerate(starts)]
+    arrays, told = kept.get(key, _shapes(named)), load_text(kept.folder / key / HISTORIES)
     if arrays is None or told is None:
         return None
     histories = [[Epoch(**epoch) for epoch in history] for history in json.loads(told)]
-    mark_used(folder)
     return [
-        (_variables({name: np.array(arrays[name]) for name in named}), history)
-        for named, history in zip(leaves, histories)
+        (_variables({name: np.array(arrays[name]) for name in names}), history)
+        for names, history in zip(named, histories)
     ]
 
 
-def _save(folder: Path, trained: Sequence[Trained]) -> None:
+def _save(kept: ArrayCache, key: str, trained: Sequence[Trained]) -> None:
     """Keeps heads; warns where they cannot be written, since what was trained is still good."""
+    named = [_leaves(number, variables) for number, (variables, _) in enumerate(trained)]
     try:
-        with new_folder(folder) as aside:
-            for number, (variables, _) in enumerate(trained):
-                for name, leaf in _leaves(number, variables).items():
-                    np.save(aside / f"{name}.npy", np.asarray(leaf))
+        with kept.making(_shapes(named), key) as entry:
+            for name, leaf in (item for names in named for item in names.items()):
+                entry.arrays[name][...] = leaf
             histories = [[asdict(epoch) for epoch in history] for _, history in trained]
-            (aside / HISTORIES).write_text(json.dumps(histories))
-            vouch_for(aside)
-        trim(folder.parent, keep=folder)
-    except OSError as error:
-        warnings.warn(f"{folder}: cannot keep heads ({error.strerror}); later runs train them anew", stacklevel=2)
+            (entry.folder / HISTORIES).write_text(json.dumps(histories))
+    except (OSError, UserError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        warnings.warn(f"{kept.folder / key}: cannot keep heads ({why}); later runs train them anew", stacklevel=2)
+
+
+def _shapes(named: Sequence[dict[str, Any]]) -> dict[str, tuple[int, ...]]:
+    return {name: np.shape(leaf) for names in named for name, leaf in names.items()}
 
 
 def _leaves(number: int, variables: dict[str, Any]) -> dict[str, Any]:

@@ -227,7 +227,7 @@ def test_two_writers_of_one_cache_both_end_well_with_the_same_arrays(scans, tmp_
 
 
 @pytest.mark.fault("writers")
-@pytest.mark.parametrize("where", ["kimiajax.features.extract:_compute", "kimiajax.io.files:put_folder"])
+@pytest.mark.parametrize("where", ["kimiajax.features.extract:_compute", "kimiajax.io.cache:put_folder"])
 def test_a_killed_writer_of_a_cache_leaves_nothing_that_is_found_and_the_next_one_clears_up(scans, tmp_path, where):
     command = [*NETWORK, "--scans", scans, "--cache", tmp_path / "cache", "--out", tmp_path / "out"]
     assert (

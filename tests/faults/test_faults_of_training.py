@@ -29,7 +29,7 @@ LEFTOVERS = ("*kimiajax-partial*", "*orbax-checkpoint-tmp*", "unfinished")
 
 # Where a run is killed: the function, which of its calls, before or after it, and what its arguments must hold.
 POINTS = {
-    "patches are read and not yet kept": ("kimiajax.data.patch_arrays:put_folder",),
+    "patches are read and not yet kept": ("kimiajax.io.cache:put_folder",),
     "the manifest's header is in place and the manifest is not": ("pathlib:Path.replace", 1, "before", "manifest.csv"),
     "nothing is saved yet": ("kimiajax.training.checkpoints:Checkpoints.save",),
     "a state is being saved": ("kimiajax.training.checkpoints:Checkpoints.save", 2, "after"),
