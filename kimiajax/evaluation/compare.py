@@ -6,21 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from kimiajax.data.config import SOURCES
 from kimiajax.errors import UserError
 from kimiajax.evaluation import statistics
 from kimiajax.evaluation.claims import LEVEL
 from kimiajax.evaluation.statistics import Pair
 from kimiajax.io.json_records import changes
+from kimiajax.runs.layout import NO_RESULT
 from kimiajax.runs.reader import StoredRun
 from kimiajax.runs.warnings import warnings_of
 from kimiajax.text import first_few
 
 BETTER, WORSE, SAME, OPEN = "A is better", "B is better", "the same predictions", "no difference shown"
-FREE = (  # settings that change no row, or whose change the training patches tell
-    *("out", "cache", "fresh", "tensorboard", "checkpoint_seconds", "rows"),
-    *SOURCES,
-)
+UNTOLD = (*NO_RESULT, "rows")  # settings whose difference is not told, since it changes no row that both have
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +129,7 @@ def _places(run: StoredRun, patch_ids: list[str]) -> np.ndarray:
 
 def _differences(a: StoredRun, b: StoredRun) -> list[str]:
     def described(run: StoredRun) -> dict[str, Any]:
-        config = {name: value for name, value in run.results["config"].items() if name not in FREE}
+        config = {name: value for name, value in run.results["config"].items() if name not in UNTOLD}
         first = run.seeds[0]
         return {
             "preset": run.results["preset"],

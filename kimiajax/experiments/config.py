@@ -1,4 +1,8 @@
-"""The settings of `kimiajax table`, a field being a flag, and its presets."""
+"""The settings of `kimiajax table`, and its presets. A field is a flag, of `table` and of `sweep`.
+
+A new field is recorded in `results.json`, and another value of it makes another run. One that changes no result stands
+in `NO_RESULT` of `kimiajax.runs.layout` as well.
+"""
 
 import re
 from collections.abc import Container, Sequence

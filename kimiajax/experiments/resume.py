@@ -4,20 +4,14 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from kimiajax.data.config import SOURCES
 from kimiajax.errors import UserError
 from kimiajax.experiments.artifacts import digest_of_learnt, load_learnt
 from kimiajax.io.files import sha256_file
 from kimiajax.io.json_records import differences, is_sealed
 from kimiajax.io.pytrees import refuse_unreadable
-from kimiajax.runs.layout import SCHEMA_VERSION, RunFolder
+from kimiajax.runs.layout import NO_RESULT, SCHEMA_VERSION, RunFolder
 
-# Settings that change no result; scans, manifest and weights are known by their content, convolutions by the choice.
-FREE = (
-    *SOURCES,
-    *("manifest", "cache", "out", "feed", "checkpoint_seconds", "fresh", "tensorboard", "conv"),
-    *("distributed", "coordinator", "processes", "process", "peer_timeout"),
-)
+FREE = (*NO_RESULT, "manifest", "conv")  # these two are known by the patches and by the choice that was made
 REMEDY = "choose another --out, or begin anew with --fresh"
 
 

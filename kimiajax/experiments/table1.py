@@ -1,4 +1,8 @@
-"""The rows of Table 1, and those that stand beside it, as data. A new row is a line here."""
+"""The rows of Table 1, and those that stand beside it, as data, in the order in which they are printed.
+
+A new row is a line here, and is computed where `--rows` names it. What is computed by default stands in
+`kimiajax.experiments.config`, and the paper's figures, by the row's name, in `kimiajax.paper`.
+"""
 
 from kimiajax.errors import UserError
 from kimiajax.experiments.approach import Approach
@@ -9,12 +13,14 @@ from kimiajax.experiments.network_rows import FromScratch
 from kimiajax.features.baselines import FLOORS as FLOOR_FEATURES
 from kimiajax.models.registry import BACKBONES
 
+SCRATCH = ("cnn",)  # networks without published weights: they are trained from scratch, and nothing else
+
 
 def all_rows() -> tuple[Approach, ...]:
     """The rows that there are: Table 1's first, then those of other networks, baselines, and retrieval."""
-    titles = {name: _title(name) for name in BACKBONES if name != "cnn"}
+    titles = {name: _title(name) for name in BACKBONES if name not in SCRATCH}
     return (
-        FromScratch("cnn", BACKBONES["cnn"].title, "cnn"),
+        *(FromScratch(name, BACKBONES[name].title, name) for name in SCRATCH),
         *(
             row
             for name, title in titles.items()

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from kimiajax.data.config import SOURCES
 from kimiajax.data.manifest import Manifest
 from kimiajax.io.files import write_text
 from kimiajax.io.json_records import sealed
@@ -26,6 +27,13 @@ from kimiajax.shapes import Int
 # 4: how each network convolved; 5: floors, retrieval, pictures; 6: a seal; 7: settings of any network; 8: modes
 # of trained batch normalisation, and "rmsprop" names the optimizer of Keras 3
 SCHEMA_VERSION = 8
+
+# Settings that change no result: a run goes on with others, and two runs are not told apart by them.
+NO_RESULT = (
+    *SOURCES,  # what the patches are, their manifest says
+    *("cache", "out", "feed", "checkpoint_seconds", "fresh", "tensorboard"),
+    *("distributed", "coordinator", "processes", "process", "peer_timeout"),
+)
 
 SCANS = "scans"  # the folder of the pictures of one patch a scan
 

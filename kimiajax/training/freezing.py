@@ -1,4 +1,8 @@
-"""Which blocks train: names to a label for every leaf, the tree split along it, and the study's choices by name."""
+"""Which blocks train: names to a label for every leaf, the tree split along it, and the study's choices by name.
+
+A frozen block has no gradient, since `kimiajax.training.steps.gradients_of` differentiates the trainable part of
+`split` alone; `labels` are for optimizers that are given the whole tree.
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -177,7 +177,7 @@ def gradients_of(
         metrics = _metrics(logits, batch, training.label_smoothing)
         return metrics.loss / count, (metrics, batch_stats)
 
-    with products_in(training.precision):
+    with products_in(training.precision):  # what is frozen is a constant of `loss_of`: here a block is frozen
         (_, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
     # Each device has the gradient of its own share of the mean, so that the sum is the gradient of the mean.
     return _over(axis, gradients), _over(axis, metrics), batch_stats

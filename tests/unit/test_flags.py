@@ -7,6 +7,7 @@ import pytest
 from kimiajax.cli import flags
 from kimiajax.experiments.config import PRESETS, QUICK, TableConfig
 from kimiajax.experiments.sweep_config import SWEEPS, SweepConfig
+from kimiajax.runs.layout import NO_RESULT
 
 
 def help_of(capsys, kind, default):
@@ -40,6 +41,10 @@ def test_flags_change_the_settings_of_their_name_and_no_others(preset):
     parsed = flags.parse(TableConfig, "table", "", given, default)
     assert parsed.as_dict() == {**default.as_dict(), **changed, "scans": "a.h5"}
     assert parsed == default.replace(**changed, scans=parsed.data.scans)
+
+
+def test_what_changes_no_result_is_a_setting():
+    assert set(NO_RESULT) <= QUICK.as_dict().keys()
 
 
 def test_a_setting_of_no_group_is_refused():
