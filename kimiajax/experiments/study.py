@@ -52,10 +52,6 @@ class Request:
     def cache(self) -> Path:
         return self.config.data.cache or default_cache()
 
-    @property
-    def say(self):
-        return self.progress.say
-
 
 class Phase(NamedTuple):
     """A part of a row's training: "head", "fine_tuning", "training".
@@ -252,7 +248,7 @@ def _choice(network: str, request: Request, engine: Engine, before: Way | None) 
     choice = choose_way(
         config.model.conv, BACKBONES[network], config.data.image_size, config.optim.batch_size, **options
     )
-    request.say(f"{network}: {choice.way} convolutions ({choice.reason})")
+    request.progress.say(f"{network}: {choice.way} convolutions ({choice.reason})")
     return choice
 
 
@@ -266,7 +262,7 @@ def _load_weights(
             loaded[network] = earlier[network]
             continue
         backbone = BACKBONES[network]
-        request.say(f"{network}: {config.weights_of(network)} weights")
+        request.progress.say(f"{network}: {config.weights_of(network)} weights")
         loaded[network] = load_weights(
             network,
             config.weights_of(network),
