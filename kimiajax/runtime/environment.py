@@ -55,7 +55,7 @@ def _version(package: str) -> str | None:
 
 def _revision() -> str | None:
     """The git revision of this source tree, with "+" where it has changes; None for an installed copy."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:

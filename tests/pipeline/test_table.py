@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -332,6 +333,8 @@ def test_what_a_report_of_a_bug_needs_is_told_even_where_no_device_starts(capsys
     told = capsys.readouterr().out
     for line in (f"  jax: {jax.__version__}", "devices: 1 x cpu", "networks: vgg16, inception_v3, cnn", "  torch: "):
         assert line in told
+    revision = re.search(r"^revision: (.*)$", told, re.M)[1]
+    assert (re.fullmatch(r"[0-9a-f]{40}\+?", revision) is not None) == (Path(__file__).parents[2] / ".git").exists()
     assert str(Path.home()) not in told
 
     def broken():
