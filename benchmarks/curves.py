@@ -1,9 +1,9 @@
 """`kimiajax bench curves RUN... --out FILE.json`: how finished runs trained, side by side, as a record and a picture.
 
 Claim: none. The record holds, for each row of each run that has an accuracy, its correct test patches and the loss of
-every epoch of its head and its fine-tuning. The picture, beside the record as .svg, has one panel
-for each fine-tuned row and one line for each run. Dashed is the loss at which the head ended. Of several seeds the
-first is drawn.
+every epoch of its head and its fine-tuning. The picture, beside the record as .svg, has one panel for
+each fine-tuned row and one line for each run. Dashed is the loss at which the head ended. Of several seeds the first is
+drawn.
 """
 
 import argparse

@@ -49,9 +49,8 @@ def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
 
 def write_record(path: Path, results: Any, **about: Any) -> None:
     """Writes what was measured, with where and what else is said about it, as JSON."""
-    from kimiajax.runtime.environment import (
-        describe_environment,  # here only: it brings jax along, seconds for each process
-    )
+    # Here only: it brings jax along, seconds for each process.
+    from kimiajax.runtime.environment import describe_environment
 
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {**about, "environment": describe_environment(), "results": results}

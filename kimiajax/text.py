@@ -13,6 +13,7 @@ NO_WIDTH = (
     "nothing of how sure the figure is."
 )
 
+LONGEST_NAME = 300  # characters
 # What a terminal or a browser obeys and does not show, but for tabs and ends of lines; and halves of characters.
 UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -71,9 +72,6 @@ def cautions(tested: Sequence[int], intervals: Iterable[tuple[float, float]]) ->
     if any(low == high for low, high in intervals):
         found.append(NO_WIDTH)
     return found
-
-
-LONGEST_NAME = 300  # characters
 
 
 def is_name(text: str) -> bool:

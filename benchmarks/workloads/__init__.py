@@ -1,1 +1,1 @@
-"""What is raced: a module each, with its cases and how this project does the work."""
+"""Workloads of the races: each module has its cases, and this project's way to do the work."""

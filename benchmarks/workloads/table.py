@@ -37,11 +37,9 @@ SHORT = (ANEW, *(peer for peer in PEERS if peer.name == "keras/tensorflow"))
 def cases(full: bool = False, **given: Any) -> list[Case]:
     """48 training patches and 3 epochs, in one round, beside the fastest peer; in full 240 patches and 10 epochs, as
     `kimiajax table quick` has them with 10 from a scan, beside Keras on JAX as well."""
-    return [
-        case(10, QUICK.optim.epochs, QUICK.optim.head_epochs)
-        if full
-        else case(2, 3, 10, most_rounds=1, contenders=SHORT)
-    ]
+    if full:
+        return [case(10, QUICK.optim.epochs, QUICK.optim.head_epochs)]
+    return [case(2, 3, 10, most_rounds=1, contenders=SHORT)]
 
 
 def case(

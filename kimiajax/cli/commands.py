@@ -166,24 +166,23 @@ def report(arguments: list[str]) -> None:
         return
     run = read_run(folder)
     if config.format == "html":
-        from kimiajax.experiments.config import PRESETS
+        from kimiajax.experiments.config import PRESETS, as_dicts
         from kimiajax.report.html import write_report
 
-        presets = {name: default.as_dict() for name, (_, default) in PRESETS.items()}
-        show(f"written to {write_report(run, analyse(run), config.out, presets=presets)}")
+        show(f"written to {write_report(run, analyse(run), config.out, presets=as_dicts(PRESETS))}")
         return
     _write_text(config.out, FORMATS[config.format](run, analyse(run)))
 
 
 def _report_sweep(folder: str, config: "ReportConfig") -> None:
+    from kimiajax.experiments.config import as_dicts
     from kimiajax.experiments.sweep_config import SWEEPS
     from kimiajax.report.sweep import sweep_csv, write_sweep_report
     from kimiajax.runs.sweep_file import read_sweep
 
     results = read_sweep(folder)
     if config.format == "html":
-        presets = {name: default.as_dict() for name, (_, default) in SWEEPS.items()}
-        show(f"written to {write_sweep_report(folder, results, config.out, presets=presets)}")
+        show(f"written to {write_sweep_report(folder, results, config.out, presets=as_dicts(SWEEPS))}")
     elif config.format == "csv":
         _write_text(config.out, sweep_csv(results))
     else:

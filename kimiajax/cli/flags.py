@@ -57,7 +57,7 @@ def _of_this_project(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def _shown(kind: Any) -> str:
-    """How the help names what a setting takes, which may be None."""
+    """Returns the help's name for what a setting takes beside None."""
     if kind in NAMES:
         return NAMES[kind]
     if get_origin(kind) in (Union, types.UnionType):

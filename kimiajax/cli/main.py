@@ -119,9 +119,9 @@ def _of_preset(command: str, arguments: list[str], debug: bool) -> int:
 
 def _shared(preset: str, config: "TableConfig") -> int:
     """The table or the sweep, as one of several processes."""
-    from kimiajax.experiments.table1 import all_rows
+    from kimiajax.experiments.runner import rows_of
 
-    config.validate(tuple(row.name for row in all_rows()))  # before the others are waited for
+    rows_of(config)  # which refuses settings before the others are waited for
     shared = config.distributed
     distributed.start(shared.coordinator, shared.processes, shared.process, shared.peer_timeout)
     try:

@@ -37,7 +37,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a row gives.
+    """The result of a row.
 
     Attributes:
         predicted: the scan of each test patch; None where training stopped before its end.

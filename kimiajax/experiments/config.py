@@ -5,7 +5,7 @@ in `NO_RESULT` of `kimiajax.runs.layout` as well.
 """
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -28,7 +28,7 @@ RETRIEVAL = tuple(f"nn_{network}_{kind}" for network in ("vgg16", "inception_v3"
 
 @dataclass(frozen=True)
 class DataSettings(PatchConfig):
-    """Where patches come from, which of them are used, and how they are resized."""
+    """The source of the patches, the choice among them, and their size."""
 
     draw_synthetic: bool = False
     """Draw synthetic scans where no scan file is given."""
@@ -45,7 +45,7 @@ class DataSettings(PatchConfig):
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """What is computed, and where it goes."""
+    """The rows to compute, and the folder for the results."""
 
     rows: tuple[str, ...] = (*TABLE, *FLOORS, *RETRIEVAL)
     """What to compute: the table's rows, floors of trivial features, and retrieval of the nearest training patch."""
@@ -305,3 +305,8 @@ PRESETS = {
     "quick": ("A real scan file on a CPU: the protocol without augmentation, few epochs.", QUICK),
     "paper": ("The paper's protocol in full; meant for a GPU.", PAPER),
 }
+
+
+def as_dicts(presets: Mapping[str, tuple[str, TableConfig]]) -> dict[str, dict[str, object]]:
+    """Returns the settings of each preset as `results.json` records them, by the preset's name."""
+    return {name: default.as_dict() for name, (_, default) in presets.items()}

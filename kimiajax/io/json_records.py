@@ -8,6 +8,7 @@ from typing import Any
 
 from kimiajax.text import quoted
 
+SEAL = "seal"
 DEEPEST = 100  # of objects and lists within one another; weights are fine-tuned one from another, and each is one more
 
 
@@ -48,9 +49,6 @@ def _finite(text: str) -> float:
 
 def _whole(text: str) -> int:
     return int(text) if len(text) < 20 and abs(int(text)) < 2**63 else _refuse(quoted(text))
-
-
-SEAL = "seal"
 
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:

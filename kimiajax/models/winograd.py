@@ -18,11 +18,7 @@ from numpy.polynomial import polynomial
 from kimiajax.shapes import Float
 
 Sides = tuple[int, int]  # along the height and the width
-
-
 TILES: dict[Sides, Sides] = {(3, 3): (4, 4), (5, 5): (2, 2), (1, 7): (1, 4), (7, 1): (4, 1)}  # size -> output tiles
-
-
 # Where Winograd's polynomials are evaluated, infinity beside them, by the side of the input tiles: searched for on
 # random layers. With Lavin and Gray's (0, 1, -1, 2, -2) for 6 a layer's output errs 2.2 times as far.
 POINTS = {1: (), 6: (0.0, 0.625, -0.625, 1.5, -1.5), 10: (0.0, 0.375, -0.375, 0.75, -0.75, 1.25, -1.25, 2.5, -2.5)}

@@ -7,6 +7,7 @@ from kimiajax import paper
 from kimiajax.io.lineage import root_of
 from kimiajax.text import percent
 
+SCORES = ("eta_p", "eta_w", "eta_total")
 Results = Mapping[str, Any]
 
 
@@ -67,9 +68,6 @@ def warnings_of(seeds: Sequence[Results]) -> list[str]:
     if not all(results["complete"] for results in seeds):
         found.append("NOT COMPLETE: rows are missing that were asked for.")
     return found
-
-
-SCORES = ("eta_p", "eta_w", "eta_total")
 
 
 def headline(results: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from support.stored_runs import manifest_of, predictions_of, write_run
 
 from kimiajax.errors import UserError
 from kimiajax.evaluation.stored import read_run
-from kimiajax.experiments.config import PRESETS
+from kimiajax.experiments.config import PRESETS, as_dicts
 from kimiajax.runs.layout import RunFolder
 from kimiajax.runs.reader import rerun
 
@@ -148,7 +148,7 @@ def test_seeds_that_were_tested_on_other_patches_are_no_run(tmp_path, rng):
 
 
 def test_the_command_that_computes_a_run_again_names_what_departs_from_its_preset():
-    presets = {name: default.as_dict() for name, (_, default) in PRESETS.items()}
+    presets = as_dicts(PRESETS)
     config = {**presets["quick"], "scans": "it's|my scans.h5", "epochs": 3, "cache_frozen": False, "fresh": True}
     config = json.loads(json.dumps({**config, "rows": ["cnn", "fe_vgg16"]}))
     assert rerun({"preset": "quick", "config": config}, presets) == (

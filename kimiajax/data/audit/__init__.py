@@ -1,1 +1,1 @@
-"""Whether data can be trusted."""
+"""Audits of data: leaks, damage, counts."""

@@ -1,1 +1,1 @@
-"""Where patches come from: scan files, folders of images, whole slides."""
+"""Sources of patches: scan files, folders of images, whole slides."""

@@ -25,6 +25,20 @@ from kimiajax.data.tfds.source import RECORDS, Record
 from kimiajax.errors import UserError
 from kimiajax.io.locks import only_writer
 
+CITATION = r"""
+@inproceedings{babaie2017classification,
+  title = {Classification and Retrieval of Digital Pathology Scans: A New Dataset},
+  author = {Babaie, Morteza and Kalra, Shivam and Sriram, Aditya and Mitcheltree, Christopher and Zhu, Shujin and
+            Khatami, Amin and Rahnamayan, Shahryar and Tizhoosh, Hamid R.},
+  booktitle = {CVPR Workshops}, year = {2017}, eprint = {1705.07522}, archiveprefix = {arXiv}
+}
+@inproceedings{kieffer2017convolutional,
+  title = {Convolutional Neural Networks for Histopathology Image Classification: Training vs. Using Pre-Trained
+           Networks},
+  author = {Kieffer, Brady and Babaie, Morteza and Kalra, Shivam and Tizhoosh, Hamid R.},
+  booktitle = {IPTA}, year = {2017}
+}
+"""
 SAMPLE = 8  # patches encoded to tell how much space all of them take
 
 
@@ -309,19 +323,3 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
                 f"{Path(self.data_dir).parent}: {len(patches):,} patches take about {needed / 2**30:.1f} GiB, and "
                 f"{free / 2**30:.1f} are free; make room, or choose another --data-dir"
             )
-
-
-CITATION = r"""
-@inproceedings{babaie2017classification,
-  title = {Classification and Retrieval of Digital Pathology Scans: A New Dataset},
-  author = {Babaie, Morteza and Kalra, Shivam and Sriram, Aditya and Mitcheltree, Christopher and Zhu, Shujin and
-            Khatami, Amin and Rahnamayan, Shahryar and Tizhoosh, Hamid R.},
-  booktitle = {CVPR Workshops}, year = {2017}, eprint = {1705.07522}, archiveprefix = {arXiv}
-}
-@inproceedings{kieffer2017convolutional,
-  title = {Convolutional Neural Networks for Histopathology Image Classification: Training vs. Using Pre-Trained
-           Networks},
-  author = {Kieffer, Brady and Babaie, Morteza and Kalra, Shivam and Tizhoosh, Hamid R.},
-  booktitle = {IPTA}, year = {2017}
-}
-"""
