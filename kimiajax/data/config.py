@@ -74,10 +74,6 @@ class ScansConfig:
         if not 0 < self.mpp < float("inf"):
             raise UserError(f"--mpp {self.mpp}: must be above 0 and finite")
 
-    def as_dict(self) -> dict[str, object]:
-        """All fields, as JSON takes them."""
-        return json_fields(self)
-
 
 @dataclass(frozen=True)
 class PatchConfig(ScansConfig):

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
+from kimiajax.errors import UserError
 from kimiajax.shapes import Bool, Float, Int, Shaped
 
 
@@ -68,15 +70,22 @@ def kimia_scores(
         mask: false for padded entries, which count nowhere.
 
     Scans without test patches are left out of eta_w's mean; without any test patch the scores are NaN.
+
+    Raises:
+        UserError: a label that is no scan; under jit, where none can be refused, eta_p and eta_total are NaN.
     """
     labels, predicted = jnp.asarray(labels), jnp.asarray(predicted)
     counted = jnp.ones(labels.shape, bool) if mask is None else jnp.asarray(mask)
     scans = jnp.arange(num_scans)
+    outside = (counted & ((labels < 0) | (labels >= num_scans))).any()
+    if not isinstance(outside, Tracer) and outside:
+        raise UserError(f"labels: hold values outside 0 to {num_scans - 1}; each must be the number of a scan")
     truth = (labels[:, None] == scans) & counted[:, None]  # [n scans]
     guess = (predicted[:, None] == scans) & counted[:, None]
     tested, guessed, correct = truth.sum(0), guess.sum(0), (truth & guess).sum(0)
     precision = _mean_ratio(correct, guessed, present=(tested > 0) | (guessed > 0))
     eta_p, eta_w, eta_total = cast("tuple[jax.Array, ...]", scores_from_counts(correct, tested))
+    eta_p, eta_total = (jnp.where(outside, jnp.nan, score) for score in (eta_p, eta_total))
     return KimiaScores(eta_p, eta_w, eta_total, precision, correct, tested)
 
 

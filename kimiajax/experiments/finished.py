@@ -26,13 +26,11 @@ class FinishedRow(NamedTuple):
 
     Attributes:
         path: RUN/ROW.
-        entry: its own of the results.
         results: the content of `results.json`.
         learnt: a network with its head, or an SVM; None of a row that learns nothing.
     """
 
     path: Path
-    entry: dict[str, Any]
     results: dict[str, Any]
     learnt: Weights | LinearSVM | None
 
@@ -118,7 +116,7 @@ def read_finished(path: Path, known: set[str], learns: set[str]) -> FinishedRow:
     if entries[name]["failure"]:
         raise UserError(f"{path}: cannot be relied on, since it failed: {entries[name]['failure']}")
     learnt = _learnt(folder, entries[name]) if name in learns else None
-    return FinishedRow(path, entries[name], results, learnt)
+    return FinishedRow(path, results, learnt)
 
 
 def _learnt(folder: RunFolder, entry: dict[str, Any]) -> Weights | LinearSVM:

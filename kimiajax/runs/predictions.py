@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,13 +19,7 @@ from kimiajax.runs.warnings import marks_of
 from kimiajax.shapes import Float, Int
 from kimiajax.text import LONGEST_NAME, first_few, is_name, quoted
 
-if TYPE_CHECKING:
-    pass
-
-
 COLUMNS = ("patch_id", "predicted", "scan")  # that are read; others are passed over
-
-
 MANIFEST = "manifest.csv"  # of a run, and of an exported folder
 
 

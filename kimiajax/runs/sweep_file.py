@@ -8,11 +8,7 @@ from kimiajax.io.json_records import is_sealed, parse_json
 from kimiajax.runs.reader import OF_2017, as_of_today
 
 SWEEP = "sweep.json"
-
-
-SCHEMA_VERSION = 2  # 1 had the settings of results.json 7
-
-
+SCHEMA_VERSION = 2  # 1 had the settings of results.json 7 and later those of 8, which name `trained_bn`
 TITLES = {
     "patches": "training patches a scan",
     "augmentations": "augmentation of fine-tuning",
@@ -45,4 +41,6 @@ def read_sweep(folder: str | Path) -> dict[str, Any]:
         )
     if not is_sealed(results):
         raise UserError(f"{path}: was changed after it was written; the same `kimiajax sweep` mends it")
-    return {**results, "config": as_of_today(results["config"], OF_2017)} if version == 1 else results
+    if "trained_bn" in results["config"]:
+        return results
+    return {**results, "config": as_of_today(results["config"], OF_2017)}

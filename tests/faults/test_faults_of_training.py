@@ -27,6 +27,7 @@ TINY = ["--image-size", "32", "--patches-per-scan", "4", "--head-epochs", "3", "
 TRAINING = [*TINY, "--augmentation", "keras2017", "--checkpoint-seconds", "0", "--conv", "plain"]
 LEFTOVERS = ("*kimiajax-partial*", "*orbax-checkpoint-tmp*", "unfinished")
 
+CLEARING = "the row is finished and its states are not cleared"
 # Where a run is killed: the function, which of its calls, before or after it, and what its arguments must hold.
 POINTS = {
     "patches are read and not yet kept": ("kimiajax.io.cache:put_folder",),
@@ -40,7 +41,8 @@ POINTS = {
     "what was learnt is written and not yet named": ("kimiajax.io.files:put_folder",),
     "pictures are to be written": ("kimiajax.runs.layout:RunFolder.write_pictures", 2),
     "results are written and not yet named": ("pathlib:Path.replace", 2, "before", "results.json"),
-    "the row is finished and its states are not cleared": ("kimiajax.runs.layout:RunFolder.clear_state",),
+    # its second call: the first clears the folder before the run
+    CLEARING: ("kimiajax.runs.layout:RunFolder.clear_state", 2, "before", "'cnn'"),
 }
 
 
@@ -113,6 +115,9 @@ def test_a_run_that_is_killed_at_a_named_point_ends_as_one_left_alone(point, sca
     assert killed.status == -signal.SIGKILL, killed
     if (tmp_path / "run" / "results.json").exists():
         rows_of(tmp_path / "run")  # whole, whatever it says so far
+    if point == CLEARING:
+        assert "cnn" in rows_of(tmp_path / "run")
+        assert states_of(tmp_path / "run")
     resumed = ask(*command)
     assert resumed.status == 0, resumed
     assert "taken over from process" in resumed.said

@@ -212,10 +212,17 @@ def test_a_record_that_was_changed_is_refused(swept, config, tmp_path):
 
 def test_a_sweep_of_the_version_before_is_read_with_the_meanings_of_its_settings(swept, config, tmp_path):
     record = json.loads((config.output.out / "sweep.json").read_text())
+    record |= {"schema_version": 1, "config": {**record["config"], "trained_bn": "inference", "optimizer": "rmsprop"}}
+    (tmp_path / "sweep.json").write_text(json.dumps(sealed(record)))
+    assert read_sweep(tmp_path)["config"] == record["config"]  # the last of that version name what they mean
     del record["config"]["trained_bn"], record["config"]["head_optimizer"]
-    (tmp_path / "sweep.json").write_text(json.dumps(sealed({**record, "schema_version": 1})))
+    (tmp_path / "sweep.json").write_text(json.dumps(sealed(record)))
     read = read_sweep(tmp_path)["config"]
-    assert (read["trained_bn"], read["head_optimizer"]) == ("keras2017", "rmsprop2017")
+    assert [read[name] for name in ("trained_bn", "head_optimizer", "optimizer")] == [
+        "keras2017",
+        "rmsprop2017",
+        "rmsprop2017",
+    ]
 
 
 def test_the_command_takes_presets_and_refuses_others(capsys):

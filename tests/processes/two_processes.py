@@ -1,6 +1,6 @@
 """One of several processes that train, predict and extract features together; the first writes what came out.
 
-`test_processes.py` runs this file in processes of their own: devices and processes are counted before jax starts.
+`test_distributed.py` runs this file in processes of their own: devices and processes are counted before jax starts.
 """
 
 import contextlib

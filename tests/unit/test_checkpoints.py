@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from test_feeds import BATCH, COUNT, setting
+from test_input_feeds import BATCH, COUNT, setting
 
 from kimiajax.errors import UserError
 from kimiajax.io.pytrees import digest, load_tree, quietly, save_tree

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from support.scores import counted_by_hand
 
+from kimiajax.errors import UserError
 from kimiajax.evaluation.metrics import kimia_scores
 
 
@@ -38,6 +39,16 @@ def test_precision_is_undefined_where_a_tested_scan_is_never_predicted():
 def test_a_prediction_outside_the_scans_is_wrong_and_nothing_else():
     scores = kimia_scores(np.array([0, 1]), np.array([-1, 1]), 2)
     np.testing.assert_allclose(scores[:2], [0.5, 0.5])
+
+
+def test_a_label_that_is_no_scan_is_refused_and_makes_no_score_under_jit():
+    labels, predicted = np.array([0, 1, 5]), np.array([0, 1, 0])
+    with pytest.raises(UserError, match="outside 0 to 1"):
+        kimia_scores(labels, predicted, 2)
+    traced = jax.jit(kimia_scores, static_argnums=2)(labels, predicted, 2)
+    assert np.isnan([traced.eta_p, traced.eta_total]).all()
+    masked = kimia_scores(np.array([0, 1, -1]), predicted, 2, np.array([True, True, False]))
+    assert float(masked.eta_total) == 1
 
 
 def test_scores_run_under_jit_and_vmap(rng):

@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 from support.slides import write_slide
-from test_folders import encoded, sixteen_bit_rgb
+from test_image_folder import encoded, sixteen_bit_rgb
 
 from kimiajax import paper
 from kimiajax.data.open_scans import open_scans
