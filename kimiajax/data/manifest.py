@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from kimiajax.errors import UserError
-from kimiajax.io.files import new_file
+from kimiajax.io.files import csv_text, new_file
 from kimiajax.io.json_records import SEAL, is_sealed, parse_json, sealed
 from kimiajax.shapes import Int
 from kimiajax.text import LONGEST_NAME, is_name, quoted
@@ -81,13 +81,10 @@ class Manifest:
     @cached_property
     def csv(self) -> str:
         """The text of `manifest.csv`; what is unknown is empty."""
-        lines = io.StringIO()
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(FIELDS)
-        writer.writerows(
-            (p.patch_id, p.scan, p.row, p.col, p.split, _fraction(p.homogeneity), p.sha256) for p in self.patches
+        return csv_text(
+            FIELDS,
+            ((p.patch_id, p.scan, p.row, p.col, p.split, _fraction(p.homogeneity), p.sha256) for p in self.patches),
         )
-        return lines.getvalue()
 
     @cached_property
     def sha256(self) -> str:

@@ -1,8 +1,6 @@
 """The features that a network computes of a user's own patches, as files."""
 
-import csv
 import functools
-import io
 import itertools
 import json
 import math
@@ -22,7 +20,7 @@ from kimiajax.data.tfds.datasets import Dataset
 from kimiajax.errors import UserError
 from kimiajax.features.extract import batch_size_for, extract_taps
 from kimiajax.io.cache import new_array
-from kimiajax.io.files import new_folder, sha256_file, write_text
+from kimiajax.io.files import csv_text, new_folder, sha256_file, write_text
 from kimiajax.models.checkpoint import Weights
 from kimiajax.models.conv_autotune import choose_way
 from kimiajax.models.registry import BACKBONES
@@ -188,10 +186,11 @@ def _new_features(path: Path, shape: tuple[int, ...], out: Path) -> np.memmap:
 
 def _ids(parts: Sequence[Inputs]) -> str:
     """The text of `ids.csv`; what is unknown is empty."""
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(("patch_id", "scan", "split"))
-    for part in parts:
-        scans = [None] * len(part.ids) if part.scans is None else part.scans.tolist()
-        writer.writerows(zip(part.ids, scans, itertools.repeat(part.split)))
-    return lines.getvalue()
+    return csv_text(
+        ("patch_id", "scan", "split"),
+        (
+            (patch_id, scan, part.split)
+            for part in parts
+            for patch_id, scan in zip(part.ids, itertools.repeat(None) if part.scans is None else part.scans.tolist())
+        ),
+    )

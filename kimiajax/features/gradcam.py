@@ -24,8 +24,6 @@ from kimiajax.runtime.precision import products_in
 from kimiajax.shapes import Float, Int, Shaped, UInt8
 
 KERAS_VIS = "keras-vis"
-
-
 # Matplotlib's "inferno" at nine equal steps, straight lines between: RGB, ever lighter from black to pale yellow.
 COLOURS = ("000004", "210c4a", "57106e", "8a226a", "bc3754", "e45a31", "f98e09", "f9cb35", "fcffa4")
 RAMP = np.array([list(bytes.fromhex(colour)) for colour in COLOURS])

@@ -2,8 +2,10 @@
 
 import codecs
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import itertools
 import os
 import re
@@ -11,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 
@@ -58,6 +61,13 @@ def write_text(path: Path, text: str) -> None:
     """Writes `text` aside and renames it into place: a reader sees the old file or the new one, never a part."""
     with new_file(path) as aside:
         aside.write_text(text, encoding="utf-8", newline="")
+
+
+def csv_text(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Returns rows below a head as the text of a CSV file, lines ending in a newline alone; None is empty."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    return text.getvalue()
 
 
 @contextlib.contextmanager

@@ -22,8 +22,6 @@ TILES: dict[Sides, Sides] = {(3, 3): (4, 4), (5, 5): (2, 2), (1, 7): (1, 4), (7,
 # Where Winograd's polynomials are evaluated, infinity beside them, by the side of the input tiles: searched for on
 # random layers. With Lavin and Gray's (0, 1, -1, 2, -2) for 6 a layer's output errs 2.2 times as far.
 POINTS = {1: (), 6: (0.0, 0.625, -0.625, 1.5, -1.5), 10: (0.0, 0.375, -0.375, 0.75, -0.75, 1.25, -1.25, 2.5, -2.5)}
-
-
 # Bytes of an image's transformed input that a cache holds well enough; of a strip of a larger one; of a kernel that is
 # read again for each strip. By these VGG16's second convolution alone goes in strips.
 HELD, STRIP, READ_AGAIN = 2**23, 2**21, 2**20

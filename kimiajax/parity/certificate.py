@@ -50,8 +50,6 @@ ZERO, ZERO_IN_SINGLE = 1e-12, 1e-5
 LEAVES = ("gradients", "step")  # stages of many arrays, each with its double precision; together with their single
 NO_DOUBLE = ("decoded", "resized", "input", "eta")  # stages that double precision has no part in
 CLASSES = ("logits", "block/predictions", "predictions")  # stages whose largest entry is an answer
-
-
 LEGEND = {
     "stages": "in the order in which data goes through; gradients and steps hold every array, and all together",
     "max_abs": "largest difference of ours in float32 from the reference in float64, of the judged images",

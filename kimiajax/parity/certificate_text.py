@@ -1,29 +1,24 @@
 """A certificate as text: the verdict, a table of stages, and what went wrong."""
 
-import io
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table as Grid
+from rich.table import Table
 
 from kimiajax.parity.certificate import DOUBLE, FACTOR, FAILED, LEAVES, NOT_RUN, Certificate
+from kimiajax.report.console import as_text, new_table
 
 
 def render(certificate: Certificate) -> str:
     """The certificate as a table for a screen or a pipe."""
-    text = io.StringIO()
-    console = Console(file=text, width=120, highlight=False, markup=False)
+    parts = []
     if certificate.stages:
-        console.print(_headline(certificate))
-        console.print(_grid(certificate))
-        console.print(
+        parts = [
+            _headline(certificate),
+            _table(certificate),
             f"max abs and relative L2: ours in float32 against {certificate.reference} in float64; the bound is "
             f"{FACTOR:g} x {certificate.reference}'s own error in float32, or a floor. float64: ours in float64 "
             f"against the same, bound {DOUBLE:.0e}, array by array. A step's errors are those of what it changed. "
-            "flips: images with another largest logit."
-        )
-    console.print(f"{certificate.verdict}{_why(certificate)}")
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+            "flips: images with another largest logit.",
+        ]
+    return as_text(*parts, f"{certificate.verdict}{_why(certificate)}")
 
 
 def _headline(certificate: Certificate) -> str:
@@ -37,13 +32,13 @@ def _headline(certificate: Certificate) -> str:
     )
 
 
-def _grid(certificate: Certificate) -> Grid:
-    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
+def _table(certificate: Certificate) -> Table:
+    table = new_table()
     for title in ("stage", "shape"):
-        grid.add_column(title, no_wrap=True)
+        table.add_column(title, no_wrap=True)
     for title in ("max abs", "relative L2", f"{certificate.reference}'s own", "bound", "float64", "flips"):
-        grid.add_column(title, justify="right", no_wrap=True)
-    grid.add_column("")
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("")
     for stage in certificate.stages:
         main = stage.arrays[stage.name]
         shape = (
@@ -51,14 +46,14 @@ def _grid(certificate: Certificate) -> Grid:
             if stage.name.startswith(LEAVES)
             else " ".join(map(str, stage.shape or ()))
         )
-        grid.add_row(
+        table.add_row(
             "ImageNet logits" if stage.name == "block/predictions" else stage.name.removeprefix("block/"),
             shape,
             *map(_number, (main.max_abs, main.relative_l2, main.reference_relative_l2, main.bound, stage.double)),
             "" if main.flips is None else str(main.flips),
             stage.fault or ("ok" if main.bound is not None else "ok in float64"),
         )
-    return grid
+    return table
 
 
 def _number(value: float | None) -> str:

@@ -1,18 +1,13 @@
 """What is told about data on a screen or in a pipe: counts of patches by rule, and audits."""
 
-import io
 import math
 from collections.abc import Sequence
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from kimiajax import paper
 from kimiajax.data.audit.audit import Audit
 from kimiajax.data.audit.rule_counts import BACKGROUND, HOMOGENEITY, Count
 from kimiajax.data.patches import GRIDS
-from kimiajax.report.table import WIDTH
+from kimiajax.report.console import as_text, new_table
 
 
 def render_counts(counts: list[Count], names: Sequence[str], test: Sequence[int] | None, background: int) -> str:
@@ -25,7 +20,7 @@ def render_counts(counts: list[Count], names: Sequence[str], test: Sequence[int]
         background: the level of the first table.
     """
     by_setting = {(count.grid, count.background, count.homogeneity): count for count in counts}
-    by_scan = Table(box=SIMPLE_HEAD, pad_edge=False, show_footer=True)
+    by_scan = new_table(show_footer=True)
     by_scan.add_column("scan", footer="all", no_wrap=True)
     by_scan.add_column("test", footer=_number(sum(test)) if test else "", justify="right")
     for grid in GRIDS:
@@ -36,7 +31,7 @@ def render_counts(counts: list[Count], names: Sequence[str], test: Sequence[int]
         chosen = (by_setting[grid, background, h].per_scan[scan] for grid in GRIDS for h in HOMOGENEITY)
         by_scan.add_row(name, str(test[scan]) if test else "", *map(_number, chosen))
 
-    totals = Table(box=SIMPLE_HEAD, pad_edge=False)
+    totals = new_table()
     totals.add_column("gray", no_wrap=True)
     for grid in GRIDS:
         for homogeneity in HOMOGENEITY:
@@ -45,49 +40,43 @@ def render_counts(counts: list[Count], names: Sequence[str], test: Sequence[int]
         chosen = (by_setting[grid, level, h].total for grid in GRIDS for h in HOMOGENEITY)
         totals.add_row(f"{level}+", *map(_number, chosen))
 
-    text = io.StringIO()
-    console = Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False)
-    console.print(
+    kimia = (len(names), sum(test or ())) == (paper.NUM_SCANS, paper.TEST_PATCHES)
+    return as_text(
         f"Training patches by scan. Background is gray {background} and above; a patch is left out where that is its "
         "share or more of it (none: never). The full grid holds every whole patch, the data set's README loop is one "
-        "row and one column short. Patches over whitened places are left out throughout."
+        "row and one column short. Patches over whitened places are left out throughout.",
+        by_scan,
+        "All scans, by the gray value from which a pixel counts as background:",
+        totals,
+        *(_beside(published, counts, kimia) for published in paper.TRAINING_PATCHES_PUBLISHED.items()),
+        *([] if kimia else ["These scans are not Kimia Path24: their counts are their own."]),
     )
-    console.print(by_scan)
-    console.print("All scans, by the gray value from which a pixel counts as background:")
-    console.print(totals)
-    kimia = (len(names), sum(test or ())) == (paper.NUM_SCANS, paper.TEST_PATCHES)
-    for who, published in paper.TRAINING_PATCHES_PUBLISHED.items():
-        nearest = min(
-            (count for count in counts if count.homogeneity <= 1), key=lambda count: abs(count.total - published)
-        )
-        flags = f"--grid {nearest.grid} --background {nearest.background} --homogeneity {_share(nearest.homogeneity)}"
-        console.print(
-            f"published of Kimia Path24: {published:,} ({who})"
-            + (f"; nearest here {nearest.total:,}, with {flags}" if kimia else "")
-        )
+
+
+def _beside(published: tuple[str, int], counts: list[Count], kimia: bool) -> str:
+    """A published total, and for Kimia's own scans the rules here whose total is nearest to it."""
+    who, total = published
+    told = f"published of Kimia Path24: {total:,} ({who})"
     if not kimia:
-        console.print("These scans are not Kimia Path24: their counts are their own.")
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        return told
+    nearest = min((c for c in counts if c.homogeneity <= 1), key=lambda count: abs(count.total - total))
+    flags = f"--grid {nearest.grid} --background {nearest.background} --homogeneity {_share(nearest.homogeneity)}"
+    return f"{told}; nearest here {nearest.total:,}, with {flags}"
 
 
 def render_audit(audit: Audit) -> str:
     """The checks of an audit, and what they come to."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = new_table()
     table.add_column("check", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("what was found", overflow="fold")
     for check in audit.checks:
         table.add_row(check.name, check.verdict, check.detail)
-    text = io.StringIO()
-    console = Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False)
-    console.print(audit.path)
-    console.print(table)
+    verdict = "PASSED: no check failed."
     if audit.failed:
         marked = " Results computed from these data will say so." if audit.identity else ""
-        console.print(f"FAILED: {', '.join(audit.failed)}.{marked}")
-    else:
-        console.print("PASSED: no check failed.")
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        verdict = f"FAILED: {', '.join(audit.failed)}.{marked}"
+    return as_text(audit.path, table, verdict)
 
 
 def _share(homogeneity: float) -> str:

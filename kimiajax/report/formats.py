@@ -1,13 +1,12 @@
 """A run's table as text for papers: Markdown, CSV and LaTeX, with intervals."""
 
-import csv
-import io
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from kimiajax.evaluation.analysis import Analysis, beaten_by_histogram
 from kimiajax.evaluation.claims import CLAIMS
+from kimiajax.io.files import csv_text
 from kimiajax.runs.reader import StoredRun
 from kimiajax.runs.warnings import SCORES, headline, warnings_of
 from kimiajax.text import cautions, p_value, percent, points, visible
@@ -62,11 +61,8 @@ def markdown(run: StoredRun, analysis: Analysis) -> str:
 
 def as_csv(run: StoredRun, analysis: Analysis) -> str:
     """A line a row, scores and intervals as fractions; what does not exist is empty."""
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
     bounds = [f"{score}{end}" for score in SCORES for end in ("", "_low", "_high", "_sd", "_paper")]
-    writer.writerow(["row", "approach", "family", "weights", "correct", "tested", "seeds", *bounds, "warnings"])
-    warnings = " ".join(warnings_of(run.seeds))
+    warnings, lines = " ".join(warnings_of(run.seeds)), []
     for row in run.results["rows"]:
         figures: list[Any] = []
         for score in SCORES:
@@ -74,8 +70,9 @@ def as_csv(run: StoredRun, analysis: Analysis) -> str:
             published = row["paper"][score] if row["paper"] else None
             figures += [row[score], low, high, row.get(f"{score}_sd"), published]
         about = [row[key] for key in ("name", "approach", "family", "weights", "correct", "tested")]
-        writer.writerow([*about, len(run.seeds), *figures, warnings])
-    return lines.getvalue().rstrip()
+        lines.append([*about, len(run.seeds), *figures, warnings])
+    head = ["row", "approach", "family", "weights", "correct", "tested", "seeds", *bounds, "warnings"]
+    return csv_text(head, lines).rstrip()
 
 
 def latex(run: StoredRun, analysis: Analysis) -> str:

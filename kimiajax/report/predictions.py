@@ -1,14 +1,10 @@
 """What a row predicts for a user's patches, on a screen or in a pipe."""
 
-import io
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
-from kimiajax.report.table import WIDTH
+from kimiajax.report.console import as_text, new_table
 
 if TYPE_CHECKING:
     from kimiajax.runs.predictions import Applied
@@ -26,7 +22,7 @@ def render_applied(applied: "Applied", most: int = 20) -> str:
         applied: as `apply_row` gives it.
         most: patches to show, the first ones.
     """
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = new_table()
     table.add_column("patch", overflow="fold")
     for name in ("predicted", "score", "runner-up", "score"):
         table.add_column(name, justify="right" if name == "score" else "left", no_wrap=name == "score")
@@ -35,16 +31,10 @@ def render_applied(applied: "Applied", most: int = 20) -> str:
         table.add_row(
             patch_id, *_of_scan(applied, predicted, scores), *_of_scan(applied, _second(predicted, scores), scores)
         )
-    text = io.StringIO()
-    console = Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False)
-    for warning in applied.warnings:
-        console.print(f"The run: {warning}")
-    console.print(table)
     left = len(applied.ids) - most
-    if left > 0:
-        console.print(f"and {left:,} more patches; --out FILE.csv writes all of them, with every scan's score")
-    console.print(KINDS[applied.kind])
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    more = f"and {left:,} more patches; --out FILE.csv writes all of them, with every scan's score"
+    warnings = (f"The run: {warning}" for warning in applied.warnings)
+    return as_text(*warnings, table, *([more] if left > 0 else []), KINDS[applied.kind])
 
 
 def _second(predicted: int, scores: np.ndarray) -> int | None:

@@ -1,14 +1,9 @@
 """The scores of a file of predictions on a screen or in a pipe."""
 
-import io
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from kimiajax.evaluation.scoring import Scored
-from kimiajax.report.table import WIDTH
+from kimiajax.report.console import as_text, new_table
 from kimiajax.text import cautions, percent
 
 SCORES = (  # name, the name of its interval, what it is
@@ -28,7 +23,7 @@ DIFFERENCE = (
 
 def render_score(scored: Scored) -> str:
     """Both forms of the scores in per cent, how they differ, and the counts of each scan; a dash where none is."""
-    scores = Table(box=SIMPLE_HEAD, pad_edge=False)
+    scores = new_table()
     scores.add_column("score")
     scores.add_column("%", justify="right", no_wrap=True)
     scores.add_column("95 % interval", justify="right", no_wrap=True)
@@ -36,7 +31,7 @@ def render_score(scored: Scored) -> str:
         bounds = " to ".join(map(percent, scored.intervals[interval])) if interval else ""
         scores.add_row(what, percent(getattr(scored, name)), bounds)
 
-    by_scan = Table(box=SIMPLE_HEAD, pad_edge=False)
+    by_scan = new_table()
     for name in ("scan", "test patches", "correct", "recall", "predicted as it", "precision"):
         by_scan.add_column(name, justify="right", no_wrap=True)
     counts = zip(scored.tested_per_scan, scored.correct_per_scan, scored.guessed_per_scan)
@@ -44,27 +39,22 @@ def render_score(scored: Scored) -> str:
         recall, precision = (percent(correct / all_ if all_ else None) for all_ in (tested, guessed))
         by_scan.add_row(str(scan), str(tested), str(correct), recall, str(guessed), precision)
 
-    text = io.StringIO()
-    console = Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False)
-    for warning in scored.warnings:
-        console.print(warning)
-    console.print(
+    parts = [
+        *scored.warnings,
         f"{scored.predictions}, scored against {scored.truth}: {scored.correct} of {scored.n} test patches of "
-        f"{scored.num_scans} scans are correct. Figures in per cent."
-    )
-    console.print(scores)
-    console.print(DIFFERENCE)
-    for caution in cautions(scored.tested_per_scan, scored.intervals.values()):
-        console.print(caution)
+        f"{scored.num_scans} scans are correct. Figures in per cent.",
+        scores,
+        DIFFERENCE,
+        *cautions(scored.tested_per_scan, scored.intervals.values()),
+    ]
     if scored.never_predicted:
-        console.print(f"Never predicted, so that precision is undefined: {_listed(scored.never_predicted)}.")
+        parts.append(f"Never predicted, so that precision is undefined: {_listed(scored.never_predicted)}.")
     if scored.without_patches:
-        console.print(
+        parts.append(
             f"Without test patches: {_listed(scored.without_patches)}. Recall leaves them out; precision counts 0 for "
             "one that is predicted, and leaves out the others."
         )
-    console.print(by_scan)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    return as_text(*parts, by_scan)
 
 
 def _listed(scans: Sequence[int]) -> str:

@@ -1,22 +1,16 @@
 """What a sweep found, as text and as one file with its curves."""
 
-import csv
-import io
 import json
 from pathlib import Path
 from typing import Any
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from kimiajax import __version__
 from kimiajax.errors import UserError
 from kimiajax.evaluation.claims import LEVEL
 from kimiajax.evaluation.statistics import DRAWS
-from kimiajax.io.files import write_text
+from kimiajax.io.files import csv_text, write_text
+from kimiajax.report.console import as_text, new_table
 from kimiajax.report.html import flat, page
-from kimiajax.report.table import WIDTH
 from kimiajax.runs.reader import Presets, rerun
 from kimiajax.runs.warnings import SCORES
 from kimiajax.text import cautions, percent
@@ -24,29 +18,22 @@ from kimiajax.text import cautions, percent
 
 def render_sweep(results: dict[str, Any]) -> str:
     """A table an axis, of eta_total at each value; a star is at what differs from the centre by more than chance."""
-    text = io.StringIO()
-    console = Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False)
-    for warning in results["warnings"]:
-        console.print(warning)
-    console.print(results["headline"])
+    parts = [*results["warnings"], results["headline"]]
     for axis in results["axes"]:
         values = values_of(axis)
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table = new_table()
         table.add_column("approach", no_wrap=True)
         for value in values:
             table.add_column(str(value), justify="right", no_wrap=True)
         for curve in axis["curves"]:
             points = {point["value"]: point for point in curve["points"]}
             table.add_row(curve["approach"], *(_cell(points.get(value), curve) for value in values))
-        console.print(f"\neta_total over {axis['title']}:")
-        console.print(table)
-    console.print(
+        parts += [f"\neta_total over {axis['title']}:", table]
+    parts.append(
         f"Per cent, means over seeds {', '.join(map(str, results['seeds']))}; in brackets the settings of the centre. "
         f"A star: other than at the centre, p at most {100 * LEVEL:.0f} % after Holm's correction for the axis."
     )
-    if not results["complete"]:
-        console.print("NOT COMPLETE: the same command goes on.")
-    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().split("\n"))
+    return as_text(*parts, *([] if results["complete"] else ["NOT COMPLETE: the same command goes on."]))
 
 
 def values_of(axis: dict[str, Any]) -> list[Any]:
@@ -78,10 +65,8 @@ def _cell(point: dict[str, Any] | None, curve: dict[str, Any]) -> str:
 
 def sweep_csv(results: dict[str, Any]) -> str:
     """A line a point of a curve, scores and intervals as fractions; what does not exist is empty."""
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
     bounds = [f"{score}{end}" for score in SCORES for end in ("", "_low", "_high", "_p")]
-    writer.writerow(["axis", "row", "value", "centre", "train_per_scan", "seeds", *bounds, "run", "warnings"])
+    lines = []
     for axis in results["axes"]:
         for curve in axis["curves"]:
             for point in curve["points"]:
@@ -91,8 +76,9 @@ def sweep_csv(results: dict[str, Any]) -> str:
                     pair = point["against_centre"]
                     figures += [point[score], low, high, pair and pair["adjusted"][score]]
                 about = [axis["name"], curve["row"], point["value"], curve["centre"], point["train"]]
-                writer.writerow([*about, len(results["seeds"]), *figures, point["run"], " ".join(results["warnings"])])
-    return lines.getvalue().rstrip()
+                lines.append([*about, len(results["seeds"]), *figures, point["run"], " ".join(results["warnings"])])
+    head = ["axis", "row", "value", "centre", "train_per_scan", "seeds", *bounds, "run", "warnings"]
+    return csv_text(head, lines).rstrip()
 
 
 def write_sweep_report(

@@ -1,21 +1,15 @@
 """The comparison table on a screen or in a pipe."""
 
-import io
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
+from kimiajax.report.console import as_text, new_table
 from kimiajax.runs.warnings import SCORES, headline
 from kimiajax.text import percent
-
-WIDTH = 120
 
 
 def render_table(results: dict[str, Any]) -> str:
     """The rows beside the paper's figures, in per cent, with what a reader must know above and below."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = new_table()
     seeds = "seeds" in results  # whose spreads take the place of two columns
     for name in ["approach"] if seeds else ["scheme", "approach"]:
         table.add_column(name, no_wrap=True)
@@ -37,13 +31,8 @@ def render_table(results: dict[str, Any]) -> str:
             *("" if row["paper"] is None else percent(row["paper"][score]) for score in SCORES),
             f"{row['seconds']:.{int(row['seconds'] < 100)}f}",  # whole from 100 on: wider figures would be cut
         )
-    text = io.StringIO()
-    console = Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False)
-    console.print(headline(results))
-    console.print(table)
-    for number, note in enumerate([*results["notes"], *_beaten(results)], start=1):
-        console.print(f"{number}. {note}")
-    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().split("\n"))
+    notes = (f"{number}. {note}" for number, note in enumerate([*results["notes"], *_beaten(results)], start=1))
+    return as_text(headline(results), table, *notes)
 
 
 def _beaten(results: dict[str, Any]) -> list[str]:

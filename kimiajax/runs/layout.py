@@ -6,8 +6,6 @@ learnt), `history/ROW.jsonl`, `tensorboard/ROW`, `pictures/`, and `unfinished/RO
 """
 
 import contextlib
-import csv
-import io
 import json
 import shutil
 from collections.abc import Iterable, Sequence
@@ -19,7 +17,7 @@ import numpy as np
 
 from kimiajax.data.config import SOURCES
 from kimiajax.data.manifest import Manifest
-from kimiajax.io.files import write_text
+from kimiajax.io.files import csv_text, write_text
 from kimiajax.io.json_records import sealed
 from kimiajax.runs.pictures import Picture, clear_pictures, write_pictures
 from kimiajax.shapes import Int
@@ -80,14 +78,9 @@ class RunFolder:
 
     def write_predictions(self, row: str, manifest: Manifest, predicted: Int[np.ndarray, " n"]) -> Path:
         """Writes a row's predictions: patch_id, scan (the true one), predicted, in the manifest's order."""
-        lines = io.StringIO()
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(("patch_id", "scan", "predicted"))
-        tested = manifest.split("test")
-        writer.writerows(
-            (patch.patch_id, patch.scan, int(guess)) for patch, guess in zip(tested, predicted, strict=True)
-        )
-        write_text(self.predictions(row), lines.getvalue())
+        guesses = zip(manifest.split("test"), predicted.tolist(), strict=True)
+        lines = ((patch.patch_id, patch.scan, guess) for patch, guess in guesses)
+        write_text(self.predictions(row), csv_text(("patch_id", "scan", "predicted"), lines))
         return self.predictions(row)
 
     def write_pictures(self, name: str, pictures: Iterable[Picture], most: int) -> list[dict[str, Any]]:

@@ -14,15 +14,13 @@ from kimiajax.data.open_scans import open_scans
 from kimiajax.data.sources.image_folder import holds_splits
 from kimiajax.data.sources.slides import slides_in
 from kimiajax.errors import UserError
-from kimiajax.io.files import write_text
+from kimiajax.io.files import csv_text, write_text
 from kimiajax.runs.warnings import marks_of
 from kimiajax.shapes import Float, Int
 from kimiajax.text import LONGEST_NAME, first_few, is_name, quoted
 
 COLUMNS = ("patch_id", "predicted", "scan")  # that are read; others are passed over
 MANIFEST = "manifest.csv"  # of a run, and of an exported folder
-
-
 TRUTHS = "a manifest.csv, a run's folder, a CSV file with columns patch_id and scan, or the scans or images themselves"
 
 
@@ -280,12 +278,10 @@ def write_predictions_csv(path: str | Path, applied: Applied) -> None:
 
     It is a file that `kimiajax score` reads.
     """
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    scans = applied.scans
-    scores = (f"score_{number}" for number in range(len(applied.names)))
-    writer.writerow(("patch_id", *([] if scans is None else ["scan"]), "predicted", "name", *scores))
-    for k, (patch_id, guess) in enumerate(zip(applied.ids, applied.predicted.tolist())):
-        scan = [] if scans is None else [int(scans[k])]
-        writer.writerow((patch_id, *scan, guess, applied.names[guess], *(f"{s:.6g}" for s in applied.scores[k])))
-    write_text(Path(path), lines.getvalue())
+    scans = [[]] * len(applied.ids) if applied.scans is None else applied.scans[:, None].tolist()
+    head = ("patch_id", *([] if applied.scans is None else ["scan"]), "predicted", "name")
+    rows = (
+        (patch_id, *scan, guess, applied.names[guess], *(f"{score:.6g}" for score in scores))
+        for patch_id, scan, guess, scores in zip(applied.ids, scans, applied.predicted.tolist(), applied.scores)
+    )
+    write_text(Path(path), csv_text((*head, *(f"score_{number}" for number in range(len(applied.names)))), rows))

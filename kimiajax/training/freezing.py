@@ -125,8 +125,6 @@ PRESETS: dict[str, tuple[str, Callable[[Backbone], tuple[str, ...]], Mode]] = {
     ),
     "adabn_only": ("no weight; batch statistics adapt to the new data", lambda b: (), "keras2017"),
 }
-
-
 LAST = re.compile(r"last(\d+)")  # last0 is the head alone
 
 

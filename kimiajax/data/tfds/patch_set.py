@@ -40,14 +40,8 @@ CITATION = r"""
 }
 """
 SAMPLE = 8  # patches encoded to tell how much space all of them take
-
-
 COUNTS = ", ".join(map(str, paper.TEST_PATCHES_PER_SCAN))
-
-
 LICENCE = "The data set has terms of its own, by agreement with its authors; it may not be passed on from here."
-
-
 FEATURES = (
     "`image`: the patch; `label`: its scan; `patch_id`: its name in manifests of kimiajax; `row`, `col`: its top left "
     f"pixel in the scan, -1 where unknown; `place`: its rank among all places of its scan's grid, or among the "
