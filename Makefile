@@ -31,12 +31,12 @@ endif
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
-# torch is not locked: no lock file can name its CPU build for every platform. The newest CPU build that pip finds, and
-# where it finds none that says so, as on macOS, the newest one; TORCH names another.
-TORCH ?= torch$(addprefix ==,$(shell $(BIN)/python -m pip index versions torch 2>/dev/null | grep -om1 '[0-9][0-9.]*+cpu' | head -1))
+# torch is not locked: no lock file can name its CPU build for every platform. pip's defaults may bring the CUDA build,
+# gigabytes; TORCH="torch torchvision timm --index-url ..." names another.
+TORCH ?= torch torchvision timm
 
 setup-torch: $(STAMP)
-	$(PIP) "$(TORCH)"
+	$(PIP) $(TORCH)
 
 demo: $(STAMP)
 	$(BIN)/kimiajax table demo

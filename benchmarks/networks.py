@@ -109,7 +109,7 @@ def model_of(network: str) -> dict[str, Any]:
 
 
 def peers_of(network: str, peers: Sequence[Contender]) -> tuple[Contender, ...]:
-    """Those that have the network: torch's are written out here, and so are those that run what torch exports."""
+    """Those that have the network: torch's are torchvision's, and so are those that run what torch exports."""
     known = _tables(network)
     return tuple(peer for peer in peers if ("keras" if peer.name.startswith("keras") else "torch") in known)
 

@@ -1,32 +1,38 @@
 """PyTorch's side of the networks' workloads, channels_last, eager or compiled as the job says; and its ONNX file.
 
-On a GPU the networks are torchvision's, autocast where the job's precision is bfloat16.
+The networks are torchvision's, on a GPU autocast where the job's precision is bfloat16.
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional
-
-from kimiajax.parity import torch_networks
 
 from ..contender import Work, serve
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LAST_FROZEN = {"vgg16": "23", "inception_v3": "Mixed_7a"}  # the last layer below the blocks that are fine-tuned
 
 
 def network_of(job: dict[str, Any]) -> nn.Module:
-    """The network in Keras' variant: average pools that leave the padding out, no scale in batch normalisation."""
-    torch_networks._average = lambda x: functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+    """The network in Keras' variant: average pools that leave the padding out, no scale in batch normalisation. It ends
+    at its features, fc2 or the mean over space, and for fine-tuning VGG16 before its dense layers."""
     if job["network"] == "vgg16":
-        network = torch_networks.TorchvisionVGG16(
-            1000 if job["workload"] != "finetune_step" else None, job["size"] // 32
-        )
+        network, side = torchvision.models.vgg16(init_weights=False), job["size"] // 32
+        network.avgpool = nn.Identity()  # which makes 7 x 7 of any size
+        network.classifier = network.classifier[:5] if job["workload"] != "finetune_step" else nn.Identity()
+        if side != 7 and isinstance(network.classifier, nn.Sequential):
+            network.classifier[0] = nn.Linear(512 * side**2, 4096)
     else:
-        network = torch_networks.InceptionV3(classes=None, auxiliary=False)
+        counting = functional.avg_pool2d
+        functional.avg_pool2d = lambda x, **options: counting(x, count_include_pad=False, **options)
+        network = torchvision.models.inception_v3(aux_logits=False, transform_input=False, init_weights=False)
+        network.dropout = network.fc = nn.Identity()
     load(network, job)
     return network.eval()
 
@@ -39,7 +45,7 @@ def load(module: nn.Module, job: dict[str, Any]) -> None:
                 array.copy_(torch.from_numpy(np.ascontiguousarray(_laid_out(name, arrays[name], job["size"] // 32))))
             elif name.endswith("bn.weight"):
                 array.fill_(1)
-            elif not name.endswith("num_batches_tracked") and not name.startswith("classifier.6"):
+            elif not name.endswith("num_batches_tracked"):
                 raise KeyError(name)
 
 
@@ -74,22 +80,9 @@ def awaited(value: Any) -> Any:
     return value
 
 
-class Features(nn.Module):
-    def __init__(self, network: nn.Module, tap: str):
-        super().__init__()
-        self.network, self.tap = network, tap
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.network.blocks(x)[self.tap]
-
-
-def features_of(job: dict[str, Any]) -> Features:
-    return Features(network_of(job), "fc2" if job["network"] == "vgg16" else "pooled").eval()
-
-
 def features(job: dict[str, Any]) -> Work:
     context = set_precision(job)
-    module, x = features_of(job).to(DEVICE, memory_format=torch.channels_last), images_of(job)
+    module, x = network_of(job).to(DEVICE, memory_format=torch.channels_last), images_of(job)
     if job.get("compile"):
         module = torch.compile(module, mode="max-autotune" if DEVICE == "cuda" else "default")
 
@@ -106,6 +99,10 @@ class Classifier(nn.Module):
     def __init__(self, job: dict[str, Any], network: nn.Module):
         super().__init__()
         self.network, self.vgg = network, job["network"] == "vgg16"
+        layers = dict((network.features if self.vgg else network).named_children())  # in the order in which they run
+        cut = list(layers).index(LAST_FROZEN[job["network"]]) + 1
+        self.frozen = nn.Sequential(*itertools.islice(layers.values(), cut))
+        self.tuned = nn.Sequential(*itertools.islice(layers.values(), cut, None))
         inputs = 512 * (job["size"] // 32) ** 2 if self.vgg else 2048
         self.head_hidden, self.head_logits = nn.Linear(inputs, job["hidden"]), nn.Linear(job["hidden"], job["classes"])
         with np.load(Path(job["folder"]) / "torch.npz") as arrays, torch.no_grad():
@@ -113,30 +110,17 @@ class Classifier(nn.Module):
                 module.weight.copy_(torch.from_numpy(arrays[f"head_{name}.weight"].T.copy()))
                 module.bias.copy_(torch.from_numpy(arrays[f"head_{name}.bias"]))
 
-    def before(self, x: torch.Tensor) -> torch.Tensor:
-        """The frozen blocks."""
-        return self.network.features[: self._cut()](x) if self.vgg else self.network.blocks(x, "mixed8")["mixed8"]
-
-    def _cut(self) -> int:
-        pools = [i for i, layer in enumerate(self.network.features) if isinstance(layer, nn.MaxPool2d)]
-        return pools[3] + 1
-
     def after(self, x: torch.Tensor) -> torch.Tensor:
         """The trained blocks and the head."""
-        if self.vgg:
-            x = self.network.features[self._cut() :](x)
-            x = x.permute(0, 2, 3, 1).flatten(1)  # the head's arrays take height, width, channels
-        else:
-            x = self.network.Mixed_7c(self.network.Mixed_7b(x)).mean((2, 3))
+        x = self.tuned(x)  # the head's arrays take height, width, channels; Inception-v3 has a mean over space by now
+        x = (x.permute(0, 2, 3, 1) if self.vgg else x).flatten(1)
         return self.head_logits(torch.relu(self.head_hidden(x)))
 
     def trained(self) -> list[nn.Module]:
-        network = self.network
-        blocks = [network.features[self._cut() :]] if self.vgg else [network.Mixed_7b, network.Mixed_7c]
-        return [*blocks, self.head_hidden, self.head_logits]
+        return [self.tuned, self.head_hidden, self.head_logits]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.after(self.before(x))
+        return self.after(self.frozen(x))
 
 
 def finetune_step(job: dict[str, Any]) -> Work:
@@ -151,7 +135,7 @@ def finetune_step(job: dict[str, Any]) -> Work:
     model = classifier
     if job["cached"]:
         with torch.no_grad():
-            x = torch.cat([classifier.before(part) for part in x.split(8)]).to(memory_format=torch.channels_last)
+            x = torch.cat([classifier.frozen(part) for part in x.split(8)]).to(memory_format=torch.channels_last)
         model = classifier.after
     if job.get("compile"):
         model = torch.compile(model, mode="max-autotune" if DEVICE == "cuda" else "default")
@@ -180,7 +164,7 @@ def finetune_step(job: dict[str, Any]) -> Work:
 def export(job: dict[str, Any]) -> Work:
     """Writes `network.onnx`; runs nothing."""
     path = Path(job["folder"]) / "network.onnx"
-    torch.onnx.export(features_of(job), (images_of(job),), str(path), dynamo=True, external_data=True, verbose=False)
+    torch.onnx.export(network_of(job), (images_of(job),), str(path), dynamo=True, external_data=True, verbose=False)
     return Work(lambda: None, lambda nothing: {}, about=about(job))
 
 

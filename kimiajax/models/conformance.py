@@ -66,7 +66,7 @@ def _check_parameters(backbone: Backbone, variables: Variables, images: jax.Arra
         raise _broken(backbone, f"block {bare[0]} has no parameters; only `pooled` may have none: join it to another")
     for path in flatten_dict(variables.get("batch_stats", {})):
         if path[-2:] not in (("bn", "mean"), ("bn", "var")):
-            raise _broken(backbone, f"statistics {'/'.join(path)}: use `models.norm.BatchNorm`, named `bn`")
+            raise _broken(backbone, f"statistics {'/'.join(path)}: use `models.batch_norm.BatchNorm`, named `bn`")
 
 
 def _check_taps(backbone: Backbone, variables: Variables, images: jax.Array) -> None:

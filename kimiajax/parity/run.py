@@ -36,7 +36,8 @@ from weights_convert.mapping import Files
 from weights_convert.mappings import all_files, files_of
 
 SUFFIX = {"keras": "h5", "torch": "safetensors"}
-REMEDY = {"keras": "pip install 'kimiajax[parity]'", "torch": "make setup-torch, or install torch's CPU build"}
+NEEDS = {"keras": ("keras",), "torch": ("torch", "torchvision", "timm")}
+REMEDY = {"keras": "pip install 'kimiajax[parity]'", "torch": "pip install torch torchvision timm"}
 TORCH = ("vgg16", "inception_v3")
 SCANS, IMAGES_PER_SCAN = 4, 2
 LEARNING_RATE = 1e-4  # the study's
@@ -71,8 +72,8 @@ def run_parity(network: str, config: ParityConfig, progress: Silent | None = Non
     if not os.access(out, os.W_OK):
         raise UserError(f"{out}: cannot be written to; choose another --out")
     settings = {"network": network, **config.as_dict()}
-    if importlib.util.find_spec(config.reference) is None:
-        reason = f"{config.reference} is not installed ({REMEDY[config.reference]})"
+    if lacking := next((name for name in NEEDS[config.reference] if importlib.util.find_spec(name) is None), None):
+        reason = f"{lacking} is not installed ({REMEDY[config.reference]})"
         return Certificate(NOT_RUN, network, config.reference, reason, settings)
     with tempfile.TemporaryDirectory(prefix="kimiajax-parity-") as name:
         folder = Path(name)
@@ -84,7 +85,7 @@ def run_parity(network: str, config: ParityConfig, progress: Silent | None = Non
 
 
 def _is_comparable(network: str, files: Files, reference: str) -> bool:
-    """Whether the reference's own network is at hand; torch's are written out in `torch_networks`."""
+    """Whether the reference has the network; torch's are named in `torch_networks`."""
     return files.model is not None if reference == "keras" else network in TORCH
 
 

@@ -7,7 +7,9 @@ import platform
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
+import torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -16,20 +18,21 @@ from kimiajax.parity.reference import Outputs, main, read_images, score
 from kimiajax.parity.torch_networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    InceptionV3,
-    TimmVGG16,
-    TorchvisionVGG16,
+    blocks,
+    inception_v3,
     randomise,
+    timm_vgg16,
+    torchvision_vgg16,
 )
 
 
 def build(job: Job, names: set[str]) -> nn.Module:
     """The network of these array names."""
     if job.network == "vgg16":
-        kind = TimmVGG16 if "pre_logits.fc1.weight" in names else TorchvisionVGG16
+        kind = timm_vgg16 if "pre_logits.fc1.weight" in names else torchvision_vgg16
         return kind(job.classes, side=job.size // 32)
     auxiliary = any(name.startswith("AuxLogits.") for name in names) or not names
-    return InceptionV3(job.classes, auxiliary, transform_input=job.input == "native")
+    return inception_v3(job.classes, auxiliary, transform_input=job.input == "native")
 
 
 def make(job: Job) -> None:
@@ -46,7 +49,7 @@ class Classifier(nn.Module):
         self.head_hidden, self.head_logits = nn.Linear(inputs, job.hidden), nn.Linear(job.hidden, job.num_scans)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.network.blocks(x)[self.bottleneck]
+        x = blocks(self.network, x)[self.bottleneck]
         x = x.permute(0, 2, 3, 1).flatten(1) if x.ndim == 4 else x  # the head's arrays take H, W, C
         return self.head_logits(torch.relu(self.head_hidden(x)))
 
@@ -84,12 +87,13 @@ def run(job: Job, dtype: str, folder: Path) -> Outputs:
     if job.input == "native":
         mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
         images = (images - mean) / std
-    seen = network.input(images) if isinstance(network, InceptionV3) else images
-    outputs["input"] = seen.permute(0, 2, 3, 1).numpy()
-    images = seen[:count]
+    if job.network == "inception_v3":  # what its first convolution sees, from here on
+        images, network.transform_input = network._transform_input(images), False
+    outputs["input"] = images.permute(0, 2, 3, 1).numpy()
+    images = images[:count]
 
     with torch.no_grad():
-        taps = network.blocks(images)
+        taps = blocks(network, images)
     for block, value in taps.items():
         outputs[f"block/{block}"] = (value.permute(0, 2, 3, 1) if value.ndim == 4 else value).numpy()
     if job.features in taps:
@@ -152,7 +156,8 @@ def train_steps(job: Job, classifier: Classifier, images: torch.Tensor) -> Outpu
 
 
 def versions() -> dict[str, str]:
-    return {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
+    libraries = {library.__name__: library.__version__ for library in (torch, torchvision, timm, np)}
+    return {**libraries, "python": platform.python_version()}
 
 
 if __name__ == "__main__":

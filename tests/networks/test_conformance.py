@@ -131,7 +131,7 @@ def test_what_a_backbone_says_of_itself_must_hold_together(changes, message):
     [
         ("another name", "parameters of my_first, which is no block"),
         ("a block without parameters", "block second has no parameters"),
-        ("another norm", "statistics first/norm/mean: use `models.norm.BatchNorm`, named `bn`"),
+        ("another norm", "statistics first/norm/mean: use `models.batch_norm.BatchNorm`, named `bn`"),
         ("a tap too few", "gives taps of pooled, second; give one for each block"),
         ("looks back", "second run by itself gives other values"),
         ("mixes images", "an image gives other values alone than in a batch"),

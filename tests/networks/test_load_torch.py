@@ -20,9 +20,9 @@ def saved(tmp_path_factory):
 
     folder, built = tmp_path_factory.mktemp("torch"), {}
     builders = {
-        "torchvision_vgg16": lambda classes: networks.TorchvisionVGG16(classes, side=2),
-        "timm_vgg16": lambda classes: networks.TimmVGG16(classes, side=2),
-        "inception_v3": lambda classes: networks.InceptionV3(classes),
+        "torchvision_vgg16": lambda classes: networks.torchvision_vgg16(classes, side=2),
+        "timm_vgg16": lambda classes: networks.timm_vgg16(classes, side=2),
+        "inception_v3": lambda classes: networks.inception_v3(classes),
     }
 
     def build(name, classes=5):
@@ -41,13 +41,15 @@ def agree(network, path, name, rng, backbone_name, fold=False):
     """The largest relative error over the blocks' outputs, against torch in double precision, and where it is."""
     import torch
 
+    from kimiajax.parity.torch_networks import blocks as run
+
     weights = convert(backbone_name, path, fold=fold)
     backbone, size = weights.backbone, SIZES[name]
     blocks = [b for b in backbone.blocks if b in weights.variables["params"] or b == "pooled"]
     images = rng.random((2, size, size, 3), np.float32)
     taps = jax.jit(lambda v, x: backbone.apply(v, x, blocks)[1])(weights.variables, images)
     with torch.no_grad():
-        expected = network.double().blocks(torch.from_numpy(images).double().permute(0, 3, 1, 2))
+        expected = run(network.double(), torch.from_numpy(images).double().permute(0, 3, 1, 2))
     network.float()
     errors = {}
     for block in blocks:

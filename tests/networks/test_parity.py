@@ -249,7 +249,7 @@ def test_without_the_reference_nothing_is_verified(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     command = ["parity", "vgg16", "--reference", "torch", "--weights", "random", "--out", str(tmp_path), *flags]
     assert main(command) == status
-    assert "NOT RUN: torch is not installed (make setup-torch" in capsys.readouterr().out
+    assert "NOT RUN: torch is not installed (pip install torch torchvision timm)" in capsys.readouterr().out
     assert json.loads((tmp_path / "parity.json").read_text())["verdict"] == "NOT RUN"
 
 

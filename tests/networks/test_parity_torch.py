@@ -34,9 +34,9 @@ def test_timms_vgg16_is_verified(tmp_path, capsys):
     """Its dense layers are convolutions; the reference knows its file by the names."""
     from safetensors.torch import save_file
 
-    from kimiajax.parity.torch_networks import TimmVGG16, randomise
+    from kimiajax.parity.torch_networks import randomise, timm_vgg16
 
-    network = TimmVGG16(classes=7, side=2)
+    network = timm_vgg16(classes=7, side=2)
     randomise(network, 0)
     save_file(network.state_dict(), tmp_path / "timm.safetensors")
     command = ["parity", "vgg16", "--reference", "torch", "--weights", str(tmp_path / "timm.safetensors")]
