@@ -1,5 +1,7 @@
 """The one error that is the user's to mend."""
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Bad input. The message says what is wrong, where, and what to do; the command line prints it as one line."""
@@ -7,3 +9,9 @@ class UserError(ValueError):
 
 class UsageError(UserError):
     """A wish that cannot be met, or a package that is absent: nothing is wrong with the data."""
+
+
+def check_known(kind: str, name: str, known: Iterable[str]) -> None:
+    """Raises UserError, with those that there are, for a name that is none of them."""
+    if name not in (known := list(known)):
+        raise UserError(f"no {kind} {name!r}; choose from {', '.join(known)}")

@@ -84,6 +84,11 @@ def text_of(path: object) -> str:
     return str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
+def first_line(error: BaseException | str, otherwise: str = "") -> str:
+    """The first line of an error's text, of 500 characters at most; --debug shows it all."""
+    return next(iter(str(error).strip().splitlines()), otherwise)[:500]
+
+
 def quoted(value: object, most: int = 80) -> str:
     """A value for a message: as Python writes it, in one line, and of so many characters at most."""
     written = repr(value)

@@ -7,6 +7,7 @@ import platform
 from kimiajax import __version__
 from kimiajax.models.registry import BACKBONES, GROUP
 from kimiajax.runtime.environment import PACKAGES, _revision, _version, describe_environment, describe_machine
+from kimiajax.text import first_line
 
 OPTIONAL = (  # beside these, what some commands need or are compared with
     *("grain", "jaxtyping", "tensorflow-datasets", "scipy", "tyro", "keras", "torch", "tensorflow", "apache-beam"),
@@ -23,7 +24,7 @@ def for_an_issue() -> str:
         found = describe_environment()
     except Exception as error:  # whatever a driver makes JAX raise
         found = {"kimiajax": __version__, "revision": _revision(), "python": platform.python_version()}
-        said = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        said = first_line(error, type(error).__name__)
         found |= {"platform": platform.platform(), "devices": f"cannot be started: {said}", **describe_machine()}
     flags = str(found["xla_flags"] or "").split()
     found["xla_flags"] = " ".join(flag.partition("=")[0] if "/" in flag else flag for flag in flags) or None

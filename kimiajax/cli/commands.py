@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from kimiajax.errors import UserError
-from kimiajax.text import show
+from kimiajax.runtime.progress import for_terminal
+from kimiajax.text import show, visible
 
 if TYPE_CHECKING:
     from kimiajax.cli.config import AuditConfig, ExplainConfig, ExportConfig, ReportConfig
@@ -41,7 +42,7 @@ def data(arguments: list[str]) -> int:
     if what not in commands:
         raise UserError(f"data {what or 'COMMAND'}: no such command; choose from {', '.join(commands)}, prepare")
     run, kind, description = commands[what]
-    config = _flags(kind, f"data {what}", description, arguments[1:])
+    config = parsed(kind, f"data {what}", description, arguments[1:])
     config.check_scans()
     needs = f"data {what} needs --scans PATH, of a scan file, a folder of images or a folder of whole slides"
     return run(config, config.needed(needs)) or 0
@@ -52,7 +53,7 @@ def _prepare(arguments: list[str]) -> None:
 
     (name,), flags = _leading(arguments, "data prepare", "NAME", 1)
     description = "Prepares kimia_path24 or kimia_path24c as a TFDS data set, from the files in a folder."
-    config = _flags(PrepareConfig, "data prepare NAME", description, flags)
+    config = parsed(PrepareConfig, "data prepare NAME", description, flags)
     config.validate()
     if config.manual_dir is None:
         raise UserError("data prepare needs --manual-dir DIR, the folder that holds the data set's files")
@@ -60,7 +61,6 @@ def _prepare(arguments: list[str]) -> None:
     from kimiajax.data.patches import Rules
     from kimiajax.data.tfds.prepare import prepare
     from kimiajax.io.cache import default_cache
-    from kimiajax.runtime.progress import for_terminal
 
     progress = for_terminal()
     done = prepare(
@@ -89,7 +89,6 @@ def _audit(config: "AuditConfig", given: "Path | Dataset") -> int:
     from kimiajax.io.cache import default_cache
     from kimiajax.io.files import write_text
     from kimiajax.report.data import render_audit
-    from kimiajax.runtime.progress import for_terminal
 
     audit = run_audit(
         given,
@@ -115,7 +114,6 @@ def _explain(config: "ExplainConfig", given: "Path | Dataset") -> None:
     from kimiajax.data.sources.source import Gridded
     from kimiajax.io.cache import default_cache
     from kimiajax.report.data import render_counts
-    from kimiajax.runtime.progress import for_terminal
 
     with open_scans(given, config.patch_size, config.mpp) as source:
         if not isinstance(source, Gridded):
@@ -132,7 +130,6 @@ def _export(config: "ExportConfig", given: "Path | Dataset") -> None:
     from kimiajax.data.open_scans import open_scans
     from kimiajax.data.patches import cut_patches
     from kimiajax.io.cache import default_cache
-    from kimiajax.runtime.progress import for_terminal
 
     config.check_patches()
     if config.out is None:
@@ -153,15 +150,15 @@ def report(arguments: list[str]) -> None:
     from kimiajax.cli.config import ReportConfig
 
     (folder,), flags = _leading(arguments, "report", "RUN", 1)
-    config = _flags(ReportConfig, "report RUN", "What a run shows, and how surely, from its stored results.", flags)
+    config = parsed(ReportConfig, "report RUN", "What a run shows, and how surely, from its stored results.", flags)
 
     from kimiajax.evaluation.analysis import analyse
     from kimiajax.evaluation.stored import read_run
     from kimiajax.report.formats import FORMATS
-    from kimiajax.runs.sweep_file import is_sweep
+    from kimiajax.runs.sweep_file import SWEEP
 
     _check_file(config.out)
-    if is_sweep(folder):
+    if (Path(folder) / SWEEP).is_file():
         _report_sweep(folder, config)
         return
     run = read_run(folder)
@@ -194,7 +191,7 @@ def compare(arguments: list[str]) -> None:
     from kimiajax.cli.config import CompareConfig
 
     folders, flags = _leading(arguments, "compare", "RUN RUN", 2)
-    config = _flags(CompareConfig, "compare RUN RUN", "Which rows of two runs differ by more than chance.", flags)
+    config = parsed(CompareConfig, "compare RUN RUN", "Which rows of two runs differ by more than chance.", flags)
 
     from kimiajax.evaluation.compare import compare_runs
     from kimiajax.evaluation.stored import read_run
@@ -212,7 +209,7 @@ def score(arguments: list[str]) -> None:
     from kimiajax.cli.config import ScoreConfig
 
     (predictions,), flags = _leading(arguments, "score", "PREDICTIONS.csv", 1)
-    config = _flags(ScoreConfig, "score PREDICTIONS.csv", "Scores of predictions, in both forms of eta_w.", flags)
+    config = parsed(ScoreConfig, "score PREDICTIONS.csv", "Scores of predictions, in both forms of eta_w.", flags)
 
     from kimiajax.evaluation.scoring import score
     from kimiajax.report.scores import render_score
@@ -228,7 +225,7 @@ def features(arguments: list[str]) -> None:
     from kimiajax.cli.config import FeaturesConfig
 
     (network,), flags = _leading(arguments, "features", "NETWORK", 1)
-    config = _flags(FeaturesConfig, "features NETWORK", "A block's outputs for all patches, as one array.", flags)
+    config = parsed(FeaturesConfig, "features NETWORK", "A block's outputs for all patches, as one array.", flags)
     config.validate()
     given = config.needed("features needs --scans PATH, of a scan file, a folder of whole slides, an image or a folder")
     if config.out is None:
@@ -238,7 +235,6 @@ def features(arguments: list[str]) -> None:
     from kimiajax.features.export import export_features
     from kimiajax.io.cache import default_cache
     from kimiajax.runtime.compilation_cache import keep_programs
-    from kimiajax.runtime.progress import for_terminal
 
     cache = config.cache or default_cache()
     keep_programs(cache)
@@ -271,7 +267,7 @@ def predict(arguments: list[str]) -> None:
     named = next((k for k, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
     (row, *images), flags = _leading(arguments, "predict", "RUN/ROW and IMAGES", max(named, 2))
     command = "predict RUN/ROW IMAGES..."
-    config = _flags(PredictConfig, command, "What a finished row of a run predicts for patches from anywhere.", flags)
+    config = parsed(PredictConfig, command, "What a finished row of a run predicts for patches from anywhere.", flags)
     config.validate()
 
     from kimiajax.experiments.inference import apply_row
@@ -279,7 +275,6 @@ def predict(arguments: list[str]) -> None:
     from kimiajax.report.predictions import render_applied
     from kimiajax.runs.predictions import write_predictions_csv
     from kimiajax.runtime.compilation_cache import keep_programs
-    from kimiajax.runtime.progress import for_terminal
 
     cache = config.cache or default_cache()
     keep_programs(cache)
@@ -314,10 +309,11 @@ def _leading(arguments: list[str], command: str, names: str, count: int) -> tupl
     return given, arguments[count:]
 
 
-def _flags(kind: type[T], command: str, description: str, arguments: list[str]) -> T:
+def parsed(kind: type[T], command: str, description: str, arguments: list[str], default: T | None = None) -> T:
+    """`parse` of `kimiajax.cli.flags`, which is imported when it is called."""
     from kimiajax.cli.flags import parse
 
-    return parse(kind, command, description, arguments)
+    return parse(kind, command, description, arguments, default)
 
 
 def _check_file(path: Path | None) -> None:
@@ -329,7 +325,6 @@ def _check_file(path: Path | None) -> None:
 def _write_text(path: Path | None, text: str) -> None:
     """Writes a text to a file, or prints it."""
     from kimiajax.io.files import write_text
-    from kimiajax.text import visible
 
     if path is None:
         show(text)

@@ -23,10 +23,6 @@ class BlocksConfig:
     classes: int = 24
     """Of the head."""
 
-    def validate(self) -> None:
-        """Raises UserError for the first setting that is out of its range."""
-        check_least(self, image_size=1, classes=1)
-
 
 @dataclass(frozen=True)
 class ExportConfig(PatchConfig):

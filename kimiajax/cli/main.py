@@ -12,6 +12,7 @@ from kimiajax.cli import commands
 from kimiajax.errors import UserError
 from kimiajax.runtime import allocator, distributed
 from kimiajax.runtime.exit_codes import ended
+from kimiajax.runtime.progress import for_terminal
 from kimiajax.runtime.signals import Interruption
 from kimiajax.text import show
 
@@ -67,18 +68,8 @@ def _run(command: str, arguments: list[str], debug: bool) -> int:
             return _of_preset(command, arguments, debug)
         case "blocks":
             _blocks(arguments)
-        case "data":
-            return commands.data(arguments)
-        case "report":
-            commands.report(arguments)
-        case "compare":
-            commands.compare(arguments)
-        case "score":
-            commands.score(arguments)
-        case "features":
-            commands.features(arguments)
-        case "predict":
-            commands.predict(arguments)
+        case "data" | "report" | "compare" | "score" | "features" | "predict":
+            return getattr(commands, command)(arguments) or 0
         case "parity":
             return _parity(arguments)
         case "bench":
@@ -102,11 +93,8 @@ def _of_preset(command: str, arguments: list[str], debug: bool) -> int:
     preset = arguments[0] if arguments else ""
     if preset not in presets:
         raise UserError(f"{command} {preset or 'PRESET'}: no such preset; choose from {', '.join(presets)}")
-
-    from kimiajax.cli.flags import parse
-
     description, default = presets[preset]
-    config = parse(kind, f"{command} {preset}", description, arguments[1:], default)
+    config = commands.parsed(kind, f"{command} {preset}", description, arguments[1:], default)
     if config.distributed.distributed:
 
         def work() -> int:
@@ -142,7 +130,6 @@ def _compute(preset: str, config: "TableConfig", *signals: int) -> int:
     from kimiajax.report.sweep import failed, render_sweep
     from kimiajax.report.table import render_table
     from kimiajax.runtime.compilation_cache import keep_programs
-    from kimiajax.runtime.progress import for_terminal
 
     progress, interruption = for_terminal(), Interruption()
     keeps = allocator.keep_freed()
@@ -166,6 +153,7 @@ def _compute(preset: str, config: "TableConfig", *signals: int) -> int:
 
 def _blocks(arguments: list[str]) -> None:
     from kimiajax.cli.config import BlocksConfig
+    from kimiajax.data.config import check_least
     from kimiajax.models.registry import BACKBONES
     from kimiajax.training.freezing import PRESETS, blocks_of
 
@@ -174,9 +162,6 @@ def _blocks(arguments: list[str]) -> None:
         raise UserError(f"blocks NETWORK: name one of {', '.join(BACKBONES)}")
     if network and network not in BACKBONES:
         raise UserError(f"blocks {network}: no such network; choose from {', '.join(BACKBONES)}")
-
-    from kimiajax.cli.flags import parse
-
     presets = [(name, what) for name, (what, _, _) in PRESETS.items()]
     presets.append(("last2", "the last two blocks, or as many as you write, and the head"))
     for name in BACKBONES:
@@ -184,12 +169,12 @@ def _blocks(arguments: list[str]) -> None:
             presets += [(cut, f"of {name}: Keras' layers[172:]") for cut, _ in BACKBONES[name].cuts]
     description = "\n\n".join(["A network's blocks and what trains.", *(f"{name}: {what}" for name, what in presets)])
     flags = arguments[1:] if network else arguments
-    config = parse(BlocksConfig, "blocks NETWORK", description, flags)
+    config = commands.parsed(BlocksConfig, "blocks NETWORK", description, flags)
 
     from kimiajax.report.blocks import render_blocks
     from kimiajax.training.summary import list_blocks
 
-    config.validate()
+    check_least(config, image_size=1, classes=1)
     backbone = BACKBONES[network]
     blocks = blocks_of(backbone, config.blocks, config.frozen_bn, config.trained_bn)
     entries = list_blocks(backbone, blocks, config.image_size, config.classes)
@@ -200,18 +185,16 @@ def _blocks(arguments: list[str]) -> None:
 
 
 def _parity(arguments: list[str]) -> int:
-    from kimiajax.cli.flags import parse
     from kimiajax.parity.config import ParityConfig
 
     network = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     flags = arguments[1:] if network else arguments
     description = "The same images through a network here and in a reference framework, stage by stage."
-    config = parse(ParityConfig, "parity NETWORK", description, flags)
+    config = commands.parsed(ParityConfig, "parity NETWORK", description, flags)
 
     from kimiajax.parity.certificate import FAILED, NOT_RUN
     from kimiajax.parity.certificate_text import render
     from kimiajax.parity.run import run_parity
-    from kimiajax.runtime.progress import for_terminal
 
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that what it began is put away
     try:

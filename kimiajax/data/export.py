@@ -20,7 +20,6 @@ def export_patches(source: Source, manifest: Manifest, out: Path, *, track: Trac
         source: where the patches are.
         manifest: which they are.
         out: the folder to write; a failed export leaves none.
-        track: called as `track(items, description, total, unit)` around the patches, to show progress.
 
     Returns:
         The manifest with all digests.

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from kimiajax.data.resize import check_filter, resize
+from kimiajax.data.resize import FILTERS, resize
 from kimiajax.data.sources.source import PatchSource, Sample
-from kimiajax.errors import UserError
+from kimiajax.errors import UserError, check_known
 
 if TYPE_CHECKING:
     import grain
@@ -45,7 +45,7 @@ def batches(
             raise UserError(f"{name} {value}: must be {least} or more")
     if not 0 <= number < count:
         raise UserError(f"shard {shard}: of {count} processes the numbers go from 0 to {count - 1}")
-    check_filter(filter)
+    check_known("filter", filter, FILTERS)
 
     def prepare(sample: Sample) -> dict[str, Any]:
         pixels = sample.pixels if image_size is None else resize(sample.pixels, image_size, filter)

@@ -9,16 +9,16 @@ import numpy as np
 
 from kimiajax.data.manifest import SPLITS, Manifest, Split
 from kimiajax.data.open_scans import open_scans
-from kimiajax.data.patch_arrays import prepare_patches, read_patches
+from kimiajax.data.patch_arrays import prepare_patches
 from kimiajax.data.patches import Rules
-from kimiajax.data.resize import check_filter, resize
+from kimiajax.data.resize import FILTERS, resize
 from kimiajax.data.sources.image_files import IMAGES, read_gray
 from kimiajax.data.sources.image_folder import holds_splits, natural
 from kimiajax.data.sources.slides import MPP, SUFFIXES, slides_in
 from kimiajax.data.sources.source import Track, hole_of, is_hole, no_track, walk
 from kimiajax.data.survey import in_threads
 from kimiajax.data.tfds.datasets import Dataset
-from kimiajax.errors import UsageError, UserError
+from kimiajax.errors import UsageError, UserError, check_known
 from kimiajax.shapes import Int, UInt8
 from kimiajax.text import shown
 
@@ -71,7 +71,6 @@ def read_inputs(
             plain images must be of one size.
         mpp: microns per pixel at which slides are read.
         cache: as in `prepare_patches`; plain images are read each time.
-        track: called as `track(items, description, total, unit)` around the reading, to show progress.
 
     Returns:
         Two parts of scans, and one of plain images.
@@ -82,7 +81,7 @@ def read_inputs(
             among images of no known scan.
     """
     path = path if isinstance(path, Dataset) else Path(path)
-    check_filter(filter)
+    check_known("filter", filter, FILTERS)
     if isinstance(path, Path) and (images := _images_at(path)) is not None:
         if manifest is not None or rules.patches_per_scan != "all":
             flag = "--patches-per-scan" if manifest is None else "--manifest"
@@ -92,10 +91,7 @@ def read_inputs(
         return [_read_images(images, image_size, filter, patch_size, track if path.is_dir() else no_track)]
     options = {"cache": cache, "track": track}
     with open_scans(path, patch_size, mpp, **options) as source:
-        if manifest is None:
-            patches = prepare_patches(source, rules, image_size, filter, **options)
-        else:
-            patches = read_patches(source, manifest, image_size, filter, **options)
+        patches = prepare_patches(source, rules, image_size, filter, manifest=manifest, **options)
     manifest = patches.manifest
     return [
         Inputs(tuple(p.patch_id for p in manifest.split(split)), manifest.labels(split), split, pixels, manifest)

@@ -81,10 +81,9 @@ class Manifest:
     @cached_property
     def csv(self) -> str:
         """The text of `manifest.csv`; what is unknown is empty."""
-        return csv_text(
-            FIELDS,
-            ((p.patch_id, p.scan, p.row, p.col, p.split, _fraction(p.homogeneity), p.sha256) for p in self.patches),
-        )
+        shares = ("" if p.homogeneity is None else f"{p.homogeneity:.6f}" for p in self.patches)
+        rows = ((p.patch_id, p.scan, p.row, p.col, p.split, share, p.sha256) for p, share in zip(self.patches, shares))
+        return csv_text(FIELDS, rows)
 
     @cached_property
     def sha256(self) -> str:
@@ -237,7 +236,3 @@ def _check_whole(path: Path, patches: tuple[Patch, ...]) -> None:
         if seen.intersection(keys):
             raise UserError(f"{path}, line {line}: {patch.patch_id} is there twice, by name or by place")
         seen.update(keys)
-
-
-def _fraction(value: float | None) -> str | None:
-    return None if value is None else f"{value:.6f}"

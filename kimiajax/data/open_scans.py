@@ -28,7 +28,6 @@ def open_scans(
             pixels are cut unless another size is given.
         mpp: microns per pixel at which slides are read; everything else is as it is.
         cache: a folder for the labels of a prepared data set, which are read once.
-        track: called as `track(items, description, total, unit)` around that, to show progress.
 
     Raises:
         UserError: nothing of these; UsageError: patches of another size.

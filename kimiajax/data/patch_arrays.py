@@ -13,10 +13,10 @@ import PIL
 
 from kimiajax.data.manifest import SPLITS, Manifest, Patch, read_manifest
 from kimiajax.data.patches import Rules, cut_patches, key_of
-from kimiajax.data.resize import check_filter, resize
+from kimiajax.data.resize import FILTERS, resize
 from kimiajax.data.sources.source import PatchSource, Source, Track, no_track, sha256_of
 from kimiajax.data.survey import in_threads
-from kimiajax.errors import UserError
+from kimiajax.errors import UserError, check_known
 from kimiajax.io.cache import ArrayCache
 from kimiajax.shapes import UInt8
 
@@ -37,13 +37,17 @@ def prepare_patches(
     image_size: int = 224,
     filter: str = "box",
     *,
+    manifest: Manifest | None = None,
     cache: Path | None = None,
     track: Track = no_track,
 ) -> Patches:
-    """`cut_patches` and `read_patches`. As long as the files stay as they are, a cache gives both back unread."""
+    """`cut_patches`, unless a manifest says which, and `read_patches`; a cache gives both back unread, as long as the
+    files stay as they are."""
+    if manifest is not None:
+        return read_patches(source, manifest, image_size, filter, cache=cache, track=track)
     if cache is None:
         return read_patches(source, cut_patches(source, rules, track=track), image_size, filter, track=track)
-    kept = cache / "manifests" / f"{key_of('manifest', source.identity(), source.patch_size, rules)}.csv"
+    kept = cache / "manifests" / f"{key_of('manifest', source.identity, source.patch_size, rules)}.csv"
     try:
         manifest = read_manifest(kept)
         manifest = replace(manifest, about={**manifest.about, "source": source.describe()})
@@ -75,14 +79,13 @@ def read_patches(
         filter: of resizing, see `resize`.
         cache: a folder in which the resized patches are kept as arrays that are mapped into memory, under the digest of
             (pixels, size, filter). From files that gave these pixels before, and are as they were, nothing is read.
-        track: called as `track(items, description, total, unit)` around the reading, to show progress.
         with_holes: let patches be that are holes in the data, to look into these.
 
     Raises:
         UserError: the manifest is of another source, or a patch cannot be read, has other pixels or is a hole.
     """
     check_of(source, manifest)
-    check_filter(filter)
+    check_known("filter", filter, FILTERS)
     manifest = marked(manifest, source)
     shapes = {split: (len(manifest.split(split)), image_size, image_size) for split in SPLITS}
     kept = None if cache is None else ArrayCache(cache, "pixels", np.uint8)
@@ -142,7 +145,7 @@ def _read(patches: PatchSource, manifest: Manifest, resized: np.ndarray, filter:
 
 def _proof(source: Source, manifest: Manifest) -> str:
     """Names that a source, as it is, gave a manifest's pixels at the places where the manifest says."""
-    return hashlib.sha256(json.dumps([source.identity(), manifest.sha256]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([source.identity, manifest.sha256]).encode()).hexdigest()
 
 
 def _key(manifest: Manifest, image_size: int, filter: str) -> str:

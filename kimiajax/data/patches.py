@@ -82,16 +82,18 @@ def survey(
         levels: gray values; pixels at least as bright are counted.
         cache: a folder in which surveys are kept and found again, as long as the files stay as they are.
         inspect: called with scan, region and pixels of every tile; nothing is then taken from the cache.
-        track: called as `track(items, description, total, unit)` around the tiles, to show progress.
     """
     if source.patch_size < SMALLEST_PATCH:
         raise UserError(f"{source.path}: patches of {source.patch_size} pixels; the least is {SMALLEST_PATCH}")
-    name = f"{key_of('survey', source.identity(), source.patch_size, sorted(set(levels)))}.npz"
+    name = f"{key_of('survey', source.identity, source.patch_size, sorted(set(levels)))}.npz"
     kept = kept_file(cache, "surveys", name) if inspect is None else None
     if kept is not None:
         with contextlib.suppress(*DAMAGED), kept.open("rb") as stream:
-            arrays = np.load(stream)
-            return [Survey.of_arrays(_of_scan(arrays, scan)) for scan in range(len(source))]
+            of_scans: list[dict[str, np.ndarray]] = [{} for _ in range(len(source))]
+            for name, array in np.load(stream).items():
+                scan, _, part = name.partition("/")
+                of_scans[int(scan)][part] = array
+            return list(map(Survey.of_arrays, of_scans))
     surveys: list[Survey] = []
 
     def tiles() -> Iterable[None]:
@@ -109,11 +111,6 @@ def survey(
     np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType]  # none is named `allow_pickle`
     keep_file(cache, "surveys", name, content.getvalue())
     return surveys
-
-
-def _of_scan(arrays: "np.lib.npyio.NpzFile", scan: int) -> dict[str, np.ndarray]:
-    prefix = f"{scan}/"
-    return {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
 
 
 def key_of(*content: object) -> str:
@@ -156,7 +153,6 @@ def cut_patches(
         rules: how to choose; by default every patch of tissue.
         surveys: of the scans, where they have been read already.
         cache: a folder for what reading the scans told.
-        track: called as `track(items, description, total, unit)` around the reading, to show progress.
 
     Returns:
         The manifest, with no digests yet: `read_patches` adds these.

@@ -2,16 +2,9 @@
 
 import numpy as np
 
-from kimiajax.errors import UserError
 from kimiajax.shapes import UInt8
 
 FILTERS = ("nearest", "bilinear", "box", "reduce_bilinear")  # nearest is what Keras 2.0's image loader did
-
-
-def check_filter(filter: str) -> None:
-    """Raises UserError for a filter that there is not."""
-    if filter not in FILTERS:
-        raise UserError(f"no filter {filter!r}; choose from {', '.join(FILTERS)}")
 
 
 def resize(patch: UInt8[np.ndarray, "h w"], size: int, filter: str) -> UInt8[np.ndarray, "s s"]:

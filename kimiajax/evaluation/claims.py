@@ -74,9 +74,9 @@ class Printed(Evidence):
             return f"predictions are not published, so nothing is known of how surely {score} differs"
         n = paper.TEST_PATCHES
         one, other = (round(paper.TABLE_1[row].eta_p * n) for row in (first, second))
-        test = two_proportions(one, other, n)
-        how = f"{one} against {other} of {n:,} patches, z = {test.z:.2f} as if unpaired"
-        return Difference((one - other) / n, unpaired_interval(one, other, n), test.p_value, how)
+        z, p_value = two_proportions(one, other, n)
+        how = f"{one} against {other} of {n:,} patches, z = {z:.2f} as if unpaired"
+        return Difference((one - other) / n, unpaired_interval(one, other, n), p_value, how)
 
 
 @dataclass(frozen=True)
@@ -143,52 +143,40 @@ def products(evidence: Evidence) -> Ruling:
     return Ruling(FAILS, "; ".join(wrong)) if wrong else Ruling(HOLDS, f"all {len(figures)} multiply out")
 
 
-def better(first: str, second: str) -> Callable[[Evidence], Ruling]:
-    """That one row's eta_p is above another's."""
-
-    def judge(found: Difference) -> Verdict:
-        if found.p_value <= LEVEL:
-            return HOLDS if found.value > 0 else FAILS
-        return FAILS if found.interval.high <= 0 else OPEN
-
-    return _by_difference(first, second, "eta_p", judge)
+def better(found: Difference) -> Verdict:
+    """That the first row's score is above the second's."""
+    if found.p_value <= LEVEL:
+        return HOLDS if found.value > 0 else FAILS
+    return FAILS if found.interval.high <= 0 else OPEN
 
 
-def not_better(first: str, second: str) -> Callable[[Evidence], Ruling]:
-    """That one row's eta_p is not above another's by the margin or more."""
-
-    def judge(found: Difference) -> Verdict:
-        if found.interval.high < MARGIN:
-            return HOLDS
-        return FAILS if found.p_value <= LEVEL and found.value >= MARGIN else OPEN
-
-    return _by_difference(first, second, "eta_p", judge)
+def not_better(found: Difference) -> Verdict:
+    """That it is not above it by the margin or more."""
+    if found.interval.high < MARGIN:
+        return HOLDS
+    return FAILS if found.p_value <= LEVEL and found.value >= MARGIN else OPEN
 
 
-def as_good(first: str, second: str) -> Callable[[Evidence], Ruling]:
-    """That two rows' eta_p are less than the margin apart."""
-
-    def judge(found: Difference) -> Verdict:
-        if found.interval.low > -MARGIN and found.interval.high < MARGIN:
-            return HOLDS
-        return FAILS if found.p_value <= LEVEL and abs(found.value) >= MARGIN else OPEN
-
-    return _by_difference(first, second, "eta_p", judge)
+def as_good(found: Difference) -> Verdict:
+    """That both are less than the margin apart."""
+    if found.interval.low > -MARGIN and found.interval.high < MARGIN:
+        return HOLDS
+    return FAILS if found.p_value <= LEVEL and abs(found.value) >= MARGIN else OPEN
 
 
-def gain(first: str, second: str, by: float) -> Callable[[Evidence], Ruling]:
-    """That one row's eta_total is above another's by so much."""
+def gains(found: Difference) -> Verdict:
+    """That the first is above the second by the paper's gain."""
+    if not found.interval.low <= GAIN <= found.interval.high:
+        return FAILS
+    return HOLDS if found.p_value <= LEVEL else OPEN
 
-    def judge(found: Difference) -> Verdict:
-        if not found.interval.low <= by <= found.interval.high:
-            return FAILS
-        return HOLDS if found.p_value <= LEVEL else OPEN
 
-    by_test = _by_difference(first, second, "eta_total", judge)
+def gain(first: str, second: str) -> Callable[[Evidence], Ruling]:
+    """That one row's eta_total is above another's by the paper's gain."""
 
     def ruling(evidence: Evidence) -> Ruling:
         if not isinstance(evidence, Printed):
-            return by_test(evidence)
+            return by_difference(gains, first, second, "eta_total")(evidence)
         one, other = (evidence.figures()[NAMES[row]] for row in (first, second))
         printed, product = one.eta_total - other.eta_total, one.eta_total - other.eta_p * other.eta_w
         told = (
@@ -196,7 +184,7 @@ def gain(first: str, second: str, by: float) -> Callable[[Evidence], Ruling]:
             f"{NAMES[second]}'s factors multiply to {percent(other.eta_p * other.eta_w)}, which leaves "
             f"{points(product)}; how surely they differ is not known"
         )
-        return Ruling(OPEN if abs(product - by) > HALF_A_DIGIT else HOLDS, told)
+        return Ruling(OPEN if abs(product - GAIN) > HALF_A_DIGIT else HOLDS, told)
 
     return ruling
 
@@ -206,7 +194,7 @@ def best(row: str) -> Callable[[Evidence], Ruling]:
 
     def ruling(evidence: Evidence) -> Ruling:
         others = [other for other in NAMES if other != row]
-        rulings = {other: better(row, other)(evidence) for other in others}
+        rulings = {other: by_difference(better, row, other)(evidence) for other in others}
         verdicts = [ruling.verdict for ruling in rulings.values()]
         worst = FAILS if FAILS in verdicts else OPEN if OPEN in verdicts else HOLDS
         if len({ruling.reason for ruling in rulings.values()}) == 1:
@@ -216,9 +204,11 @@ def best(row: str) -> Callable[[Evidence], Ruling]:
     return ruling
 
 
-def _by_difference(
-    first: str, second: str, score: str, judge: Callable[[Difference], Verdict]
+def by_difference(
+    judge: Callable[[Difference], Verdict], first: str, second: str, score: str = "eta_p"
 ) -> Callable[[Evidence], Ruling]:
+    """What a judge says of two rows' scores."""
+
     def ruling(evidence: Evidence) -> Ruling:
         found = evidence.difference(first, second, score)
         if isinstance(found, str):
@@ -238,22 +228,22 @@ CLAIMS = (
         "features_match_training",
         "A linear SVM on features of a pre-trained VGG16 is as good as a CNN that was trained from scratch: less than "
         "2 points of eta_p apart.",
-        as_good("fe_vgg16", "cnn"),
+        by_difference(as_good, "fe_vgg16", "cnn"),
     ),
     Claim(
         "vgg16_tuning_does_not_help",
         "Fine-tuning VGG16 is no tangible improvement on its pre-trained features: not 2 points of eta_p or more.",
-        not_better("tl_vgg16", "fe_vgg16"),
+        by_difference(not_better, "tl_vgg16", "fe_vgg16"),
     ),
     Claim(
         "inception_v3_tuning_helps",
         "Fine-tuning Inception-v3 improves on the eta_p of its pre-trained features.",
-        better("tl_inception_v3", "fe_inception_v3"),
+        by_difference(better, "tl_inception_v3", "fe_inception_v3"),
     ),
     Claim(
         "gain_of_8.74_points",
         "Features of Inception-v3 are 8.74 points of eta_total above the CNN that was trained from scratch.",
-        gain("fe_inception_v3", "cnn", GAIN),
+        gain("fe_inception_v3", "cnn"),
     ),
     Claim(
         "tuned_inception_v3_is_best",

@@ -89,6 +89,13 @@ def kimia_scores(
     return KimiaScores(eta_p, eta_w, eta_total, precision, correct, tested)
 
 
+def plain_scores(labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], num_scans: int) -> dict[str, Any]:
+    """`kimia_scores` in double precision, by name, as Python's numbers and lists; a score that is NaN is None."""
+    with jax.enable_x64(True):
+        scores = jax.device_get(kimia_scores(labels, predicted, num_scans))
+    return {name: None if np.isnan(each).any() else each.tolist() for name, each in scores._asdict().items()}
+
+
 def _mean_ratio(part: Any, whole: Any, present: Any) -> Any:
     """Mean of part / whole over the present scans; of the others part is 0."""
     return (part / (whole + ~present)).sum(-1) / present.sum()

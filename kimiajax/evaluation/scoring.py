@@ -5,7 +5,6 @@ definition. The Python one, which needs Python 2, divides the diagonal of scikit
 sums: that is precision, and NaN where a scan is never predicted.
 """
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,29 +78,26 @@ def score(predictions_path: str | Path, truth_path: str | Path) -> Scored:
     predictions, truth = read_predictions(predictions_path), read_truth(truth_path)
     predicted = join(predictions, truth)
 
-    import jax  # once the files have proved good
-
-    from kimiajax.evaluation.metrics import kimia_scores
+    # once the files have proved good: these import jax
+    from kimiajax.evaluation.metrics import plain_scores
     from kimiajax.evaluation.statistics import intervals_of_rows
 
-    with jax.enable_x64(True):
-        scores = kimia_scores(truth.scans, predicted, truth.num_scans)
-    precision = float(scores.eta_w_precision)
-    defined = not math.isnan(precision)
+    scores = plain_scores(truth.scans, predicted, truth.num_scans)
+    eta_p, precision, correct = scores["eta_p"], scores["eta_w_precision"], scores["correct"]
     return Scored(
         predictions=str(predictions.path),
         truth=str(truth.path),
         warnings=truth.warnings,
         n=len(predicted),
-        correct=int(np.asarray(scores.correct).sum()),
+        correct=sum(correct),
         num_scans=truth.num_scans,
-        eta_p=float(scores.eta_p),
-        eta_w_recall=float(scores.eta_w),
-        eta_w_precision=precision if defined else None,
-        eta_total=float(scores.eta_total),
-        eta_total_precision=float(scores.eta_p) * precision if defined else None,
+        eta_p=eta_p,
+        eta_w_recall=scores["eta_w"],
+        eta_w_precision=precision,
+        eta_total=scores["eta_total"],
+        eta_total_precision=None if precision is None else eta_p * precision,
         intervals=intervals_of_rows(truth.scans, {"": (predicted == truth.scans)[None]})[""],
-        tested_per_scan=tuple(np.asarray(scores.tested).tolist()),
+        tested_per_scan=tuple(scores["tested"]),
         guessed_per_scan=tuple(np.bincount(predicted, minlength=truth.num_scans).tolist()),
-        correct_per_scan=tuple(np.asarray(scores.correct).tolist()),
+        correct_per_scan=tuple(correct),
     )

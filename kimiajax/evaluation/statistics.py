@@ -283,15 +283,8 @@ def _mean_over_seeds(scores: Scores, rows: int) -> Scores:
     return Scores(*(values.reshape(*values.shape[:-1], rows, -1).mean(-1) for values in scores))
 
 
-class ZTest(NamedTuple):
-    """A test of two shares: its standard normal statistic and the two-sided p-value."""
-
-    z: float
-    p_value: float
-
-
-def two_proportions(first: int, second: int, tested: int) -> ZTest:
-    """Whether two numbers of correct patches differ, where it is not known which patches they were.
+def two_proportions(first: int, second: int, tested: int) -> tuple[float, float]:
+    """Whether two numbers of correct patches differ, where it is not known which they were: z, and two-sided p-value.
 
     Each of `tested`, as if of different patches, with the pooled variance; of the same patches it is the more cautious
     the more the rows agree.
@@ -299,53 +292,45 @@ def two_proportions(first: int, second: int, tested: int) -> ZTest:
     pooled = (first + second) / (2 * tested)
     spread = np.sqrt(2 * pooled * (1 - pooled) / tested)
     z = float((first - second) / tested / spread) if spread else 0.0
-    return ZTest(z, float(2 * scipy.stats.norm.sf(abs(z))))
+    return z, float(2 * scipy.stats.norm.sf(abs(z)))
 
 
-def unpaired_interval(first: int, second: int, tested: int, confidence: float = CONFIDENCE) -> Interval:
+def unpaired_interval(first: int, second: int, tested: int) -> Interval:
     """Wald's interval of the difference of two shares, of which it is not known which patches they were."""
     shares = np.array([first, second]) / tested
-    half = scipy.stats.norm.ppf((1 + confidence) / 2) * np.sqrt((shares * (1 - shares)).sum() / tested)
+    half = scipy.stats.norm.ppf(INTERVAL[1]) * np.sqrt((shares * (1 - shares)).sum() / tested)
     return Interval(float(shares[0] - shares[1] - half), float(shares[0] - shares[1] + half))
 
 
-def simulated_coverage(
-    tested: Int[np.ndarray, " s"], chance: float, seed: int = 0, trials: int = 600, draws: int = 1000
-) -> float:
-    """In how many of so many made-up test sets the bootstrap's interval of eta_w holds the truth, in [0, 1].
+def simulated_coverage(tested: Int[np.ndarray, " s"], chance: float, seed: int = 0) -> float:
+    """In how many of 600 made-up test sets the bootstrap's interval of eta_w, of 1000 draws, holds the truth: [0, 1].
 
     Args:
         tested: test patches of each scan.
         chance: of any patch to be right, which is the truth.
         seed: of the test sets and the bootstrap.
-        trials: how many test sets.
-        draws: of each bootstrap.
     """
     scans, held = np.repeat(np.arange(len(tested)), tested), []
     rng = np.random.default_rng(seed)
-    for part in range(0, trials, AT_ONCE):
-        correct = rng.random((min(AT_ONCE, trials - part), len(scans))) < chance
-        low, high = np.quantile(resampled_scores(scans, correct, seed + part, draws).eta_w, INTERVAL, axis=0)
+    for part in range(0, 600, AT_ONCE):
+        correct = rng.random((AT_ONCE, len(scans))) < chance
+        low, high = np.quantile(resampled_scores(scans, correct, seed + part, 1000).eta_w, INTERVAL, axis=0)
         held.append((low <= chance) & (chance <= high))
     return float(np.concatenate(held).mean())
 
 
-def smallest_difference(
-    tested: int, discordant: float, confidence: float = CONFIDENCE, power: float = POWER
-) -> float | None:
-    """The smallest difference of eta_p that McNemar's test would find in so many of 100 such test sets (Connor,
-    Biometrics 43, 1987).
+def smallest_difference(tested: int, discordant: float) -> float | None:
+    """The smallest difference of eta_p that McNemar's test would find with a chance of `POWER` (Connor, Biometrics 43,
+    1987).
 
     Args:
         tested: test patches.
         discordant: the share of them that one of the two rows alone gets right, in [0, 1].
-        confidence: 1 less the level of the test.
-        power: in how many it should be found, in (0, 1).
 
     Returns:
         In [0, discordant]; None where not even `discordant` would be found as often.
     """
-    level, wanted = scipy.stats.norm.ppf((1 + confidence) / 2), scipy.stats.norm.ppf(power)
+    level, wanted = scipy.stats.norm.ppf((INTERVAL[1], POWER))
 
     def found(difference: float) -> float:
         spread = np.sqrt(max(discordant - difference**2, 0))

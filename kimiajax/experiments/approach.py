@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,7 +17,6 @@ from kimiajax.models.checkpoint import Weights
 from kimiajax.models.registry import BACKBONES
 from kimiajax.runs.pictures import Picture
 from kimiajax.runs.predictions import Kind
-from kimiajax.runtime.progress import Silent
 from kimiajax.shapes import UInt8
 from kimiajax.training.loop import Epoch
 
@@ -32,7 +30,6 @@ class Features:
     train: dict[str, np.ndarray]
     test: dict[str, np.ndarray]
     seconds: float
-    cached: bool
 
 
 @dataclass(frozen=True)
@@ -116,16 +113,8 @@ class Approach(ABC):
         """Returns what a reader must know before the row is computed."""
         return []
 
-    def predictor(
-        self, finished: FinishedRow, weights: str | Path | None, cache: Path | None, progress: Silent
-    ) -> Predictor:
+    def predictor(self, finished: FinishedRow) -> Predictor:
         """Returns what predicts as the finished row does.
-
-        Args:
-            finished: the row, and what it learnt.
-            weights: those that its features come from, where they lie elsewhere now.
-            cache: a folder for what serves again.
-            progress: shows what goes on.
 
         Raises:
             UserError: it learns nothing.

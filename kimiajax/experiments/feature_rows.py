@@ -1,7 +1,6 @@
 """Rows that train no network: a linear SVM on features, one on trivial features, and the nearest training patch."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -18,7 +17,6 @@ from kimiajax.features.svm import LinearSVM, fit_linear_svm
 from kimiajax.runs.pictures import Picture
 from kimiajax.runs.predictions import Kind
 from kimiajax.runtime import distributed
-from kimiajax.runtime.progress import Silent
 from kimiajax.shapes import Int
 
 NEAREST, QUERIES_SHOWN, NEIGHBOURS_SHOWN = 10, 4, 5
@@ -55,15 +53,13 @@ class FeatureSVM(FeatureRow):
         svm = fit_linear_svm(train, study.labels, study.config.optim.svm_c)
         return Outcome(svm.predict(test), asdict(svm), {})
 
-    def predictor(
-        self, finished: FinishedRow, weights: str | Path | None, cache: Path | None, progress: Silent
-    ) -> Predictor:
+    def predictor(self, finished: FinishedRow) -> Predictor:
         svm = finished.svm
-        loaded = finished.weights_of(self.backbone, weights, cache, progress)
+        loaded = finished.weights_of(self.backbone)
         tap, precision = loaded.backbone.features, finished.config["precision"]
 
         def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            outputs = outputs_of(loaded, tap, images, precision, cache, progress, self.name)
+            outputs = outputs_of(loaded, tap, images, precision, finished.cache, finished.progress, self.name)
             return _counted(svm, np.concatenate([svm.votes(some) for some in outputs]), finished.num_scans)
 
         return predict
@@ -88,9 +84,7 @@ class Baseline(Approach):
             return Outcome(None, None, {}, failure=str(error))
         return Outcome(svm.predict(test), asdict(svm), {})
 
-    def predictor(
-        self, finished: FinishedRow, weights: str | Path | None, cache: Path | None, progress: Silent
-    ) -> Predictor:
+    def predictor(self, finished: FinishedRow) -> Predictor:
         svm, background = finished.svm, finished.config["background"]
         return lambda images: _counted(svm, svm.votes(features_of(self.name, images, background)), finished.num_scans)
 
@@ -127,9 +121,7 @@ class Retrieval(FeatureRow):
         }
         return Outcome(found.predicted, None, {}, retrieval=about, pictures=_neighbours(study, found))
 
-    def predictor(
-        self, finished: FinishedRow, weights: str | Path | None, cache: Path | None, progress: Silent
-    ) -> Predictor:
+    def predictor(self, finished: FinishedRow) -> Predictor:
         raise UserError(
             f"{finished.path}: {self.title} learns nothing, it looks for the nearest training patch; use "
             f"fe_{self.network}, or `kimiajax features {self.network}` and a search of your own"

@@ -12,7 +12,7 @@ from kimiajax.experiments.config import TableConfig
 from kimiajax.experiments.network_rows import NetworkRow, described, modes_of, training_of, with_head
 from kimiajax.experiments.study import Phase, Study
 from kimiajax.features.gradcam import default_layer, grad_cam, overlay
-from kimiajax.models.backbone import Backbone
+from kimiajax.models.backbone import Backbone, of_blocks
 from kimiajax.models.checkpoint import Weights, origin_of
 from kimiajax.models.head import Classifier
 from kimiajax.runs.pictures import Picture
@@ -101,10 +101,7 @@ class FineTuning(NetworkRow):
 
         tuned, head_history = head
         span = backbone.trunk if stored is None else backbone.span(stored, backbone.bottleneck)[1:]
-        variables = {
-            kind: {block: part[block] for block in span if block in part} for kind, part in weights.variables.items()
-        }
-        variables = with_head(variables, tuned["params"]["head"])
+        variables = with_head(of_blocks(weights.variables, span), tuned["params"]["head"])
         classifier = Classifier(backbone, span, study.manifest.num_scans)
         own = {
             "augmentation": AUGMENTATIONS[config.optim.augmentation],

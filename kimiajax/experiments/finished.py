@@ -28,11 +28,17 @@ class FinishedRow(NamedTuple):
         path: RUN/ROW.
         results: the content of `results.json`.
         learnt: a network with its head, or an SVM; None of a row that learns nothing.
+        weights: those that its features come from, where they lie elsewhere now.
+        cache: a folder for what serves again.
+        progress: shows what goes on.
     """
 
     path: Path
     results: dict[str, Any]
     learnt: Weights | LinearSVM | None
+    weights: str | Path | None
+    cache: Path | None
+    progress: Silent
 
     @property
     def num_scans(self) -> int:
@@ -52,10 +58,10 @@ class FinishedRow(NamedTuple):
         assert isinstance(self.learnt, LinearSVM)
         return self.learnt
 
-    def weights_of(self, backbone: Backbone, given: str | Path | None, cache: Path | None, progress: Silent) -> Weights:
+    def weights_of(self, backbone: Backbone) -> Weights:
         """Returns the weights that the row's features were computed with, by their digest, convolving as then."""
         config, needed = self.config, self.results["weights"][backbone.name]
-        source = setting_of(backbone.name, config["weights"], "imagenet") if given is None else given
+        source = setting_of(backbone.name, config["weights"], "imagenet") if self.weights is None else self.weights
         file = f" (SHA-256 {needed['source_sha256']})" if needed.get("source_sha256") else ""
         told = (
             f"{self.path} needs the {backbone.name} weights that it was learnt with, from {needed['source']}{file}, "
@@ -68,34 +74,37 @@ class FinishedRow(NamedTuple):
                 blocks=backbone.up_to(backbone.features),
                 image_size=config["image_size"],
                 seed=config["seed"],
-                cache=cache,
-                progress=functools.partial(Download, progress),
+                cache=self.cache,
+                progress=functools.partial(Download, self.progress),
             )
         except UserError as error:
             raise UserError(f"{error}; {told}") from error
         if loaded.lineage["digest"] != needed["digest"]:
             raise UserError(f"{source}: holds other weights, of digest {loaded.lineage['digest'][:12]}; {told}")
-        return self.convolving(loaded, cache, progress)
+        return self.convolving(loaded)
 
-    def convolving(self, loaded: Weights, cache: Path | None, progress: Silent) -> Weights:
+    def convolving(self, loaded: Weights) -> Weights:
         """Returns weights whose network convolves as it did in the run, if it can here."""
         network, config = loaded.backbone.name, self.config
         before = self.results["conv"].get(network, {"way": "plain"})["way"]
         asked = "plain" if before == "plain" else "auto"
-        options = {"precision": config["precision"], "cache": cache, "before": before}
+        options = {"precision": config["precision"], "cache": self.cache, "before": before}
         choice = choose_way(asked, BACKBONES[network], config["image_size"], config["batch_size"], **options)
         if choice.way != before:
-            progress.say(f"{network}: {choice.way} convolutions, where the run had {before} ones ({choice.reason})")
+            self.progress.say(
+                f"{network}: {choice.way} convolutions, where the run had {before} ones ({choice.reason})"
+            )
         return replace(loaded, conv=choice.way)
 
 
-def read_finished(path: Path, known: set[str], learns: set[str]) -> FinishedRow:
+def read_finished(path: Path, known: set[str], learns: set[str], *about: Any) -> FinishedRow:
     """Reads a finished row, and checks that what it learnt is what its results speak of.
 
     Args:
         path: RUN/ROW.
         known: the rows that there are.
         learns: those of them that learn something.
+        about: weights, cache and progress, as of `FinishedRow`.
 
     Raises:
         UserError: no such row, one that failed, or files that are missing, damaged or changed since.
@@ -116,7 +125,7 @@ def read_finished(path: Path, known: set[str], learns: set[str]) -> FinishedRow:
     if entries[name]["failure"]:
         raise UserError(f"{path}: cannot be relied on, since it failed: {entries[name]['failure']}")
     learnt = _learnt(folder, entries[name]) if name in learns else None
-    return FinishedRow(path, results, learnt)
+    return FinishedRow(path, results, learnt, *about)
 
 
 def _learnt(folder: RunFolder, entry: dict[str, Any]) -> Weights | LinearSVM:

@@ -58,7 +58,7 @@ def apply_row(
         patches_per_scan: training patches drawn from each scan, by the run's own rules.
         patch_size: side of a patch in pixels; by default the run's.
         mpp: microns per pixel at which slides are read; by default the run's.
-        pictures: a new folder for each patch with a heat map over it, see `explain_row`; of a network only.
+        pictures: a new folder for each patch with a heat map over it, `NAME-gradcam.png`; of a network only.
         layer: of these; see `grad_cam`.
         cache: a folder for what serves again.
         progress: shows what goes on.
@@ -68,14 +68,16 @@ def apply_row(
             digest, the folder for pictures exists already, or patches that cannot be read or are there twice.
     """
     progress, known = progress or Silent(), {each.name: each for each in all_rows()}
-    finished = read_finished(Path(row), set(known), {name for name, each in known.items() if each.scores})
-    approach, learnt, config = known[finished.path.name], finished.learnt, finished.config
+    finished = read_finished(
+        Path(row), set(known), {name for name, each in known.items() if each.scores}, weights, cache, progress
+    )
+    approach, config = known[finished.path.name], finished.config
     if pictures is not None:
         _check_explicable(finished, known, layer)
         check_new(Path(pictures), "--grad-cam")
     if weights is not None and approach.scores and not approach.reads_weights:
         raise UsageError(f"{row}: --weights is for rows of features; this one has no weights but those that it learnt")
-    predict = approach.predictor(finished, weights, cache, progress)
+    predict = approach.predictor(finished)
     assert approach.scores is not None  # else it has no predictor
     own = {field.name: config[field.name] for field in fields(Rules)}
     rules = Rules(**{**own, "patches_per_scan": patches_per_scan})
@@ -93,9 +95,7 @@ def apply_row(
         )
         predictions = [predict(part.pixels) for part in parts]
         if aside is not None:
-            assert isinstance(learnt, Weights)  # `_check_explicable` refuses all else
-            classes = [predicted for predicted, _ in predictions]
-            explain_row(learnt, finished.num_scans, parts, classes, aside, layer=layer, progress=progress)
+            _explain(finished, parts, [predicted for predicted, _ in predictions], aside, layer)
     scans = [part.scans for part in parts if part.scans is not None]
     return Applied(
         tuple(finished.results["data"]["names"]),
@@ -108,46 +108,27 @@ def apply_row(
     )
 
 
-def explain_row(
-    learnt: Weights,
-    num_classes: int,
+def _explain(
+    finished: FinishedRow,
     parts: Sequence[Inputs],
     classes: Sequence[np.ndarray],
     out: Path,
-    *,
-    layer: str | None = None,
-    progress: Silent | None = None,
-) -> list[Path]:
-    """Writes each patch as the network sees it, with its Grad-CAM map over it, as `NAME-gradcam.png`.
-
-    Args:
-        learnt: a network with its head.
-        num_classes: of the head.
-        parts: the patches.
-        classes: of each part, the class of each patch that is explained.
-        out: a folder that is there.
-        layer: see `grad_cam`.
-        progress: shows what goes on.
-
-    Returns:
-        The files, in the order of the patches: an id with what is safe in a file's name, and a number where two would
-        have one name.
-    """
+    layer: str | None,
+) -> None:
+    """Writes each patch as the network sees it, with the Grad-CAM map of its class over it, as `NAME-gradcam.png`."""
     from PIL import Image
 
-    progress = progress or Silent()
-    classifier = Classifier(learnt.backbone, learnt.backbone.trunk, num_classes)
-    files = [out / f"{name}-gradcam.png" for name in file_names([each for part in parts for each in part.ids])]
-    waiting = iter(files)
+    learnt = finished.network
+    classifier = Classifier(learnt.backbone, learnt.backbone.trunk, finished.num_scans)
+    names = iter(file_names([each for part in parts for each in part.ids]))
     for part, labels in zip(parts, classes):
         # Of about one length, each a batch or more, so that one program serves.
         rows = np.array_split(np.arange(len(labels)), max(1, len(labels) // EXPLAINED_AT_ONCE))
-        for some in progress.track(rows, "Grad-CAM", len(labels), "patches", step=len(rows[0])):
+        for some in finished.progress.track(rows, "Grad-CAM", len(labels), "patches", step=len(rows[0])):
             images = part.pixels[some[0] : some[-1] + 1]
             heat = grad_cam(classifier, learnt.variables, images, classes=labels[some], layer=layer).heat
-            for image, each, file in zip(images, heat, waiting):
-                Image.fromarray(overlay(image, each)).save(file, format="PNG", optimize=True)
-    return files
+            for image, each, name in zip(images, heat, names):
+                Image.fromarray(overlay(image, each)).save(out / f"{name}-gradcam.png", format="PNG", optimize=True)
 
 
 def file_names(ids: Sequence[str]) -> list[str]:

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -13,12 +12,11 @@ from kimiajax.experiments.approach import Approach, Outcome, Predictor
 from kimiajax.experiments.finished import FinishedRow
 from kimiajax.experiments.study import Phase, Study
 from kimiajax.features.export import outputs_of
-from kimiajax.models.backbone import Backbone, Variables
+from kimiajax.models.backbone import Backbone, Variables, of_blocks
 from kimiajax.models.checkpoint import Weights, fine_tuned
 from kimiajax.models.head import Classifier
 from kimiajax.runs.predictions import Kind
 from kimiajax.runtime.precision import Precision, compute_dtype, products_in
-from kimiajax.runtime.progress import Silent
 from kimiajax.training.freezing import TrainableBlocks, blocks_of
 from kimiajax.training.optimizer import Optimization
 from kimiajax.training.steps import Training
@@ -40,11 +38,8 @@ class NetworkRow(Approach):
         self, study: Study, start: Weights, variables: Variables, trained: Sequence[str], failure: str | None
     ) -> Weights:
         """Returns the whole network as it is after training, up to its bottleneck and with its head."""
-        trunk = start.backbone.trunk
-        whole = {
-            kind: {**{block: part[block] for block in trunk if block in part}, **variables.get(kind, {})}
-            for kind, part in start.variables.items()
-        }
+        trunk = of_blocks(start.variables, start.backbone.trunk)
+        whole = {kind: {**part, **variables.get(kind, {})} for kind, part in trunk.items()}
         run = {
             "row": self.name,
             "seed": study.config.data.seed,
@@ -55,16 +50,14 @@ class NetworkRow(Approach):
         names = tuple(dict.fromkeys(trained))
         return fine_tuned(start, jax.tree.map(np.asarray, whole), names, "kimiajax table", run)
 
-    def predictor(
-        self, finished: FinishedRow, weights: str | Path | None, cache: Path | None, progress: Silent
-    ) -> Predictor:
-        learnt = finished.convolving(finished.network, cache, progress)
+    def predictor(self, finished: FinishedRow) -> Predictor:
+        learnt = finished.convolving(finished.network)
         head = Classifier(learnt.backbone, (), finished.num_scans)
         variables = {"params": {"head": learnt.variables["params"]["head"]}}
         precision, bottleneck = finished.config["precision"], learnt.backbone.bottleneck
 
         def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            outputs = outputs_of(learnt, bottleneck, images, precision, cache, progress, self.name)
+            outputs = outputs_of(learnt, bottleneck, images, precision, finished.cache, finished.progress, self.name)
             logits = np.concatenate([np.asarray(_logits(head, precision, variables, some)) for some in outputs])
             shares = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
             return logits.argmax(axis=1), shares / shares.sum(axis=1, keepdims=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -10,12 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from kimiajax import paper
 from kimiajax.data.manifest import Manifest
-from kimiajax.evaluation.metrics import kimia_scores
+from kimiajax.evaluation.metrics import plain_scores
 from kimiajax.experiments.approach import Approach, Features, Outcome
 from kimiajax.experiments.artifacts import digest_of_learnt, save_learnt
 from kimiajax.experiments.config import TableConfig
@@ -148,11 +146,9 @@ def _begun(study: Study, rows: Sequence[Approach]) -> dict[str, Any]:
 def _take_up(request: Request, rows: Sequence[Approach], studies: list[Study]) -> None:
     """Takes up what an earlier process of this run left, or clears the folder."""
     say, fresh = request.progress.say, request.config.output.fresh
-
-    def taken_up() -> list[dict[str, Any] | None]:
-        return [None if fresh else take_up(study.folder, study.results, say) for study in studies]
-
-    earlier = distributed.of_first(taken_up)
+    earlier = distributed.of_first(
+        lambda: [None if fresh else take_up(study.folder, study.results, say) for study in studies]
+    )
     if not any(earlier):
         request.folder.clear([row.name for row in all_rows()])
     for study, results in zip(studies, earlier):
@@ -202,10 +198,9 @@ def _extract(network: str, study: Study, taps: set[str]) -> Features:
         )
         for split, images in (("training", study.train), ("test", study.test))
     )
-    cached = train.cached or test.cached
-    if cached:
+    if train.cached or test.cached:
         study.note(f"{network}: features found in the cache, all or some; the seconds leave these out.")
-    return Features(train.arrays, test.arrays, time.perf_counter() - started, cached)
+    return Features(train.arrays, test.arrays, time.perf_counter() - started)
 
 
 def _compute(row: Approach, studies: list[Study], features: Sequence[Features | None], waiting: list[Study]) -> None:
@@ -299,14 +294,5 @@ def _scores(predicted: np.ndarray | None, manifest: Manifest) -> dict[str, Any]:
     if predicted is None:
         nothing = dict.fromkeys(("eta_p", "eta_w", "eta_total", "eta_w_precision", "correct"))
         return {**nothing, "tested": len(labels)}
-    with jax.enable_x64(True):
-        scores = kimia_scores(labels, predicted, manifest.num_scans)
-    precision = float(scores.eta_w_precision)
-    return {
-        "eta_p": float(scores.eta_p),
-        "eta_w": float(scores.eta_w),
-        "eta_total": float(scores.eta_total),
-        "eta_w_precision": None if math.isnan(precision) else precision,
-        "correct": int(np.asarray(scores.correct).sum()),
-        "tested": int(np.asarray(scores.tested).sum()),
-    }
+    scores = plain_scores(labels, predicted, manifest.num_scans)
+    return {**scores, **{name: sum(scores[name]) for name in ("correct", "tested")}}

@@ -11,7 +11,7 @@ from kimiajax import paper
 from kimiajax.data.audit.audit import record_of
 from kimiajax.data.manifest import Manifest, read_manifest
 from kimiajax.data.open_scans import open_scans
-from kimiajax.data.patch_arrays import Patches, check_of, prepare_patches, read_patches
+from kimiajax.data.patch_arrays import check_of, prepare_patches
 from kimiajax.data.sources.source import Source
 from kimiajax.data.sources.synthetic import write_synthetic_scans
 from kimiajax.errors import UserError
@@ -194,12 +194,8 @@ def open_studies(request: Request, taps: dict[str, set[str]], before: dict[str, 
             own = config.replace(seed=seed, seeds=1)
             weights = _load_weights(taps, own, weights, request)
             weights = {network: replace(loaded, conv=conv[network].way) for network, loaded in weights.items()}
-            options = {"cache": cache, "track": progress.track}
-            patches: Patches = (
-                prepare_patches(source, own.data.rules(), config.data.image_size, config.data.resize, **options)
-                if manifest is None
-                else read_patches(source, manifest, config.data.image_size, config.data.resize, **options)
-            )
+            size, options = config.data.image_size, {"manifest": manifest, "cache": cache, "track": progress.track}
+            patches = prepare_patches(source, own.data.rules(), size, config.data.resize, **options)
             data = _describe(source, patches.manifest, record_of(source, patches.manifest, cache))
             folder = request.folder if config.output.seeds == 1 else request.folder.of_seed(seed)
             history = History(folder, config.output.tensorboard)

@@ -95,9 +95,7 @@ def run_sweep(
     first = distributed.is_first()
     loud = progress if first else Silent()
     with only_writer(out, say=progress.say) if first else contextlib.nullcontext():
-        if (
-            first and config.output.fresh
-        ):  # once: what is computed anew is not computed anew again after an interruption
+        if first and config.output.fresh:  # once: what is computed anew is not computed anew after an interruption
             (out / SWEEP).unlink(missing_ok=True)
             for earlier in (out / "places").glob("patches-*_augmentation-*_blocks-*"):
                 shutil.rmtree(earlier)

@@ -26,7 +26,7 @@ def all_rows() -> tuple[Approach, ...]:
             for name, title in titles.items()
             for row in (FeatureSVM(f"fe_{name}", f"FE-{title}", name), FineTuning(f"tl_{name}", f"TL-{title}", name))
         ),
-        *(Baseline(name, FLOOR_FEATURES[name].title) for name in FLOORS),
+        *(Baseline(name, FLOOR_FEATURES[name][0]) for name in FLOORS),
         *(
             Retrieval(f"nn_{name}_{kind}", f"NN-{title}", name, kind)
             for name, title in titles.items()

@@ -5,7 +5,7 @@ linear SVM with C = 1 is blind.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -56,22 +56,12 @@ BINS = _bins()
 UNIFORM = int(BINS.max())
 
 
-@dataclass(frozen=True)
-class Floor:
-    """Attributes:
-    title: what the table calls it.
-    feature: of one image.
-    """
-
-    title: str
-    feature: Callable[..., Float[np.ndarray, " d"]]
-
-
-FLOORS = {
-    "floor_mean_sd": Floor("gray mean, sd", mean_and_deviation),
-    "floor_bright": Floor("white share", bright_share),
-    "floor_histogram": Floor("gray histogram", histogram),
-    "floor_lbp": Floor("LBP", local_binary_patterns),
+# name -> (what the table calls it, the feature of one image)
+FLOORS: dict[str, tuple[str, Callable[..., Float[np.ndarray, " d"]]]] = {
+    "floor_mean_sd": ("gray mean, sd", mean_and_deviation),
+    "floor_bright": ("white share", bright_share),
+    "floor_histogram": ("gray histogram", histogram),
+    "floor_lbp": ("LBP", local_binary_patterns),
 }
 
 
@@ -83,7 +73,7 @@ def features_of(name: str, images: UInt8[np.ndarray, "n s s"], background: int =
         images: gray values, at least 3 x 3 of them.
         background: the gray value from which a pixel counts as white.
     """
-    feature = FLOORS[name].feature
+    _, feature = FLOORS[name]
     options = {"background": background} if feature is bright_share else {}
     return np.stack([feature(image, **options) for image in images])
 

@@ -17,7 +17,7 @@ from kimiajax.data.manifest import Manifest
 from kimiajax.data.patches import Rules
 from kimiajax.data.sources.slides import MPP
 from kimiajax.data.tfds.datasets import Dataset
-from kimiajax.errors import UserError
+from kimiajax.errors import UserError, check_known
 from kimiajax.features.extract import batch_size_for, extract_taps
 from kimiajax.io.cache import new_array
 from kimiajax.io.files import csv_text, new_folder, sha256_file, write_text
@@ -84,8 +84,7 @@ def export_features(
             refuse.
     """
     out, progress = Path(out), progress or Silent()
-    if network not in BACKBONES:
-        raise UserError(f"no network {network!r}; choose from {', '.join(BACKBONES)}")
+    check_known("network", network, BACKBONES)
     backbone = BACKBONES[network]
     tap = tap or backbone.features
     backbone.check_blocks([tap])
@@ -108,7 +107,7 @@ def export_features(
         options = {"manifest": manifest, "patch_size": patch_size, "mpp": mpp, "cache": cache, "track": progress.track}
         parts = read_inputs(path, rules or Rules(), image_size, resize, **options)
         shape = (sum(len(part.ids) for part in parts), *shape_of(loaded, tap, image_size))
-        features = _new_features(aside / "features.npy", shape, out)
+        features = new_array(aside / "features.npy", shape, np.float32, "--out")
         first = 0
         for part in parts:
             what = f"{network} on {WORDS[part.split]}"
@@ -172,16 +171,6 @@ def check_new(folder: Path, flag: str) -> None:
     """Raises UserError for a folder that is there already, which a flag named."""
     if folder.exists():
         raise UserError(f"{folder}: exists already; choose another {flag}, or remove it")
-
-
-def _new_features(path: Path, shape: tuple[int, ...], out: Path) -> np.memmap:
-    try:
-        return new_array(path, shape, np.float32)
-    except UserError as error:
-        size = 4 * math.prod(shape) / 2**30
-        raise UserError(
-            f"{out}: too little space for {size:.1f} GiB of features; make room, or choose another --out"
-        ) from error
 
 
 def _ids(parts: Sequence[Inputs]) -> str:

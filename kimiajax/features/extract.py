@@ -19,7 +19,7 @@ import numpy as np
 from kimiajax import __version__
 from kimiajax.io.cache import ArrayCache, load_arrays, mark_used
 from kimiajax.io.pytrees import digest
-from kimiajax.models.backbone import Backbone, Variables
+from kimiajax.models.backbone import Backbone, Variables, of_blocks
 from kimiajax.models.conv import Way
 from kimiajax.models.inputs import network_input
 from kimiajax.runtime import distributed
@@ -195,17 +195,15 @@ class Extractor:
         """Folds what can be computed of the variables alone.
 
         Args:
-            backbone: the network.
-            variables: its parameters and running statistics, for the blocks up to the last tap at least.
+            backbone, variables, taps, precision: as of `extract_taps`.
             size: side of the images.
-            taps: names of the blocks whose outputs are wanted.
-            precision: of convolutions and matrix products; the outputs are float32 whatever it is.
         """
         self.backbone, self.taps, self.precision = backbone, tuple(taps), precision
         blocks = backbone.up_to(backbone.last_of(taps))
         self.threads = _threads()
         self.variables = backbone.fold_for_inference(jax.device_put(variables), size, blocks)
-        dense = [block for block in blocks if _is_dense(self.variables["params"].get(block, {}))]
+        leaves = {block: jax.tree.leaves(self.variables["params"].get(block, {})) for block in blocks}
+        dense = [block for block in blocks if any(leaf.ndim == 2 for leaf in leaves[block])]
         cut = blocks.index(dense[0]) if dense and self.threads > 1 else len(blocks)
         self.shared, self.whole = blocks[:cut], blocks[cut:]
 
@@ -254,10 +252,6 @@ class Extractor:
     @functools.cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads, thread_name_prefix="features")
-
-
-def _is_dense(params: Any) -> bool:
-    return any(leaf.ndim == 2 for leaf in jax.tree.leaves(params))
 
 
 def _shape(array: Any) -> jax.ShapeDtypeStruct:
@@ -328,13 +322,12 @@ def _key(
 ) -> str:
     """Names what is computed of any image: its shape, parameters, blocks, device, precision, versions."""
     blocks = backbone.up_to(tap)
-    used = {kind: {b: part[b] for b in blocks if b in part} for kind, part in variables.items()}
     content = {
         "backbone": [backbone.name, list(backbone.options), backbone.conv],
         "blocks": list(blocks),
         "shape": list(shape),
         "batch": [batch, cores()],  # on which rounding depends
-        "variables": digest(used),
+        "variables": digest(of_blocks(variables, blocks)),
         "code": [VERSION, __version__, flax.__version__, jax.__version__],
         "platform": jax.default_backend(),
         "precision": precision,

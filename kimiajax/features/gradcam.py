@@ -17,7 +17,7 @@ import numpy as np
 
 from kimiajax.errors import UserError
 from kimiajax.features.extract import batch_size_for
-from kimiajax.models.backbone import Array, Backbone, Variables
+from kimiajax.models.backbone import Array, Backbone, Variables, of_blocks
 from kimiajax.models.head import Classifier
 from kimiajax.models.inputs import network_input
 from kimiajax.runtime.precision import products_in
@@ -81,9 +81,7 @@ def grad_cam(
     if "head" not in variables["params"]:
         raise UserError("these variables have no head, and so no classes: train one first, as `fit` does")
     labels = None if classes is None else _labels(classes, number, classifier.num_classes)
-    used = {*backbone.trunk, "head"}
-    held = {kind: {block: each for block, each in part.items() if block in used} for kind, part in variables.items()}
-    held = jax.device_put(held)
+    held = jax.device_put(of_blocks(variables, (*backbone.trunk, "head")))
     batch_size = min(batch_size or batch_size_for(jax.default_backend()), number)
     batches = [
         jax.device_get(_maps(classifier, path, held, *_batch((images, labels), start, batch_size)))

@@ -2,14 +2,14 @@
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kimiajax.errors import UserError
+from kimiajax.errors import UserError, check_known
 from kimiajax.runtime.precision import products_in
 from kimiajax.shapes import Bool, Float, Int, Shaped
 
@@ -17,6 +17,7 @@ AT_ONCE = 256  # queries whose distances to a part of the gallery are held
 GALLERY_AT_ONCE = 32_768  # rows of the gallery that the device holds
 SPARE = 22  # compared beyond k, so that rounding seldom leaves open which are nearest
 LARGEST = 1e36  # square of a feature's length, so that float32 holds what is computed of it
+RECALLS = (1, 3, 5, 10)  # neighbours among which a patch of the query's scan is looked for
 BITS = 32  # in a word of a barcode
 
 
@@ -27,15 +28,9 @@ class Neighbours(NamedTuple):
     distances: Float[jax.Array, "*q k"]
 
 
-class Evaluation(NamedTuple):
-    """The scan of each query's nearest patch; and k -> the share of queries with a patch of their scan among k."""
-
-    predicted: Int[np.ndarray, " q"]
-    recall_at: dict[int, float]
-
-
 class Retrieved(NamedTuple):
-    """A retrieval as `Neighbours` and `Evaluation` describe it; and how many queries it answers in a second."""
+    """The `Neighbours` found; the scan of the nearest; k -> the share of queries with a patch of their scan among
+    k; and how many queries are answered in a second."""
 
     places: Int[np.ndarray, "q k"]
     distances: Float[np.ndarray, "q k"]
@@ -65,8 +60,7 @@ def nearest(
         UserError: a gallery of fewer than k, widths that differ, features that are not finite or, for the cosine, all
             zeros, barcodes with a distance of features or the reverse, or an unknown distance.
     """
-    if distance not in DISTANCES:
-        raise UserError(f"no distance {distance!r}; choose from {', '.join(DISTANCES)}")
+    check_known("distance", distance, DISTANCES)
     if not 1 <= k <= len(gallery):
         raise UserError(f"{k} neighbours of a gallery of {len(gallery)}: choose 1 to {len(gallery)}")
     if queries.shape[1] != gallery.shape[1]:
@@ -106,18 +100,6 @@ def barcodes(features: Float[jax.Array | np.ndarray, "n d"]) -> Shaped[jax.Array
     return jnp.concatenate(words)
 
 
-def evaluate(
-    neighbours_scans: Int[jax.Array | np.ndarray, "q k"],
-    scans: Int[jax.Array | np.ndarray, " q"],
-    ks: Sequence[int] = (1, 3, 5, 10),
-) -> Evaluation:
-    """Compares scans of neighbours, the nearest first, with the query's own; ks beyond those found are left out."""
-    neighbours_scans = np.asarray(neighbours_scans)
-    own = neighbours_scans == np.asarray(scans)[:, None]
-    recall_at = {k: float(own[:, :k].any(axis=1).mean()) for k in ks if k <= own.shape[1]}
-    return Evaluation(neighbours_scans[:, 0], recall_at)
-
-
 def retrieve(
     train_features: Float[jax.Array | np.ndarray, "n d"],
     train_scans: Int[np.ndarray, " n"],
@@ -134,8 +116,7 @@ def retrieve(
     Raises:
         UserError: an unknown kind, or as `nearest` and `barcodes`.
     """
-    if kind not in KINDS:
-        raise UserError(f"no retrieval by {kind!r}; choose from {', '.join(KINDS)}")
+    check_known("kind of retrieval", kind, KINDS)
     encode, distance = KINDS[kind]
     gallery = encode(train_features)
     if len(gallery) <= GALLERY_AT_ONCE:
@@ -148,7 +129,10 @@ def retrieve(
     begun = time.perf_counter()
     places, distances = map(np.asarray, search())
     seconds = time.perf_counter() - begun
-    return Retrieved(places, distances, *evaluate(train_scans[places], test_scans), len(test_features) / seconds)
+    scans = train_scans[places]
+    own = scans == test_scans[:, None]
+    recall_at = {each: float(own[:, :each].any(axis=1).mean()) for each in RECALLS if each <= k}
+    return Retrieved(places, distances, scans[:, 0], recall_at, len(test_features) / seconds)
 
 
 def _entered(rows: Shaped[jax.Array | np.ndarray, "n d"], distance: str, name: str) -> Shaped[jax.Array, "n d"]:

@@ -107,7 +107,7 @@ def vouch_for(folder: Path) -> None:
     (folder / DIGESTS).write_text(json.dumps(digests))
 
 
-def new_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
+def new_array(path: Path, shape: tuple[int, ...], dtype: type, flag: str = "--cache") -> np.memmap:
     """A new file mapped into memory, its space taken at once: a disk that is full later on would kill the process.
 
     Raises:
@@ -124,7 +124,7 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         raise UserError(
             f"{path.parent.parent}: too little space for {size / 2**30:.1f} GiB of {path.stem}; make room, or "
-            "choose another folder with --cache"
+            f"choose another folder with {flag}"
         ) from error
     return array
 

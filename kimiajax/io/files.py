@@ -44,17 +44,11 @@ def md5_file(path: Path, track: Callable[..., Iterable] | None = None) -> str:
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` that takes its place when the block ends well, and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent)
-    aside = _aside(path)
-    try:
-        with _named(path, aside):
-            yield aside
-            with aside.open("r+b") as file:
-                os.fsync(file.fileno())  # or the name could reach the disk before what it names
-            aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with _beside(path) as aside:
+        yield aside
+        with aside.open("r+b") as file:
+            os.fsync(file.fileno())  # or the name could reach the disk before what it names
+        aside.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -81,26 +75,25 @@ def new_folder(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path`, of a similar name, that vanishes when the block ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent)
-    aside = _aside(path)
-    try:
-        with _named(path, aside):
-            aside.mkdir()
-            yield aside
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with _beside(path) as aside:
+        aside.mkdir()
+        yield aside
 
 
 @contextlib.contextmanager
-def _named(path: Path, aside: Path) -> Iterator[None]:
-    """Within, errors of the disk speak of the path that a user knows, and not of the one beside it."""
+def _beside(path: Path) -> Iterator[Path]:
+    """Yields a name beside `path` that is nobody else's; errors speak of `path`, which a user knows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    aside = path.with_name(f".{path.name}.{host()}.{os.getpid()}.{secrets.token_hex(4)}.kimiajax-partial")
     try:
-        yield
+        yield aside
     except OSError as error:
         name = path if error.filename is None else str(error.filename).replace(str(aside), str(path))
         error.filename, error.filename2 = str(name), None
         raise
+    finally:
+        _remove(aside)
 
 
 def put_folder(aside: Path, path: Path) -> None:
@@ -122,12 +115,11 @@ def remove_leftovers(folder: Path) -> None:
     for entry in folder.iterdir():
         match = ASIDE.fullmatch(entry.name)
         if match and match["host"] == host() and not is_alive(int(match["pid"])):
-            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+            _remove(entry)
 
 
-def _aside(path: Path) -> Path:
-    """A name beside `path` that is nobody else's."""
-    return path.with_name(f".{path.name}.{host()}.{os.getpid()}.{secrets.token_hex(4)}.kimiajax-partial")
+def _remove(entry: Path) -> None:
+    shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
 def open_hdf5(path: Path, what: str) -> h5py.File:

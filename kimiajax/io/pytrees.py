@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging  # which Orbax logs through
 
 from kimiajax.errors import UserError
+from kimiajax.text import first_line
 
 Tree = dict[str, Any]
 UNREADABLE = {errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO}
@@ -103,10 +104,7 @@ def _handler() -> ocp.StandardCheckpointHandler:
 def short(error: Exception) -> str:
     """An error of Orbax's in a few words: the system's own, or its kind and how its text begins."""
     code = _code_of(error)
-    if code is not None:
-        return os.strerror(code)
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:120]}"
+    return f"{type(error).__name__}: {first_line(error)[:120]}" if code is None else os.strerror(code)
 
 
 def refuse_unreadable(path: Path, error: Exception) -> None:

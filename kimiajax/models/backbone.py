@@ -179,9 +179,7 @@ class Backbone:
         images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
         return jax.eval_shape(lambda images: module.init(jax.random.key(0), images, blocks), images)
 
-    def init(
-        self, rng: np.random.Generator, size: int, blocks: Sequence[str] | None = None, *, num_classes: int = 1000
-    ) -> Variables:
+    def init(self, rng: np.random.Generator, size: int, blocks: Sequence[str] | None = None) -> Variables:
         """He-scaled random parameters, as NumPy arrays in the tree of `shapes`.
 
         He's scale (kernels of variance 2 / fan-in) keeps the activations' size, which a linear SVM with C = 1 on raw
@@ -199,7 +197,7 @@ class Backbone:
                 case _:
                     return np.zeros(leaf.shape, np.float32)
 
-        return jax.tree_util.tree_map_with_path(draw, self.shapes(size, blocks, num_classes=num_classes))
+        return jax.tree_util.tree_map_with_path(draw, self.shapes(size, blocks))
 
     def apply(
         self,
@@ -229,8 +227,8 @@ class Backbone:
             blocks = self.held_by(variables)
         self.check_blocks(blocks)
         self._check_leaves(variables, blocks)
-        module = self._build_for(variables, blocks)
         x, params = jnp.asarray(x, dtype), variables["params"]
+        module = self._build(params["predictions"]["kernel"].shape[-1] if "predictions" in blocks else 1000)
         arrays = {**variables, "params": params if dtype is None else cast_kernels(params, dtype)}
 
         def run(arrays: Variables, x: Array, blocks: Sequence[str], mask: Array | None = None) -> Any:
@@ -303,9 +301,6 @@ class Backbone:
         options = {"num_classes": num_classes, **dict(self.options)}
         return self.module(**{key: value for key, value in options.items() if key in self.module.__dataclass_fields__})
 
-    def _build_for(self, variables: Variables, blocks: Sequence[str]) -> nn.Module:
-        return self._build(_classes(variables) if "predictions" in blocks else 1000)
-
     def _check_leaves(self, variables: Variables, blocks: Sequence[str]) -> None:
         """Refuses parameters of another variant: Flax would pass over a leaf that it does not know."""
         for block in blocks:
@@ -334,6 +329,11 @@ def _kept(backbone: Backbone, size: int, blocks: Sequence[str], variables: Varia
     return {KEPT: unflatten_dict({path: jnp.asarray(folded(np.asarray(kernels[path]), tiles[path])) for path in tiles})}
 
 
+def of_blocks(variables: Variables, blocks: Iterable[str]) -> Variables:
+    """The variables of these blocks, as far as there are any."""
+    return {kind: {block: part[block] for block in blocks if block in part} for kind, part in variables.items()}
+
+
 def cast_kernels(params: Variables, dtype: Any) -> Variables:
     """Parameters as a computation in `dtype` uses them: all in it, but for those of batch normalisation ("bn")."""
 
@@ -357,7 +357,3 @@ def _leaves_of(variables: Variables, block: str) -> set[tuple[str, ...]]:
         if kind != KEPT
         for path, _ in jax.tree_util.tree_leaves_with_path(part.get(block, {}))
     }
-
-
-def _classes(variables: Variables) -> int:
-    return variables["params"]["predictions"]["kernel"].shape[-1]

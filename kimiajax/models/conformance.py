@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kimiajax.errors import UserError
-from kimiajax.models.backbone import Array, Backbone, Flat, Variables
+from kimiajax.models.backbone import Array, Backbone, Flat, Variables, of_blocks
 from kimiajax.models.batch_norm import INFERENCE, Normalisation
 
 IMAGES = 3  # in a batch
@@ -116,8 +116,9 @@ def _check_vmap(backbone: Backbone, variables: Variables, images: jax.Array) -> 
 
 def _check_gradients(backbone: Backbone, variables: Variables, images: jax.Array) -> None:
     """Every parameter of the trunk gets a finite gradient, and some of each block's are not 0."""
-    trunk = {kind: {b: part[b] for b in backbone.trunk if b in part} for kind, part in variables.items()}
-    weights = jnp.asarray(np.random.default_rng(1).standard_normal(_bottleneck(backbone, trunk, images)), jnp.float32)
+    trunk = of_blocks(variables, backbone.trunk)
+    output = jax.eval_shape(lambda x: backbone.apply(trunk, x, backbone.trunk)[0], images)
+    weights = jnp.asarray(np.random.default_rng(1).standard_normal(output.shape), jnp.float32)
 
     def loss(params: Variables) -> jax.Array:
         return jnp.vdot(weights, backbone.apply({**trunk, "params": params}, images, backbone.trunk)[0])
@@ -241,10 +242,6 @@ def _drawn(backbone: Backbone, size: int, rng: np.random.Generator) -> Variables
 
     leaves: Flat = flatten_dict(backbone.init(rng, size))
     return unflatten_dict({path: draw(path, leaf) for path, leaf in leaves.items()})
-
-
-def _bottleneck(backbone: Backbone, variables: Variables, images: jax.Array) -> tuple[int, ...]:
-    return jax.eval_shape(lambda x: backbone.apply(variables, x, backbone.trunk)[0], images).shape
 
 
 def _same(backbone: Backbone, one: Array, other: Array, what: str) -> None:

@@ -13,17 +13,7 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 
-from kimiajax.models.winograd import (
-    TILES,
-    Sides,
-    _differentiated,
-    _gradients,
-    _inferred,
-    _margins,
-    _padded,
-    _shifted,
-    transformed,
-)
+from kimiajax.models.winograd import TILES, Sides, inferred, margins_of, padded, shifted, transformed
 from kimiajax.shapes import Float
 
 Way = Literal["plain", "fast"]
@@ -62,7 +52,7 @@ class Conv(nn.Module):
         tile = tile_of(self, x.shape[-1]) if _WAY.get() == "fast" else None
         if tile is not None:
             kept = self.variable(KEPT, "kernel", transformed, kernel, tile)
-            y = cast(jax.Array, _inferred(x, kernel, kept.value, self.padding))
+            y = cast(jax.Array, inferred(x, kernel, kept.value, self.padding))
         else:
             y = convolve(x, kernel, self.stride, self.padding)
         if self.use_bias:
@@ -99,7 +89,7 @@ def max_pool(x: Float[jax.Array, "b h w c"], window: int, stride: int) -> Float[
     if _WAY.get() == "plain" and x.dtype != jnp.bfloat16:
         return nn.max_pool(x, (window, window), (stride, stride))
     for axis in (1, 2):
-        x = functools.reduce(jnp.maximum, _shifted(x, axis, window, stride))
+        x = functools.reduce(jnp.maximum, shifted(x, axis, window, stride))
     return x
 
 
@@ -112,19 +102,12 @@ def avg_pool(x: Float[jax.Array, "b h w c"], window: int, *, count_padding: bool
         at = np.arange(x.shape[axis])
         inside = np.minimum(at + margin, at[-1]) - np.maximum(at - margin, 0) + 1
         counts.append(np.full(len(at), window) if count_padding else inside)
-        x = functools.reduce(jnp.add, _shifted(_padded(x, axis, margin, margin), axis, window, 1))
+        x = functools.reduce(jnp.add, shifted(padded(x, axis, margin, margin), axis, window, 1))
     return x * (1 / np.outer(*counts))[..., None].astype(x.dtype)
 
 
 def _xla(x: jax.Array, kernel: jax.Array, stride: int, padding: str | Sequence[tuple[int, int]]) -> jax.Array:
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
-
-
-# Winograd's algorithm: tiles of the input are transformed, multiplied with the transformed kernel, and transformed to
-# tiles of the output. Without the barriers XLA would compute each row of a transformation again for each column.
-
-
-_inferred.defvjp(_differentiated, _gradients)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -135,13 +118,13 @@ def _direct(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
 def _direct_gradients(padding: str, given: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of the input a convolution again, of the kernel a matrix product for each of its places."""
     x, kernel = given
-    margins = _margins(kernel.shape, padding)
+    margins = margins_of(kernel.shape, padding)
     around = [(side - 1 - margin,) * 2 for side, margin in zip(kernel.shape[:2], margins)]
     of_input = _xla(gradient, kernel[::-1, ::-1].swapaxes(2, 3), 1, around)
     for axis, margin in zip((1, 2), margins):
-        x = _padded(x, axis, margin, margin)
+        x = padded(x, axis, margin, margin)
     flat = gradient.reshape(-1, gradient.shape[-1])
-    rows = [_shifted(row, 2, kernel.shape[1], 1) for row in _shifted(x, 1, kernel.shape[0], 1)]
+    rows = [shifted(row, 2, kernel.shape[1], 1) for row in shifted(x, 1, kernel.shape[0], 1)]
     of_kernel = [jnp.stack([part.reshape(len(flat), -1).T @ flat for part in row]) for row in rows]
     return of_input, jnp.stack(of_kernel)
 

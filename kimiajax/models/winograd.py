@@ -119,15 +119,15 @@ def _filled(x: jax.Array, tile: Sides, size: Sides, margins: Sides) -> jax.Array
     """With the zeros of the margins, and as many more as whole tiles of output need."""
     for axis, each, side, margin in zip((1, 2), tile, size, margins):
         outputs = x.shape[axis] + 2 * margin - side + 1
-        x = _padded(x, axis, margin, margin + -outputs % each)
+        x = padded(x, axis, margin, margin + -outputs % each)
     return x
 
 
 def _tiled(matrices: Sequence[np.ndarray], x: jax.Array, tile: Sides) -> jax.Array:
     """Tiles of x, one every so many pixels, multiplied with a matrix from each side: [a b t c]."""
-    of_rows, of_columns = matrices
-    rows = lax.optimization_barrier(_combined(of_rows, _shifted(x, 1, of_rows.shape[1], tile[0])))
-    tiles = [_combined(of_columns, _shifted(row, 2, of_columns.shape[1], tile[1])) for row in rows]
+    of_rows, of_columns = matrices  # without the barriers XLA would compute each row again for each column
+    rows = lax.optimization_barrier(_combined(of_rows, shifted(x, 1, of_rows.shape[1], tile[0])))
+    tiles = [_combined(of_columns, shifted(row, 2, of_columns.shape[1], tile[1])) for row in rows]
     tiles = jnp.stack([jnp.stack([each.reshape(-1, x.shape[-1]) for each in row]) for row in tiles])
     return lax.optimization_barrier(tiles)
 
@@ -150,13 +150,13 @@ def _times(factor: float, x: jax.Array) -> jax.Array:
     return x if factor == 1 else -x if factor == -1 else x * jnp.asarray(factor, x.dtype)
 
 
-def _shifted(x: jax.Array, axis: int, window: int, stride: int) -> list[jax.Array]:
+def shifted(x: jax.Array, axis: int, window: int, stride: int) -> list[jax.Array]:
     """Along an axis, every window's first pixel, every window's second, ..."""
     reach = (x.shape[axis] - window) // stride * stride
     return [lax.slice_in_dim(x, start, start + reach + 1, stride, axis) for start in range(window)]
 
 
-def _padded(x: jax.Array, axis: int, before: int, after: int) -> jax.Array:
+def padded(x: jax.Array, axis: int, before: int, after: int) -> jax.Array:
     config = [(0, 0, 0)] * x.ndim
     config[axis] = (before, after, 0)
     return lax.pad(x, jnp.zeros((), x.dtype), config)
@@ -167,24 +167,24 @@ def _size(kernel: jax.Array) -> Sides:
     return rows, columns
 
 
-def _margins(size: Sequence[int], padding: str) -> Sides:
+def margins_of(size: Sequence[int], padding: str) -> Sides:
     rows, columns = (side // 2 if padding == "SAME" else 0 for side in size[:2])
     return rows, columns
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _inferred(x: jax.Array, kernel: jax.Array, kept: jax.Array, padding: str) -> jax.Array:
+def inferred(x: jax.Array, kernel: jax.Array, kept: jax.Array, padding: str) -> jax.Array:
     """By the kept, transformed kernel where nothing is differentiated, and else by the kernel itself."""
-    return _winograd(x, kept, _size(kernel), _margins(kernel.shape, padding))
+    return _winograd(x, kept, _size(kernel), margins_of(kernel.shape, padding))
 
 
 def _differentiated(x: jax.Array, kernel: jax.Array, kept: jax.Array, padding: str) -> tuple[jax.Array, tuple]:
-    return _inferred(x, kernel, transformed(kernel, TILES[_size(kernel)]), padding), (x, kernel, kept)
+    return inferred(x, kernel, transformed(kernel, TILES[_size(kernel)]), padding), (x, kernel, kept)
 
 
 def _gradients(padding: str, given: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, kernel, kept = given
-    size, margins = _size(kernel), _margins(kernel.shape, padding)
+    size, margins = _size(kernel), margins_of(kernel.shape, padding)
     tile = TILES[size]
     of_rows, of_columns = _both(tile, size)
     tiles = _tiled((of_rows.of_input, of_columns.of_input), _filled(x, tile, size, margins), tile)  # [a b t c]
@@ -195,3 +195,6 @@ def _gradients(padding: str, given: tuple, gradient: jax.Array) -> tuple[jax.Arr
     turned = transformed(kernel[::-1, ::-1].swapaxes(2, 3), tile)
     around = size[0] - 1 - margins[0], size[1] - 1 - margins[1]
     return _winograd(gradient, turned, size, around), of_kernel, jnp.zeros_like(kept)
+
+
+inferred.defvjp(_differentiated, _gradients)

@@ -72,19 +72,7 @@ LEGEND = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """One array of ours against the judge.
-
-    Attributes:
-        max_abs: the largest difference.
-        relative_l2: the norm of the difference over the judge's norm.
-        reference_relative_l2: the same for the reference in single precision.
-        bound: what `relative_l2` must not exceed; None where nothing is asked of it.
-        double_relative_l2: ours in double precision against the judge; must not exceed `DOUBLE`.
-        unjudged_relative_l2: of all images, against the reference in single precision; bounded by the sum of `bound`
-            and `reference_relative_l2`.
-        flips: images whose largest entry is another one than in the reference.
-        fault: what is wrong, if anything.
-    """
+    """One array of ours against the judge, as `LEGEND` describes it."""
 
     max_abs: float | None = None
     relative_l2: float | None = None
@@ -148,17 +136,9 @@ class Certificate:
             "schema_version": SCHEMA_VERSION,
             "verdict": self.verdict,
             "first_divergence": self.first_divergence,
-            "reason": self.reason,
-            "network": self.network,
-            "reference": self.reference,
+            **asdict(self),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "settings": self.settings,
-            "not_compared": self.not_compared,
             "legend": LEGEND,
-            "weights": self.weights,
-            "job": self.job,
-            "inputs": self.inputs,
-            "versions": self.versions,
             "bounds": {"factor": FACTOR, "floors": FLOORS, "ceiling": CEILING, "double": DOUBLE},
             "stages": [{"passed": stage.passed, **asdict(stage)} for stage in self.stages],
         }
@@ -189,7 +169,8 @@ def compare(job: Job, blocks: Sequence[str], sides: Sides, failure: tuple[str, s
     names = ["decoded", "resized", "input", *(f"block/{block}" for block in blocks)]
     names += ["features"] if "features" in ours or "features" in judge else []
     names += ["logits", "loss", "gradients", *(f"step {k}" for k in sorted({1, job.steps})), "predictions", "eta"]
-    computed = {_stage_of(name) for side in (ours, sides.ours_double, sides.reference, judge) for name in side}
+    computed = {name for side in (ours, sides.ours_double, sides.reference, judge) for name in side}
+    computed = {name.split("/")[0] if name.startswith(LEAVES) else name for name in computed}
     names += sorted(computed - set(names))  # what nobody asked for is on one side only
     names += [failure[0]] if failure and failure[0] not in names else []
     stages = []
@@ -209,10 +190,6 @@ def compare(job: Job, blocks: Sequence[str], sides: Sides, failure: tuple[str, s
         shape = np.shape(judge[name]) if name in judge else None
         stages.append(Stage(name, shape, compared))
     return stages
-
-
-def _stage_of(name: str) -> str:
-    return name.split("/")[0] if name.startswith(LEAVES) else name
 
 
 def _below(stage: str, outputs: Outputs) -> set[str]:

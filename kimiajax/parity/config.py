@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kimiajax.data.config import check_least, json_fields
-
 
 @dataclass(frozen=True)
 class ParityConfig:
@@ -34,14 +32,6 @@ class ParityConfig:
     out: Path | None = None
     """Folder for parity.json; by default runs/parity/NETWORK-REFERENCE."""
 
-    def validate(self) -> None:
-        """Raises UserError for the first setting that is out of its range."""
-        check_least(self, steps=1, seed=0)
-
     def folder(self, network: str) -> Path:
         """Where the certificate goes."""
         return self.out or Path("runs") / "parity" / f"{network}-{self.reference}"
-
-    def as_dict(self) -> dict[str, object]:
-        """All fields, as JSON takes them."""
-        return json_fields(self)

@@ -20,16 +20,8 @@ import keras
 import numpy as np
 from keras.src.backend.common import dtypes
 
+from kimiajax.parity import keras_networks
 from kimiajax.parity.job import Job
-from kimiajax.parity.keras_networks import (
-    block_layers,
-    block_outputs,
-    build,
-    head_input,
-    name_of,
-    preprocess_of,
-    train_after,
-)
 from kimiajax.parity.reference import Outputs, main, read_images, score
 
 
@@ -37,7 +29,7 @@ def make(job: Job) -> None:
     """A weight file as Keras saves it, every array random: constants would hide arrays that are exchanged."""
     assert job.application is not None
     rng = np.random.default_rng(job.seed)
-    model = build(job.application, job.size, job.classes)
+    model = keras_networks.build(job.application, job.size, job.classes)
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name == "kernel":  # He's scale: activations keep their size
@@ -75,13 +67,13 @@ def run(job: Job, dtype: str, folder: Path) -> Outputs:
     outputs = read_images(job)
     count = job.judged if dtype == "float64" else len(job.patches)
     pixels = outputs["resized"].transpose(0, 2, 3, 1).astype(dtype)
-    images = pixels / 255 if job.input == "unit" else preprocess_of(job.application)(pixels.copy())
+    images = pixels / 255 if job.input == "unit" else keras_networks.preprocess_of(job.application)(pixels.copy())
     outputs["input"] = np.asarray(images, dtype)
     images = outputs["input"][:count]
 
-    model = build(job.application, job.size, job.classes)
+    model = keras_networks.build(job.application, job.size, job.classes)
     load(model, job.weights)
-    taps = block_outputs(model, job.layers, job.pooled)
+    taps = keras_networks.block_outputs(model, job.layers, job.pooled)
     for block, value in keras.Model(model.input, taps)(images, training=False).items():
         outputs[f"block/{block}"] = np.asarray(value)
     if job.features in taps:
@@ -89,11 +81,11 @@ def run(job: Job, dtype: str, folder: Path) -> Outputs:
 
     hidden = keras.layers.Dense(job.hidden, activation="relu", name="head_hidden")
     logits = keras.layers.Dense(job.num_scans, name="head_logits")
-    classifier = keras.Model(model.input, logits(hidden(head_input(taps, job.bottleneck))))
+    classifier = keras.Model(model.input, logits(hidden(keras_networks.head_input(taps, job.bottleneck))))
     with np.load(folder / "head.npz") as head:
         hidden.set_weights([head["hidden/kernel"], head["hidden/bias"]])
         logits.set_weights([head["logits/kernel"], head["logits/bias"]])
-    train_after(classifier, block_layers(model, job.layers)[job.boundary])
+    keras_networks.train_after(classifier, keras_networks.block_layers(model, job.layers)[job.boundary])
     assert {variable.dtype for variable in classifier.weights} == {dtype}
     outputs |= train_steps(job, classifier, images)
     return outputs
@@ -114,8 +106,8 @@ def train_steps(job: Job, classifier: keras.Model, images: np.ndarray) -> Output
     optimizer = keras.optimizers.SGD(job.learning_rate, momentum=job.momentum)
     optimizer.build(classifier.trainable_variables)
 
-    names = [name_of(variable) for variable in classifier.trainable_variables]
-    other_names = [name_of(variable) for variable in classifier.non_trainable_variables]
+    names = [keras_networks.name_of(variable) for variable in classifier.trainable_variables]
+    other_names = [keras_networks.name_of(variable) for variable in classifier.non_trainable_variables]
     trained = start = [variable.value for variable in classifier.trainable_variables]
     others = start_others = [variable.value for variable in classifier.non_trainable_variables]
     state = [variable.value for variable in optimizer.variables]

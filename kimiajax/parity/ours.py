@@ -5,17 +5,19 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from kimiajax.data.resize import resize
 from kimiajax.data.sources.scan_file import Scans
 from kimiajax.errors import UserError
 from kimiajax.evaluation.metrics import kimia_scores
-from kimiajax.models.backbone import Array, Backbone, Variables
+from kimiajax.models.backbone import Array, Backbone, Variables, of_blocks
 from kimiajax.models.checkpoint import Weights
 from kimiajax.models.head import Classifier
 from kimiajax.models.inputs import gray_to_unit_rgb, native_input
 from kimiajax.parity.job import Job
 from kimiajax.parity.reference import Outputs
+from kimiajax.text import first_line
 from kimiajax.training.freezing import TrainableBlocks
 from kimiajax.training.optimizer import Optimization
 from kimiajax.training.state import TrainState
@@ -26,8 +28,7 @@ class StageError(Exception):
     """This project's code fails at a stage, which is a divergence like any other."""
 
     def __init__(self, stage: str, error: Exception, outputs: Outputs):
-        reason = str(error).strip().splitlines() or [""]
-        super().__init__(f"{type(error).__name__}: {reason[0]}")
+        super().__init__(f"{type(error).__name__}: {first_line(error)}")
         self.stage, self.outputs = stage, outputs
 
 
@@ -116,9 +117,7 @@ def _that_run(
 def _train(job: Job, backbone: Backbone, variables: Variables, head: Variables, images: np.ndarray) -> Outputs:
     backbone = replace(backbone, dropout=0.0)  # two frameworks cannot draw the same units
     classifier = Classifier(backbone, backbone.trunk, job.num_scans)
-    start = {
-        kind: {block: part[block] for block in backbone.trunk if block in part} for kind, part in variables.items()
-    }
+    start = of_blocks(variables, backbone.trunk)
     start["params"]["head"] = head
     blocks = TrainableBlocks((*backbone.fine_tuned, "head"))
     optimizer, _ = Optimization("sgd", job.learning_rate, job.momentum).over(1, job.steps)
@@ -163,6 +162,4 @@ def _changes(start: Variables, state: TrainState, blocks: TrainableBlocks) -> Ou
 
 def leaves(tree: Variables) -> Outputs:
     """The arrays of a tree by their paths."""
-    return {
-        "/".join(key.key for key in path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {name: np.asarray(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}

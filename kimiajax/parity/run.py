@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kimiajax.data.config import check_least, json_fields
 from kimiajax.data.sources.scan_file import Scans
 from kimiajax.data.sources.synthetic import write_synthetic_scans
 from kimiajax.errors import UserError
@@ -55,7 +56,7 @@ def run_parity(network: str, config: ParityConfig, progress: Silent | None = Non
         UserError: settings, weights or scans that cannot serve, or a reference that breaks down.
     """
     progress = progress or Silent()
-    config.validate()
+    check_least(config, steps=1, seed=0)
     comparable = [name for name, files in all_files(config.reference) if _is_comparable(name, files, config.reference)]
     if network not in comparable and network in BACKBONES:
         which = f"{config.reference}, and its mapping names none" if config.reference == "keras" else config.reference
@@ -71,7 +72,7 @@ def run_parity(network: str, config: ParityConfig, progress: Silent | None = Non
     out.mkdir(parents=True, exist_ok=True)  # before the work
     if not os.access(out, os.W_OK):
         raise UserError(f"{out}: cannot be written to; choose another --out")
-    settings = {"network": network, **config.as_dict()}
+    settings = {"network": network, **json_fields(config)}
     if lacking := next((name for name in NEEDS[config.reference] if importlib.util.find_spec(name) is None), None):
         reason = f"{lacking} is not installed ({REMEDY[config.reference]})"
         return Certificate(NOT_RUN, network, config.reference, reason, settings)

@@ -29,6 +29,10 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#e1e4e8",
+    "grid.linewidth": 0.7,
+    "figure.constrained_layout.use": True,
     "svg.hashsalt": "kimiajax",  # the same figure is the same file
 }
 
@@ -56,179 +60,169 @@ def data_url(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
+@matplotlib.rc_context(STYLE)
 def scores_figure(
     rows: Sequence[dict[str, Any]], intervals: dict[str, dict[str, Interval]], score: str, guess: float
 ) -> Figure:
     """A score of every row with its interval, and the paper's figure beside it."""
     rows = [row for row in rows if row[score] is not None]
-    with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(WIDTH, 0.9 + 0.24 * len(rows)), layout="constrained")
-        axes = canvas.subplots()
-        for place, row in enumerate(rows):
-            low, high = intervals[row["name"]][score]
-            colour = FAMILY_COLOURS[row["family"]]
-            axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
-            axes.plot(100 * row[score], place, "o", color=colour, markersize=5)
-            if row["paper"]:
-                axes.plot(100 * row["paper"][score], place, "D", markersize=5, markerfacecolor="white", color=INK)
-        axes.axvline(100 * guess, color=GREY, linestyle=":", linewidth=1)
-        axes.set(yticks=range(len(rows)), yticklabels=[row["label"] for row in rows], xlim=(0, 100))
-        axes.set_xlabel(f"{score}, per cent")
-        axes.invert_yaxis()
-        axes.grid(axis="x", color="#e1e4e8", linewidth=0.7)
-        axes.set_axisbelow(True)
-        told = "; ".join(
-            f"{row['label']} {100 * row[score]:.1f}, {_span(intervals[row['name']][score])}" for row in rows
-        )
-        caption = (
-            f"{score} with 95 % intervals (dots and bars); the paper's figures are diamonds, the dotted line is "
-            "guessing. Blue: the table; grey: floors of trivial features; orange: retrieval."
-        )
-        return Figure(_svg(canvas), f"{score} in per cent, with 95 % intervals: {told}.", caption)
+    canvas = Canvas(figsize=(WIDTH, 0.9 + 0.24 * len(rows)))
+    axes = canvas.subplots()
+    for place, row in enumerate(rows):
+        low, high = intervals[row["name"]][score]
+        colour = FAMILY_COLOURS[row["family"]]
+        axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
+        axes.plot(100 * row[score], place, "o", color=colour, markersize=5)
+        if row["paper"]:
+            axes.plot(100 * row["paper"][score], place, "D", markersize=5, markerfacecolor="white", color=INK)
+    axes.axvline(100 * guess, color=GREY, linestyle=":", linewidth=1)
+    labels = [row["label"] for row in rows]
+    axes.set(yticks=range(len(rows)), yticklabels=labels, xlim=(0, 100), xlabel=f"{score}, per cent")
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+    told = "; ".join(f"{row['label']} {100 * row[score]:.1f}, {_span(intervals[row['name']][score])}" for row in rows)
+    caption = (
+        f"{score} with 95 % intervals (dots and bars); the paper's figures are diamonds, the dotted line is "
+        "guessing. Blue: the table; grey: floors of trivial features; orange: retrieval."
+    )
+    return Figure(_svg(canvas), f"{score} in per cent, with 95 % intervals: {told}.", caption)
 
 
+@matplotlib.rc_context(STYLE)
 def forest_figure(pairs: Sequence[Any], names: dict[str, str], score: str) -> Figure:
     """The differences of pairs of rows with their intervals; bold where Holm's correction leaves them significant."""
-    with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(WIDTH, 0.9 + 0.3 * len(pairs)), layout="constrained")
-        axes = canvas.subplots()
-        for place, pair in enumerate(pairs):
-            low, high = pair.intervals[score]
-            sure = pair.adjusted[score] <= LEVEL
-            style = {"color": BLUE if sure else GREY, "linewidth": 2.6 if sure else 1.4, "solid_capstyle": "butt"}
-            axes.plot([100 * low, 100 * high], [place, place], **style)
-            axes.plot(100 * pair.difference[score], place, "o" if sure else "s", color=style["color"], markersize=4.5)
-        axes.axvline(0, color=INK, linewidth=1)
-        labels = [f"{names[pair.first]}\n- {names[pair.second]}" for pair in pairs]
-        axes.set(yticks=range(len(pairs)), yticklabels=labels)
-        axes.tick_params(axis="y", labelsize=7)
-        axes.set_xlabel(f"difference of {score}, points")
-        axes.invert_yaxis()
-        axes.grid(axis="x", color="#e1e4e8", linewidth=0.7)
-        axes.set_axisbelow(True)
-        told = "; ".join(
-            f"{names[pair.first]} less {names[pair.second]} {100 * pair.difference[score]:+.1f}, "
-            f"{_span(pair.intervals[score])}{', significant' if pair.adjusted[score] <= LEVEL else ''}"
-            for pair in pairs
-        )
-        caption = (
-            f"Differences of {score} in points with 95 % intervals, on the same test patches. Blue and thick: "
-            "significant at 5 % after Holm's correction for all of them."
-        )
-        return Figure(_svg(canvas), f"Differences of {score} in points: {told}.", caption)
+    canvas = Canvas(figsize=(WIDTH, 0.9 + 0.3 * len(pairs)))
+    axes = canvas.subplots()
+    for place, pair in enumerate(pairs):
+        low, high = pair.intervals[score]
+        sure = pair.adjusted[score] <= LEVEL
+        style = {"color": BLUE if sure else GREY, "linewidth": 2.6 if sure else 1.4, "solid_capstyle": "butt"}
+        axes.plot([100 * low, 100 * high], [place, place], **style)
+        axes.plot(100 * pair.difference[score], place, "o" if sure else "s", color=style["color"], markersize=4.5)
+    axes.axvline(0, color=INK, linewidth=1)
+    labels = [f"{names[pair.first]}\n- {names[pair.second]}" for pair in pairs]
+    axes.set(yticks=range(len(pairs)), yticklabels=labels, xlabel=f"difference of {score}, points")
+    axes.tick_params(axis="y", labelsize=7)
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+    told = "; ".join(
+        f"{names[pair.first]} less {names[pair.second]} {100 * pair.difference[score]:+.1f}, "
+        f"{_span(pair.intervals[score])}{', significant' if pair.adjusted[score] <= LEVEL else ''}"
+        for pair in pairs
+    )
+    caption = (
+        f"Differences of {score} in points with 95 % intervals, on the same test patches. Blue and thick: "
+        "significant at 5 % after Holm's correction for all of them."
+    )
+    return Figure(_svg(canvas), f"Differences of {score} in points: {told}.", caption)
 
 
+@matplotlib.rc_context(STYLE)
 def confusion_figure(matrix: Int[np.ndarray, "s s"], name: str, seeds: int) -> Figure:
     """Which scan's patches were taken for which, as shares of the scan's patches."""
     tested = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, tested, out=np.zeros(matrix.shape), where=tested > 0)
-    with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(3.4, 3.3), layout="constrained")
-        axes = canvas.subplots()
-        image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
-        _scan_ticks(axes, len(matrix))
-        axes.set(xlabel="predicted scan", ylabel="true scan", title=name)
-        axes.spines[:].set_visible(False)
-        canvas.colorbar(image, ax=axes, shrink=0.75, label="per cent of the scan's patches")
-        right = np.trace(matrix)
-        off = matrix - np.diag(np.diag(matrix))
-        worst = np.unravel_index(off.argmax(), off.shape)
-        told = f"{right} of {matrix.sum()} right{over_seeds(seeds)}"
-        if off.any():
-            told += f"; most often confused, scan {worst[0]} taken for scan {worst[1]}, {off[worst]} times"
-        return Figure(_svg(canvas), f"Confusion matrix of {name}: {told}.", f"{name}: {told}.")
+    canvas = Canvas(figsize=(3.4, 3.3))
+    axes = canvas.subplots()
+    image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+    _scan_ticks(axes, len(matrix))
+    axes.set(xlabel="predicted scan", ylabel="true scan", title=name)
+    axes.spines[:].set_visible(False)
+    canvas.colorbar(image, ax=axes, shrink=0.75, label="per cent of the scan's patches")
+    right = np.trace(matrix)
+    off = matrix - np.diag(np.diag(matrix))
+    worst = np.unravel_index(off.argmax(), off.shape)
+    told = f"{right} of {matrix.sum()} right{over_seeds(seeds)}"
+    if off.any():
+        told += f"; most often confused, scan {worst[0]} taken for scan {worst[1]}, {off[worst]} times"
+    return Figure(_svg(canvas), f"Confusion matrix of {name}: {told}.", f"{name}: {told}.")
 
 
+@matplotlib.rc_context(STYLE)
 def recall_figure(recalls: Float[np.ndarray, "r s"], names: Sequence[str]) -> Figure:
     """The share of each scan's test patches that each row got right; a scan without any is white."""
-    with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(WIDTH, 1.2 + 0.22 * len(names)), layout="constrained")
-        axes = canvas.subplots()
-        image = axes.imshow(100 * np.ma.masked_invalid(recalls), cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        _scan_ticks(axes, recalls.shape[1], vertical=False)
-        axes.set(yticks=range(len(names)), yticklabels=names, xlabel="scan")
-        axes.spines[:].set_visible(False)
-        canvas.colorbar(image, ax=axes, location="top", shrink=0.6, label="recall, per cent")
-        tested = np.flatnonzero(~np.isnan(recalls[0]))
-        mean = recalls[:, tested].mean(axis=0)
-        told = f"on average hardest is scan {tested[mean.argmin()]}, easiest scan {tested[mean.argmax()]}"
-        return Figure(_svg(canvas), f"Recall by row and scan: {told}.", f"Recall of each scan by row; {told}.")
+    canvas = Canvas(figsize=(WIDTH, 1.2 + 0.22 * len(names)))
+    axes = canvas.subplots()
+    image = axes.imshow(100 * np.ma.masked_invalid(recalls), cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    _scan_ticks(axes, recalls.shape[1], vertical=False)
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="scan")
+    axes.spines[:].set_visible(False)
+    canvas.colorbar(image, ax=axes, location="top", shrink=0.6, label="recall, per cent")
+    tested = np.flatnonzero(~np.isnan(recalls[0]))
+    mean = recalls[:, tested].mean(axis=0)
+    told = f"on average hardest is scan {tested[mean.argmin()]}, easiest scan {tested[mean.argmax()]}"
+    return Figure(_svg(canvas), f"Recall by row and scan: {told}.", f"Recall of each scan by row; {told}.")
 
 
+@matplotlib.rc_context(STYLE)
 def distribution_figure(train: Sequence[int], test: Sequence[int]) -> Figure:
     """The paper's Fig. 2: training and test patches of each scan."""
-    with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(WIDTH, 3.2), layout="constrained")
-        both = canvas.subplots(2, sharex=True)
-        for axes, counts, name, colour in zip(both, (train, test), ("training", "test"), (BLUE, ORANGE)):
-            axes.bar(range(len(counts)), counts, color=colour)
-            axes.set_ylabel(f"{name}\npatches")
-        _scan_ticks(both[-1], len(train), vertical=False)
-        both[-1].set_xlabel("scan")
-        told = f"{sum(train):,} training patches, {_counts(train)}; {sum(test):,} test patches, {_counts(test)}"
-        return Figure(_svg(canvas), f"Patches of each scan: {told}.", f"Patches of each scan: {told}.")
+    canvas = Canvas(figsize=(WIDTH, 3.2))
+    both = canvas.subplots(2, sharex=True)
+    for axes, counts, name, colour in zip(both, (train, test), ("training", "test"), (BLUE, ORANGE)):
+        axes.bar(range(len(counts)), counts, color=colour)
+        axes.set_ylabel(f"{name}\npatches")
+    _scan_ticks(both[-1], len(train), vertical=False)
+    both[-1].set_xlabel("scan")
+    told = f"{sum(train):,} training patches, {_counts(train)}; {sum(test):,} test patches, {_counts(test)}"
+    return Figure(_svg(canvas), f"Patches of each scan: {told}.", f"Patches of each scan: {told}.")
 
 
+@matplotlib.rc_context(STYLE)
 def sweep_figure(axis: dict[str, Any], values: Sequence[Any], score: str, guess: float) -> Figure:
     """A score along one axis of a sweep: a line a row with 95 % intervals, a dot a seed, a ring at the centre."""
     guess = guess**2 if score == "eta_total" else guess
-    with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(WIDTH, 3.4), layout="constrained")
-        axes = canvas.subplots()
-        told, count = [], len(axis["curves"])
-        for number, curve in enumerate(axis["curves"]):
-            points = [point for point in curve["points"] if point[score] is not None]
-            shift = 0.06 * (number - (count - 1) / 2)  # so that bars at one value stand beside each other
-            places = np.array([values.index(point["value"]) for point in points]) + shift
-            colour, middle = CURVES[number % len(CURVES)], [100 * point[score] for point in points]
-            style = "-" if number < len(CURVES) else "--"
-            axes.plot(places, middle, style, color=colour, linewidth=1.3, label=curve["approach"])
-            for place, point in zip(places, points):
-                low, high = point["intervals"][score]
-                axes.plot([place, place], [100 * low, 100 * high], color=colour, linewidth=2, alpha=0.55)
-                seeds = [100 * value for value in point["by_seed"][score] if value is not None]
-                axes.plot([place] * len(seeds), seeds, ".", color=colour, markersize=3)
-                ring = point["value"] == curve["centre"]
-                face = "white" if ring else colour
-                axes.plot(place, 100 * point[score], "o", color=colour, markersize=6 if ring else 4, mfc=face, zorder=3)
-            drawn = (f"{point['value']}: {value:.1f}" for point, value in zip(points, middle))
-            told.append(f"{curve['approach']} {', '.join(drawn)}")
-        axes.axhline(100 * guess, color=GREY, linestyle=":", linewidth=1)
-        axes.set(xticks=range(len(values)), xticklabels=values, xlabel=axis["title"], ylabel=f"{score}, per cent")
-        axes.set_xlim(-0.4, len(values) - 0.6)
-        axes.set_ylim(bottom=0)
-        axes.grid(axis="y", color="#e1e4e8", linewidth=0.7)
-        axes.set_axisbelow(True)
-        canvas.legend(loc="outside upper left", ncols=2, frameon=False)
-        alt = f"{score} in per cent over {axis['title']}: {'; '.join(told)}."
-        return Figure(
-            _svg(canvas), alt, f"{score} over {axis['title']}; a ring is the centre, the dotted line guessing."
-        )
+    canvas = Canvas(figsize=(WIDTH, 3.4))
+    axes = canvas.subplots()
+    told, count = [], len(axis["curves"])
+    for number, curve in enumerate(axis["curves"]):
+        points = [point for point in curve["points"] if point[score] is not None]
+        shift = 0.06 * (number - (count - 1) / 2)  # so that bars at one value stand beside each other
+        places = np.array([values.index(point["value"]) for point in points]) + shift
+        colour, middle = CURVES[number % len(CURVES)], [100 * point[score] for point in points]
+        style = "-" if number < len(CURVES) else "--"
+        axes.plot(places, middle, style, color=colour, linewidth=1.3, label=curve["approach"])
+        for place, point in zip(places, points):
+            low, high = point["intervals"][score]
+            axes.plot([place, place], [100 * low, 100 * high], color=colour, linewidth=2, alpha=0.55)
+            seeds = [100 * value for value in point["by_seed"][score] if value is not None]
+            axes.plot([place] * len(seeds), seeds, ".", color=colour, markersize=3)
+            ring = point["value"] == curve["centre"]
+            face = "white" if ring else colour
+            axes.plot(place, 100 * point[score], "o", color=colour, markersize=6 if ring else 4, mfc=face, zorder=3)
+        drawn = (f"{point['value']}: {value:.1f}" for point, value in zip(points, middle))
+        told.append(f"{curve['approach']} {', '.join(drawn)}")
+    axes.axhline(100 * guess, color=GREY, linestyle=":", linewidth=1)
+    axes.set(xticks=range(len(values)), xticklabels=values, xlabel=axis["title"], ylabel=f"{score}, per cent")
+    axes.set(xlim=(-0.4, len(values) - 0.6), ylim=(0, None))
+    axes.grid(axis="y")
+    canvas.legend(loc="outside upper left", ncols=2, frameon=False)
+    alt = f"{score} in per cent over {axis['title']}: {'; '.join(told)}."
+    return Figure(_svg(canvas), alt, f"{score} over {axis['title']}; a ring is the centre, the dotted line guessing.")
 
 
+@matplotlib.rc_context(STYLE)
 def curves_figure(histories: Sequence[dict[str, list[dict[str, Any]]]], name: str) -> Figure:
     """Loss and accuracy on training patches over the epochs of a row's phases, one after another, a line a seed."""
-    with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(WIDTH, 2.3), layout="constrained")
-        loss, accuracy = canvas.subplots(1, 2)
-        told = []
-        for history in histories:
-            start = 0
-            for phase, epochs in history.items():
-                if not epochs:
-                    continue
-                places = start + np.array([epoch["epoch"] for epoch in epochs])
-                for axes, key, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
-                    values = [np.nan if e[key] is None else scale * e[key] for e in epochs]
-                    axes.plot(places, values, color=BLUE if phase != "head" else ORANGE, linewidth=1.2)
-                start = places[-1]
-                if history is histories[0]:
-                    told.append(_phase(phase, epochs))
-        loss.set(xlabel="epoch", ylabel="loss, nats")
-        loss.set_ylim(bottom=0)
-        accuracy.set(xlabel="epoch", ylabel="accuracy, per cent", ylim=(0, 102))
-        told = "; ".join(told) + (f"; losses of the first of {len(histories)} seeds" if len(histories) > 1 else "")
-        return Figure(_svg(canvas), f"Training curves of {name}: {told}.", f"{name}, on training patches: {told}.")
+    canvas = Canvas(figsize=(WIDTH, 2.3))
+    loss, accuracy = canvas.subplots(1, 2)
+    told = []
+    for history in histories:
+        start = 0
+        for phase, epochs in history.items():
+            if not epochs:
+                continue
+            places = start + np.array([epoch["epoch"] for epoch in epochs])
+            for axes, key, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
+                values = [np.nan if e[key] is None else scale * e[key] for e in epochs]
+                axes.plot(places, values, color=BLUE if phase != "head" else ORANGE, linewidth=1.2)
+            start = places[-1]
+            if history is histories[0]:
+                told.append(_phase(phase, epochs))
+    loss.set(xlabel="epoch", ylabel="loss, nats", ylim=(0, None))
+    accuracy.set(xlabel="epoch", ylabel="accuracy, per cent", ylim=(0, 102))
+    told = "; ".join(told) + (f"; losses of the first of {len(histories)} seeds" if len(histories) > 1 else "")
+    return Figure(_svg(canvas), f"Training curves of {name}: {told}.", f"{name}, on training patches: {told}.")
 
 
 def _phase(phase: str, epochs: Sequence[dict[str, Any]]) -> str:

@@ -16,11 +16,6 @@ TITLES = {
 }
 
 
-def is_sweep(folder: str | Path) -> bool:
-    """Whether a folder is one that `kimiajax sweep` left."""
-    return (Path(folder) / SWEEP).is_file()
-
-
 def read_sweep(folder: str | Path) -> dict[str, Any]:
     """The content of `sweep.json`.
 

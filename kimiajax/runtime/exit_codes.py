@@ -9,13 +9,12 @@ from collections.abc import Callable
 
 from kimiajax.errors import UserError
 from kimiajax.runtime.signals import Interrupted
-from kimiajax.text import visible
+from kimiajax.text import first_line, visible
 
 USER_ERROR, BUG, INTERRUPTED = 2, 1, 130
 # What the disk, or the system, refuses, whichever file it is; other errors without a file's name are nobody's but ours.
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
 BREAKS = r"\s*\n\s*"  # of lines, with what is around them
-LONGEST = 500  # characters of an unforeseen error's text in a line; --debug shows it all
 
 
 def ended(work: Callable[[], int], debug: bool = False, *, program: str = "kimiajax", fresh: bool = False) -> int:
@@ -60,11 +59,11 @@ def _of_the_machine(error: Exception) -> str | None:
         return f"{where}{error.strerror}; check the path, its permissions and space"
     kind, text = type(error), str(error)
     if isinstance(error, MemoryError) or (kind.__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in text):
-        return f"out of memory ({_first_line(text)}); use a smaller --image-size or --batch-size, or --feed stream"
+        return f"out of memory ({first_line(text)}); use a smaller --image-size or --batch-size, or --feed stream"
     if _raised_in(error) == "jax._src.xla_bridge":
         asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
         return (
-            f"{asked}: JAX finds no such device ({_first_line(text) or kind.__name__}); install the package's extra "
+            f"{asked}: JAX finds no such device ({first_line(text) or kind.__name__}); install the package's extra "
             "for it (cuda, tpu), or unset JAX_PLATFORMS"
         )
     return None
@@ -72,18 +71,12 @@ def _of_the_machine(error: Exception) -> str | None:
 
 def _bug(error: Exception) -> str:
     return (
-        f"this is a bug, not your input: {type(error).__name__}: {_first_line(str(error))}; please report it where you "
+        f"this is a bug, not your input: {type(error).__name__}: {first_line(error)}; please report it where you "
         "have kimiajax from, with the output of `kimiajax --version --verbose` and of the same command with --debug"
     )
 
 
 def _raised_in(error: Exception) -> str | None:
     """The module that raised an error."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return None if trace is None else trace.tb_frame.f_globals.get("__name__")
-
-
-def _first_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[0][:LONGEST]
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get("__name__") if frames else None

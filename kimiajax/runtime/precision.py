@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from kimiajax.errors import UserError
+from kimiajax.errors import check_known
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
@@ -28,6 +28,5 @@ def products_in(precision: Precision) -> Any:
 
 
 def _of(precision: str) -> tuple[Any, str]:
-    if precision not in _PRECISIONS:
-        raise UserError(f"no precision {precision!r}; choose from {', '.join(_PRECISIONS)}")
+    check_known("precision", precision, _PRECISIONS)
     return _PRECISIONS[precision]

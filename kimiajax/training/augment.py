@@ -47,11 +47,6 @@ class Augmentation:
     contrast: float = 0.0
     brightness: float = 0.0
 
-    @property
-    def grades(self) -> bool:
-        """Whether gray values change, and not only places."""
-        return self.contrast > 0 or self.brightness > 0
-
 
 # Keras 2.0: shear in radians, nearest pixels, and a centre one pixel too far down and right.
 KERAS_2017 = Augmentation(0.2, 0.2, True, 0, "rows", 1)
@@ -136,7 +131,7 @@ def augment(
 ) -> Shaped[jax.Array, "b h w"]:
     """A random transform of each gray image, decided by its key alone; values stay in [0, 255]."""
     warped = warp(images, draw(augmentation, keys), order=augmentation.order, centre=augmentation.centre)
-    return grade(augmentation, warped, keys) if augmentation.grades else warped
+    return grade(augmentation, warped, keys) if augmentation.contrast or augmentation.brightness else warped
 
 
 def grade(

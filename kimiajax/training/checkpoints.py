@@ -14,16 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from kimiajax.errors import UserError
+from kimiajax.io import pytrees
 from kimiajax.io.json_records import differences, is_sealed, sealed
-from kimiajax.io.pytrees import (
-    background_saver,
-    digest_of_leaf,
-    let_orphans_end,
-    load_with_metadata,
-    quietly,
-    refuse_unreadable,
-    short,
-)
 from kimiajax.runtime import distributed
 from kimiajax.runtime.signals import Interruption
 
@@ -36,6 +28,7 @@ class Checkpoints:
 
     Attributes:
         folder: theirs alone; one process at a time may use it.
+        say: is told what is resumed, and what is damaged.
     """
 
     def __init__(
@@ -55,14 +48,14 @@ class Checkpoints:
         interruption: where one is asked for, the state is saved and the training ends.
         """
         self.folder = folder
-        self._identity, self._every, self._say = _plain(identity), every, say
+        self._identity, self._every, self.say = _plain(identity), every, say
         self._interruption = interruption or Interruption()
         self._saver: ocp.AsyncCheckpointer | None = None
         self._saved = time.monotonic()
 
     def part(self, name: str) -> "Checkpoints":
         """Checkpoints of a part of this training, in a folder within."""
-        options = {"every": self._every, "say": self._say, "interruption": self._interruption}
+        options = {"every": self._every, "say": self.say, "interruption": self._interruption}
         return Checkpoints(self.folder / name, self._identity, **options)
 
     def restore(self, like: Any, facts: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
@@ -85,12 +78,12 @@ class Checkpoints:
     def _newest(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         for path in self._found():
             try:
-                arrays, metadata = load_with_metadata(path)
+                arrays, metadata = pytrees.load_with_metadata(path)
                 if not is_sealed(metadata):
                     raise ValueError("its metadata was changed")
             except Exception as error:  # whatever a damaged file makes Orbax raise
-                refuse_unreadable(path, error)
-                self._discard(path, short(error))
+                pytrees.refuse_unreadable(path, error)
+                self._discard(path, pytrees.short(error))
                 continue
             changes = differences(metadata["identity"], self._identity)
             if changes:
@@ -98,7 +91,11 @@ class Checkpoints:
                     f"{path}: a checkpoint of another training ({'; '.join(changes)}); choose another --out, or begin "
                     "anew with --fresh"
                 )
-            wrong = [name for name, sha in metadata["leaves"].items() if digest_of_leaf(name, arrays.get(name)) != sha]
+            wrong = [
+                name
+                for name, sha in metadata["leaves"].items()
+                if pytrees.digest_of_leaf(name, arrays.get(name)) != sha
+            ]
             if wrong:
                 self._discard(path, f"its digest does not fit {', '.join(wrong[:3])}")
                 continue
@@ -126,11 +123,11 @@ class Checkpoints:
         metadata = {
             "identity": self._identity,
             "about": _plain(about),
-            "leaves": {name: digest_of_leaf(name, array) for name, array in arrays.items()},
+            "leaves": {name: pytrees.digest_of_leaf(name, array) for name, array in arrays.items()},
         }
         with self._surviving():
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._saver = self._saver or background_saver()
+            self._saver = self._saver or pytrees.background_saver()
             self._saver.save(path, args=ocp.args.StandardSave(arrays), custom_metadata=sealed(metadata))
 
     def due(self) -> bool:
@@ -155,7 +152,7 @@ class Checkpoints:
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Within, signals wait for `stop_if_asked`; at the end nothing is left in the air."""
-        with quietly():
+        with pytrees.quietly():
             try:
                 with self._interruption.deferred():
                     yield
@@ -164,14 +161,6 @@ class Checkpoints:
                 if self._saver is not None:
                     self._saver.close()
                     self._saver = None
-
-    def say(self, text: str) -> None:
-        """Tells one line."""
-        self._say(text)
-
-    def clear(self) -> None:
-        """Removes all of them, once what they led to is kept elsewhere."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _found(self) -> list[Path]:
         """The newest first. What was never finished goes: its writer is dead, or the folder would be locked."""
@@ -189,7 +178,7 @@ class Checkpoints:
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
         then = "the one before it is used" if older else "this training begins anew"
-        self._say(f"{path}: a damaged checkpoint ({reason}); {then}")
+        self.say(f"{path}: a damaged checkpoint ({reason}); {then}")
 
     @contextlib.contextmanager
     def _surviving(self) -> Iterator[None]:
@@ -197,8 +186,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            let_orphans_end()
-            self._say(f"{self.folder}: no checkpoint could be written ({short(error)}); training goes on without")
+            pytrees.let_orphans_end()
+            self.say(
+                f"{self.folder}: no checkpoint could be written ({pytrees.short(error)}); training goes on without"
+            )
 
 
 def _flatten(tree: Any) -> dict[str, Any]:

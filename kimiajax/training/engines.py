@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kimiajax.errors import UserError
+from kimiajax.errors import UserError, check_known
 from kimiajax.models.head import Classifier
 from kimiajax.runtime import distributed
 from kimiajax.runtime.precision import Precision
@@ -104,7 +104,7 @@ class Engine(ABC):
 
     def placed_step(self, training: Training) -> Step:
         """Likewise, of a batch as `spread` gives it."""
-        step = functools.partial(_compiled_step, self)
+        step = functools.partial(_compiled, type(self).wrap_step, self)
         prefix = self._prefix(training.classifier, training.precision, training.normalisation())
         if prefix is not None:
             return PrefixedStep(prefix, training, step)
@@ -113,12 +113,12 @@ class Engine(ABC):
 
     def steps(self, training: Training, plan: Plan) -> Steps:
         """`train_steps`, compiled: of a state, which is donated, data that lie on every device, epoch, start, stop."""
-        compiled = _compiled_steps(self, training, plan)
+        compiled = _compiled(type(self).wrap_steps, self, training, plan)
         return lambda state, data, *which: self._in_turn(compiled(state, data, *map(np.int32, which)))
 
     def gather(self, plan: Plan) -> Gather:
         """`gather`, compiled: of data that lie on every device, a key, epoch and step, a batch as `spread` gives it."""
-        compiled = _compiled_gather(self, plan)
+        compiled = _compiled(type(self).wrap_gather, self, plan)
         return lambda data, key, *which: compiled(data, key, *map(np.int32, which))
 
     def wrap_gather(self, plan: Plan) -> Any:
@@ -136,7 +136,7 @@ class Engine(ABC):
     def predict(self, classifier: Classifier, precision: Precision) -> Predict:
         """`predict_step`, compiled: variables and inputs [b ...] to predicted scans [b], on the host."""
         prefix = self._prefix(classifier, precision)
-        compiled = _compiled_predict(self, prefix.rest if prefix else classifier, precision)
+        compiled = _compiled(type(self).wrap_predict, self, prefix.rest if prefix else classifier, precision)
 
         def predicted(variables: dict[str, Any], inputs: np.ndarray) -> np.ndarray:
             own = inputs[self.own(len(inputs))]
@@ -244,28 +244,13 @@ def engine_of(name: str, devices: Sequence[jax.Device] | None = None) -> Engine:
     Raises:
         UserError: no such engine, or pmap for several processes.
     """
-    if name not in ENGINES:
-        raise UserError(f"no engine {name!r}; choose from {', '.join(ENGINES)}")
+    check_known("engine", name, ENGINES)
     if name == "pmap" and distributed.count() > 1:
         raise UserError("--engine pmap is for the devices of one process; leave --engine out with --distributed")
     return ENGINES[name]() if devices is None else ENGINES[name](tuple(devices))
 
 
-@functools.lru_cache(maxsize=8)  # the same training of another seed is the same program
-def _compiled_step(engine: Engine, training: Training) -> Any:
-    return engine.wrap_step(training)
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled_steps(engine: Engine, training: Training, plan: Plan) -> Any:
-    return engine.wrap_steps(training, plan)
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled_gather(engine: Engine, plan: Plan) -> Any:
-    return engine.wrap_gather(plan)
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled_predict(engine: Engine, classifier: Classifier, precision: Precision) -> Any:
-    return engine.wrap_predict(classifier, precision)
+@functools.lru_cache(maxsize=32)  # the same training of another seed is the same program
+def _compiled(wrap: Callable, *given: Any) -> Any:
+    """What a method of an engine wraps; the engine is the first that is given."""
+    return wrap(*given)

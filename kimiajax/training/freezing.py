@@ -28,11 +28,8 @@ class TrainableBlocks:
     Attributes:
         names: whole blocks ("mixed9", "head"), or parts of one ("mixed6/branch2_conv1/bn"). Batch normalisation trains
             where it is named as a whole; of a single array of it, its bias say, that array moves and it stays frozen.
-        frozen_bn: mode of the batch normalisation of frozen blocks in training, as in `Normalisation`: "inference"
-            (stored statistics), "batch" (mini-batch statistics, nothing stored) or "keras2017" (mini-batch statistics,
-            and the stored ones move).
-        trained_bn: mode of the batch normalisation of trained blocks: "keras2017", or "inference", where stored
-            statistics normalise and stay while scale and bias train.
+        frozen_bn, trained_bn: modes of the batch normalisation of frozen and of trained blocks in training, as in
+            `Normalisation`.
 
     Raises:
         UserError: an unknown mode, or names that are no sequence.

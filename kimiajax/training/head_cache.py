@@ -55,17 +55,11 @@ def fit_heads_once(
         optimization: what `training`'s optimizer was made of.
         cache: the folder that they are kept in. Heads that a loss which is not finite stopped are not.
     """
-    backbone = training.classifier.backbone
+    classifier, backbone = training.classifier, training.classifier.backbone
     about = {
         "optimization": asdict(optimization),
         "training": training.facts(),
-        "head": [
-            backbone.name,
-            backbone.bottleneck,
-            backbone.hidden,
-            backbone.dropout,
-            training.classifier.num_classes,
-        ],
+        "head": [backbone.name, backbone.bottleneck, backbone.hidden, backbone.dropout, classifier.num_classes],
         "steps": [epochs, batch_size, list(seeds)],
         "starts": [digest(start) for start in starts],
         "inputs": [digest_of_leaf("inputs", each) for each in inputs],

@@ -19,23 +19,14 @@ from kimiajax.errors import UserError
 from kimiajax.io.pytrees import digest, digest_of_leaf
 from kimiajax.runtime.progress import Silent
 from kimiajax.shapes import Float, Int
+from kimiajax.training import loop
 from kimiajax.training.checkpoints import Checkpoints
-from kimiajax.training.loop import (
-    Epoch,
-    NonFiniteError,
-    Record,
-    all_finite,
-    check_labels,
-    epoch_of,
-    problem_of,
-    problem_of_state,
-)
 from kimiajax.training.state import TrainState
 from kimiajax.training.steps import Batch, Plan, StepMetrics, Training, order_of, train_step
 
 AT_ONCE = 2 * 2**30  # bytes of features on the device; heads beyond that wait for their turn
 
-Result = tuple[dict[str, Any], list[Epoch]] | NonFiniteError
+Result = tuple[dict[str, Any], list[loop.Epoch]] | loop.NonFiniteError
 
 
 def fit_heads(
@@ -50,7 +41,7 @@ def fit_heads(
     checkpoints: Checkpoints | None = None,
     progress: Silent | None = None,
     description: str = "heads",
-    records: Sequence[Record] | None = None,
+    records: Sequence[loop.Record] | None = None,
 ) -> list[Result]:
     """What `fit` gives for each seed, all at once on one device, features and all.
 
@@ -77,7 +68,7 @@ def fit_heads(
     if len(shapes) != 1:
         raise UserError(f"features of {len(shapes)} shapes: heads train at once on features of one")
     for each in labels:
-        check_labels(each, len(inputs[0]), training.classifier.num_classes)
+        loop.check_labels(each, len(inputs[0]), training.classifier.num_classes)
     progress, results, records = progress or Silent(), [], records or [lambda epoch: None] * len(seeds)
     together = max(1, AT_ONCE // max(1, inputs[0].nbytes))
     for first in range(0, len(seeds), together):
@@ -95,7 +86,7 @@ def _fit_together(
     inputs: Sequence[np.ndarray],
     labels: Sequence[np.ndarray],
     seeds: Sequence[int],
-    records: Sequence[Record],
+    records: Sequence[loop.Record],
     epochs: int,
     batch_size: int,
     checkpoints: Checkpoints | None,
@@ -109,8 +100,8 @@ def _fit_together(
     apart = _run_apart(len(seeds))
     if not apart:
         features, scans = jnp.stack(features), jnp.stack(scans)
-    histories: list[list[Epoch]] = [[] for _ in seeds]
-    stopped: dict[int, NonFiniteError] = {}
+    histories: list[list[loop.Epoch]] = [[] for _ in seeds]
+    stopped: dict[int, loop.NonFiniteError] = {}
     which = description if len(seeds) == 1 else f"{description}, seeds {', '.join(map(str, seeds))}"
     if checkpoints:
         facts = {"epochs": epochs, "batch_size": batch_size, "seeds": list(seeds), **training.facts()}
@@ -119,7 +110,7 @@ def _fit_together(
         found = checkpoints.restore(states, facts)
         if found:
             states, about = found
-            histories = [[Epoch(**epoch) for epoch in epochs_of] for epochs_of in about["histories"]]
+            histories = [[loop.Epoch(**epoch) for epoch in epochs_of] for epochs_of in about["histories"]]
             checkpoints.say(f"{which}: resumed after {len(histories[0])} epochs")
     for history, record in zip(histories, records):
         for epoch in history:
@@ -129,20 +120,20 @@ def _fit_together(
         before, started = states, time.perf_counter()
         states, metrics = _epoch(training, plan, apart, states, features, scans, np.int32(epoch))
         losses, correct, counts = jax.device_get(metrics)
-        finite = np.asarray(jax.vmap(all_finite)(states.variables))
+        finite = np.asarray(jax.vmap(loop.all_finite)(states.variables))
         seconds = time.perf_counter() - started
         for k in range(len(seeds)):
             if k in stopped:
                 continue
-            problem = problem_of(losses[k], epoch, plan, states.key[k])
-            problem = problem or (None if finite[k] else problem_of_state(epoch))
+            problem = loop.problem_of(losses[k], epoch, plan, states.key[k])
+            problem = problem or (None if finite[k] else loop.problem_of_state(epoch))
             if problem:
-                stopped[k] = NonFiniteError(
+                stopped[k] = loop.NonFiniteError(
                     f"{description}, seed {seeds[k]}: {problem}", _one(before, k).variables, histories[k]
                 )
                 continue
             sums = losses[k], correct[k], counts[k]
-            histories[k].append(epoch_of(training, epoch, plan.steps, *sums, seconds, heads=len(seeds)))
+            histories[k].append(loop.epoch_of(training, epoch, plan.steps, *sums, seconds, heads=len(seeds)))
             records[k](histories[k][-1])
         if len(stopped) == len(seeds):
             break

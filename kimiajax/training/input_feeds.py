@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from kimiajax.errors import UserError
+from kimiajax.errors import check_known
 from kimiajax.runtime import distributed
 from kimiajax.training.engines import Engine
 from kimiajax.training.state import TrainState
@@ -125,8 +125,7 @@ def feed_of(
     feeds = {"resident": Resident, "stream": Stream}
     if name == "auto":
         name = distributed.of_first(lambda: "resident" if inputs.nbytes <= SHARE * _memory(engine) else "stream")
-    if name not in feeds:
-        raise UserError(f"no feed {name!r}; choose from auto, {', '.join(feeds)}")
+    check_known("feed", name, ("auto", *feeds))
     return feeds[name](engine, training, plan, inputs, labels, key)
 
 

@@ -130,12 +130,8 @@ def fit(
     with checkpoints.training() if checkpoints else contextlib.nullcontext():
         done = len(course.history)
         for epoch in progress.track(range(done + 1, epochs + 1), description, epochs, "epochs", done=done):
-            try:
-                _finish_epoch(training, course, source, plan, epoch, checkpoints)
-            except _NotFiniteError as error:
-                raise NonFiniteError(
-                    f"{description}: {error}", course.good_variables(training), course.history
-                ) from None
+            if problem := _finish_epoch(training, course, source, plan, epoch, checkpoints):
+                raise NonFiniteError(f"{description}: {problem}", course.good_variables(training), course.history)
             record(course.history[-1])
         if checkpoints and epochs:
             course.save(checkpoints, plan)
@@ -200,14 +196,10 @@ def _restored(
     return course
 
 
-class _NotFiniteError(Exception):
-    """What is not finite, and where."""
-
-
 def _finish_epoch(
     training: Training, course: _Course, feed: Feed, plan: Plan, epoch: int, checkpoints: Checkpoints | None
-) -> None:
-    """Takes the steps that are left of an epoch, and writes it down."""
+) -> str | None:
+    """Takes the steps that are left of an epoch, and writes it down; or says what is not finite, and where."""
     if not course.taken:
         course.good = _copy(_learning(training, course.state))  # steps donate the state
     started, waiting = time.perf_counter() - course.seconds, None
@@ -225,12 +217,11 @@ def _finish_epoch(
         if checkpoints and due:
             checkpoints.stop_if_asked()
     problem = problem_of(course.sums()[0], epoch, plan, course.state.key)  # not earlier: here all processes look
-    if problem:
-        raise _NotFiniteError(problem)
-    if not all_finite(course.state.variables):
-        raise _NotFiniteError(problem_of_state(epoch))
+    if problem := problem or (None if all_finite(course.state.variables) else problem_of_state(epoch)):
+        return problem
     course.history.append(epoch_of(training, epoch, plan.steps, *course.sums(), course.seconds))
     course.metrics, course.seconds = [], 0.0
+    return None
 
 
 def _learning(training: Training, state: TrainState) -> dict[str, Any]:

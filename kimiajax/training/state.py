@@ -4,10 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
-
-from kimiajax.training.freezing import TrainableBlocks
 
 
 @jax.tree_util.register_dataclass
@@ -30,25 +26,3 @@ class TrainState:
     @property
     def variables(self) -> dict[str, Any]:
         return {"params": self.params, "batch_stats": self.batch_stats}
-
-
-def new_state(
-    variables: dict[str, Any], optimizer: optax.GradientTransformation, blocks: TrainableBlocks, key: jax.Array
-) -> TrainState:
-    """The state before the first step.
-
-    Args:
-        variables: `{"params": {block: ...}, "batch_stats": {block: ...}}`; copied, and the key too: steps donate them.
-        optimizer: as `for_blocks` gives it.
-        blocks: what trains.
-        key: of all randomness in training.
-
-    Raises:
-        UserError: a name in `blocks` that is not in `variables`.
-    """
-    variables = jax.tree.map(jnp.array, variables)
-    params = variables["params"]
-    trainable, _ = blocks.split(params)
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(trainable), jnp.copy(key)
-    )

@@ -20,7 +20,7 @@ from kimiajax.shapes import Bool, Float, Int, Shaped
 from kimiajax.training.augment import Augmentation, augment
 from kimiajax.training.freezing import Params, TrainableBlocks, merge
 from kimiajax.training.optimizer import for_blocks
-from kimiajax.training.state import TrainState, new_state
+from kimiajax.training.state import TrainState
 
 ORDER = 2**32 - 1  # folded into a state's key for the order of epochs; steps, which are folded in too, stay below
 
@@ -71,8 +71,15 @@ class Training:
         return Normalisation(self.blocks.names, *modes, self.batch_norm_momentum, self.statistic_groups, axis)
 
     def start(self, variables: dict[str, Any], key: jax.Array) -> TrainState:
-        """The state before the first step, as `new_state` makes it."""
-        return new_state(variables, for_blocks(self.optimizer, self.blocks), self.blocks, key)
+        """The state before the first step; what steps donate, variables and key, is copied.
+
+        Raises:
+            UserError: a name in `blocks` that is not in `variables`.
+        """
+        variables = jax.tree.map(jnp.array, variables)
+        params, stats = variables["params"], variables.get("batch_stats", {})
+        optimizer = for_blocks(self.optimizer, self.blocks).init(self.blocks.split(params)[0])
+        return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer, jnp.copy(key))
 
 
 class Batch(NamedTuple):
@@ -202,13 +209,7 @@ def order_of(key: jax.Array, epoch: int | Int[jax.Array, ""], count: int) -> Int
     return jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, ORDER), epoch), count)
 
 
-def gather(
-    plan: Plan,
-    data: Data,
-    key: jax.Array,
-    epoch: Int[jax.Array, ""],
-    step: Int[jax.Array, ""],
-) -> Batch:
+def gather(plan: Plan, data: Data, key: jax.Array, epoch: Int[jax.Array, ""], step: Int[jax.Array, ""]) -> Batch:
     """A step's batch out of inputs and labels that all lie on the device.
 
     Args:

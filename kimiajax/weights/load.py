@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from kimiajax.errors import UserError
+from kimiajax.errors import UserError, check_known
 from kimiajax.io.cache import default_cache
 from kimiajax.io.pytrees import digest
-from kimiajax.models.backbone import Backbone, Flat, PublishedFile, Variables
+from kimiajax.models.backbone import Backbone, Flat, PublishedFile, Variables, of_blocks
 from kimiajax.models.checkpoint import LINEAGE_FORMAT, Weights, load_converted, top_of
 from kimiajax.models.registry import BACKBONES
 
@@ -43,7 +43,9 @@ def load_weights(
         UserError: weights that cannot be had, are damaged, are another network's, or do not fit; nothing falls back
             to random weights.
     """
-    backbone = _backbone(network)
+    if isinstance(network, str):
+        check_known("network", network, BACKBONES)
+    backbone = BACKBONES[network] if isinstance(network, str) else network
     blocks = backbone.up_to(backbone.features) if blocks is None else tuple(blocks)
     if source == "random":
         weights = _random(backbone, blocks, image_size, seed)
@@ -64,12 +66,6 @@ def load_weights(
         )
     variables = _only(weights.variables, backbone.variant(**options), blocks, image_size, source)
     return Weights(variables, weights.lineage)
-
-
-def _backbone(network: Backbone | str) -> Backbone:
-    if isinstance(network, str) and network not in BACKBONES:
-        raise UserError(f"unknown network {network!r}; choose from {', '.join(BACKBONES)}")
-    return BACKBONES[network] if isinstance(network, str) else network
 
 
 def _random(backbone: Backbone, blocks: Sequence[str], image_size: int, seed: int) -> Weights:
@@ -147,9 +143,7 @@ def _only(
         raise UserError(f"{source}: holds no {', '.join(absent)} of {backbone.name} ({hint})")
     if set(backbone.top[:1]) & set(needed):
         check_dense_size(variables, backbone, image_size, source)
-    tree = {
-        kind: {block: arrays for block, arrays in part.items() if block in needed} for kind, part in variables.items()
-    }
+    tree = of_blocks(variables, needed)
     classes = variables["params"]["predictions"]["kernel"].shape[-1] if "predictions" in needed else 1000
     expected = backbone.shapes(image_size, backbone.up_to(backbone.last_of(blocks)), num_classes=classes)
     wrong = []

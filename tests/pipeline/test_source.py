@@ -435,7 +435,7 @@ def test_a_damaged_kept_listing_is_made_again(colour, tmp_path, reads, content):
 
 def identity(root, **which):
     with opened(root, **which) as source:
-        return source.identity()
+        return source.identity
 
 
 def test_the_identity_is_the_files_and_the_choices(gray, graded, tmp_path, rng):

@@ -42,7 +42,7 @@ def setting(dtype):
 
 def end(engine, dtype=np.float64, feed="resident", looped=False, **options):
     """All variables after an epoch of two steps, in one vector, and the loss."""
-    engines._compiled_gather.cache_clear()  # of a program with a fault
+    engines._compiled.cache_clear()  # of a program with a fault
     classifier, variables, images, labels = setting(dtype)
     options = {"blocks": TrainableBlocks(("block1", "block2", "head")), "augmentation": KERAS_2017} | options
     training = Training(classifier, optax.sgd(0.01, momentum=0.9), **options)

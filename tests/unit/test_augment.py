@@ -163,4 +163,4 @@ def test_a_grade_keeps_the_order_of_gray_values_and_is_the_keys_alone(rng):
 @pytest.mark.parametrize("augmentation", BOTH)
 def test_keras_augmentations_turn_and_grade_nothing(augmentation):
     assert not augmentation.turn
-    assert not augmentation.grades
+    assert augmentation.contrast == augmentation.brightness == 0

@@ -171,7 +171,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(setting, tmp_p
 
 def test_arrays_that_orbax_reads_but_that_are_not_those_saved_are_named(setting, tmp_path, monkeypatch):
     stopped_twice(setting, tmp_path)
-    load = module.load_with_metadata
+    load = module.pytrees.load_with_metadata
 
     def one_bit_off(path):
         arrays, metadata = load(path)
@@ -180,7 +180,7 @@ def test_arrays_that_orbax_reads_but_that_are_not_those_saved_are_named(setting,
             arrays[name] = np.nextafter(arrays[name], np.float32(1))
         return arrays, metadata
 
-    monkeypatch.setattr(module, "load_with_metadata", one_bit_off)
+    monkeypatch.setattr(module.pytrees, "load_with_metadata", one_bit_off)
     told = train(setting, tmp_path)[2]
     assert "its digest does not fit state/params/block1" in told[0]
 

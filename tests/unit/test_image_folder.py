@@ -207,10 +207,10 @@ def test_a_draw_from_a_folder_is_the_seeds(root):
 
 
 def test_a_file_that_changes_changes_the_folders_identity(root):
-    before = Folder(root).identity()
-    assert Folder(root).identity() == before
+    before = Folder(root).identity
+    assert Folder(root).identity == before
     os.utime(root / "train/s0/p0.png", ns=(1, 1))
-    assert Folder(root).identity() != before
+    assert Folder(root).identity != before
 
 
 def test_exported_patches_are_the_scans_under_the_same_names(tmp_path, rng):

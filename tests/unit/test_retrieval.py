@@ -4,7 +4,7 @@ import pytest
 
 from kimiajax.errors import UserError
 from kimiajax.features import retrieval
-from kimiajax.features.retrieval import barcodes, evaluate, nearest, retrieve
+from kimiajax.features.retrieval import barcodes, nearest, retrieve
 
 # Queries and rows of the gallery that go at once, and how many are compared beyond k: all; parts that do not divide;
 # parts that hold fewer than k; and none beyond, so that rounding leaves every query open after the first comparison.
@@ -175,10 +175,11 @@ def test_barcodes_of_a_file_are_made_a_part_at_a_time(rng, tmp_path, monkeypatch
 
 def test_recall_counts_queries_with_a_patch_of_their_scan_among_the_k_nearest():
     neighbours = np.array([[0, 1, 1, 2, 2], [2, 1, 0, 0, 1], [2, 2, 0, 0, 0], [1, 1, 1, 1, 1]])
-    found = evaluate(neighbours, np.array([0, 0, 1, 0]))
+    places = np.array([[100 * query + rank, 1] for query in range(4) for rank in range(1, 6)], np.float32)
+    queries = np.array([[100 * query, 1] for query in range(4)], np.float32)
+    found = retrieve(places, neighbours.ravel(), queries, np.array([0, 0, 1, 0]), "euclidean", 5)
     np.testing.assert_array_equal(found.predicted, [0, 2, 2, 1])
     assert found.recall_at == {1: 1 / 4, 3: 2 / 4, 5: 2 / 4}  # of five nobody knows ten
-    assert evaluate(neighbours, np.array([0, 1, 1, 0]), ks=(2, 5)).recall_at == {2: 2 / 4, 5: 2 / 4}
 
 
 @pytest.mark.parametrize("kind", retrieval.KINDS)
@@ -240,5 +241,5 @@ def test_features_that_give_no_barcode_are_refused():
 
 
 def test_an_unknown_kind_of_retrieval_is_refused_with_those_there_are():
-    with pytest.raises(UserError, match="no retrieval by 'wavelet'; choose from euclidean, cosine, barcode"):
+    with pytest.raises(UserError, match="no kind of retrieval 'wavelet'; choose from euclidean, cosine, barcode"):
         retrieve(ROWS, np.zeros(3, int), ROWS, np.zeros(3, int), "wavelet")

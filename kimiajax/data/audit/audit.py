@@ -98,7 +98,7 @@ def _records(source: Source, cache: Path | None) -> Iterator[dict[str, Any]]:
 
 
 def _name(source: Source) -> str:
-    return key_of("audit", FORMAT, source.identity(), source.patch_size)
+    return key_of("audit", FORMAT, source.identity, source.patch_size)
 
 
 def run_audit(
@@ -145,7 +145,7 @@ def run_audit(
                 found.append(check)
         except UserError as error:
             found.append(Check("reading", FAILED, str(error)))
-        audit = Audit(text_of(path), found, source.identity(), manifest and manifest.sha256, official)
+        audit = Audit(text_of(path), found, source.identity, manifest and manifest.sha256, official)
         content = json.dumps({**audit.as_dict(), "covers": covers}).encode()
         keep_file(cache, f"audits/{_name(source)}", f"{audit.manifest_sha256 or 'all'}.json", content)
     return audit

@@ -99,10 +99,8 @@ def check_constant(source: Gridded, surveys: list[Survey]) -> Check:
     findings: list[dict[str, Any]] = []
     if isinstance(source, Scans):
         findings += [{"dataset": name, "chunks never written": n} for name, n in source.unwritten().items()]
-    edge = source.patch_size // CELLS
-    for scan, survey in enumerate(surveys):
-        if source.patch_size < SMALLEST_HOLE:
-            break
+    edge, large = source.patch_size // CELLS, source.patch_size >= SMALLEST_HOLE
+    for scan, survey in enumerate(surveys if large else []):
         whole = [np.diff(cell_edges(length, survey.size)) >= edge for length in survey.shape]
         flat = (survey.least == survey.greatest) & (survey.least < Rules.background) & np.outer(*whole)
         for value in np.unique(survey.least[flat]).tolist():
@@ -110,10 +108,10 @@ def check_constant(source: Gridded, surveys: list[Survey]) -> Check:
             row, col = (at[0] * survey.size // CELLS).tolist()
             where = {"scan": source.names[scan], "gray": value, "cells": len(at), "row": row, "col": col}
             findings.append(where)
-    if isinstance(source, Scans) and source.patch_size >= SMALLEST_HOLE:
+    if isinstance(source, Scans) and large:
         holes = in_threads(lambda k: _holes(source.read_test_patch(k), edge), range(len(source.targets)))
         findings += [{"test patch": k, "cells": count} for k, count in enumerate(holes) if count]
-    if not findings and source.patch_size < SMALLEST_HOLE:
+    if not findings and not large:
         detail = f"patches of {source.patch_size} pixels are too small: a few equal pixels are no hole"
         return Check("constant regions", UNTOLD, detail)
     if not findings:

@@ -1,6 +1,6 @@
 """Patches that are the same picture: pixel by pixel, or nearly, also turned or mirrored."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -55,7 +55,7 @@ def near_pairs(first: UInt8[np.ndarray, "n s s"], second: UInt8[np.ndarray, "m s
     seen = np.flatnonzero(first.std(axis=(1, 2)) >= FLAT)
     hashes = perceptual_hash(first[seen])
     found: dict[tuple[int, int], float] = {}
-    for turned in _all_oriented(second):
+    for turned in map(np.stack, zip(*map(oriented, second))):  # all in the first orientation, then all in the next
         for start in range(0, len(second), BLOCK):
             block = turned[start : start + BLOCK]
             distance = np.bitwise_count(perceptual_hash(block)[:, None] ^ hashes[None])
@@ -65,11 +65,6 @@ def near_pairs(first: UInt8[np.ndarray, "n s s"], second: UInt8[np.ndarray, "m s
                 if alike >= ALIKE:
                     found[key] = max(alike, found.get(key, 0))
     return sorted((Pair(*key, alike) for key, alike in found.items()), key=lambda pair: -pair.alike)
-
-
-def _all_oriented(pictures: np.ndarray) -> Iterator[np.ndarray]:
-    """All pictures in the first orientation, then all in the second, and so on."""
-    return (np.stack(turned) for turned in zip(*map(oriented, pictures)))
 
 
 def _detail(picture: UInt8[np.ndarray, "s s"]) -> Float[np.ndarray, " p"]:

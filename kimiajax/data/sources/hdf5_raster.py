@@ -70,6 +70,7 @@ class Raster:
     def __init__(self, dataset: h5py.Dataset, path: Path, descriptor: Descriptor):
         self.shape: tuple[int, ...] = dataset.shape
         self.chunks: tuple[int, ...] | None = dataset.chunks
+        self._sides = self.chunks or ()
         self.name = cast(str, dataset.name)  # only what is in no file has none
         self._dataset, self._path, self._descriptor = dataset, path, descriptor
         self._lock, self._chunk_index = threading.Lock(), None
@@ -80,7 +81,7 @@ class Raster:
         in_one = properties.get_layout() == h5py.h5d.CONTIGUOUS and not properties.get_external_count()
         self._written = not in_one or dataset.id.get_storage_size() > 0 or not dataset.size
         self._offset: int | None = dataset.id.get_offset() if THREADED and in_one and self._written else None
-        self._check_size(self.chunks or (), "in one chunk")
+        self.check_size(self._sides, "in one chunk")
 
     def read(self, start: tuple[int, ...], shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
         """The values of a box.
@@ -121,9 +122,14 @@ class Raster:
             for col in range(0, cols, wide)
         ]
 
-    def check_size(self) -> None:
-        """Raises UserError where the file is far too small to hold all of it: whoever reads that takes such memory."""
-        self._check_size(self.shape)
+    def check_size(self, shape: tuple[int, ...] | None = None, where: str = "") -> None:
+        """Raises UserError where the file is far too small to hold this, or all: whoever reads it takes such memory."""
+        pixels, held = math.prod(self.shape if shape is None else shape), self._descriptor.size()
+        if pixels > DENSEST * held:
+            raise UserError(
+                f"{self._path}: {self.name} claims {pixels:,} pixels {where}".rstrip()
+                + f", and the file has {held:,} bytes; it is damaged, fetch it again"
+            )
 
     def missing_chunks(self) -> int:
         """Chunks that were never written, in whose place HDF5 gives its fill value; 1 for a whole array."""
@@ -131,20 +137,6 @@ class Raster:
             return int(not self._written)
         with damage_named(self._path):
             return math.prod(self._chunk_counts()) - self._dataset.id.get_num_chunks()
-
-    def _check_size(self, shape: tuple[int, ...], where: str = "") -> None:
-        pixels, held = math.prod(shape), self._descriptor.size()
-        if pixels > DENSEST * held:
-            raise UserError(
-                f"{self._path}: {self.name} claims {pixels:,} pixels {where}".rstrip()
-                + f", and the file has {held:,} bytes; it is damaged, fetch it again"
-            )
-
-    @property
-    def _sides(self) -> tuple[int, ...]:
-        """Of a chunk, of a dataset that has some."""
-        assert self.chunks is not None
-        return self.chunks
 
     def _chunk_counts(self) -> tuple[int, ...]:
         return tuple(-(-n // c) for n, c in zip(self.shape, self._sides))

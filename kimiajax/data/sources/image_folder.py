@@ -55,12 +55,9 @@ class Folder(Precut):
         from PIL import __version__ as decoder
 
         files = ((file, file.stat()) for file in self._files.values())
-        self._identity = identity_of(files, list(self._files), decoder)
+        self.identity = identity_of(files, list(self._files), decoder)
         header = self._header()
         self.synthetic, self.unverified = header.get("synthetic") is True, header.get("unverified")
-
-    def identity(self) -> str:
-        return self._identity
 
     @cached_property
     def listing_sha256(self) -> str:

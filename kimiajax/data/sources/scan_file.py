@@ -48,7 +48,7 @@ class Scans(Gridded):
         self.path = Path(path)
         self._file = open_hdf5(self.path, "scans")
         self._descriptor = Descriptor(self.path)
-        self._identity = identity_of([(self.path, os.fstat(self._descriptor.fileno()))])
+        self.identity = identity_of([(self.path, os.fstat(self._descriptor.fileno()))])
         try:
             with damage_named(self.path):
                 self._scans = self._find_scans()
@@ -66,9 +66,6 @@ class Scans(Gridded):
     def close(self) -> None:
         self._file.close()
         self._descriptor.close()
-
-    def identity(self) -> str:
-        return self._identity
 
     def describe(self) -> dict[str, object]:
         return {"path": text_of(self.path), "kind": self.kind, "bytes": self.path.stat().st_size}

@@ -67,7 +67,7 @@ class Slides(Gridded):
         if len(set(self.names)) < len(self.names):
             raise UserError(f"{self.path}: two slides have one name but for the suffix; rename one")
         files = ((file, file.stat()) for file in sorted(walk(self.path)))  # some formats keep data in folders
-        self._identity = identity_of(files, mpp, openslide.__version__, openslide.__library_version__)
+        self.identity = identity_of(files, mpp, openslide.__version__, openslide.__library_version__)
         self._slides: list[Any] = []
         self._levels: list[Level] = []
         try:
@@ -84,9 +84,6 @@ class Slides(Gridded):
     def close(self) -> None:
         for slide in self._slides:
             slide.close()
-
-    def identity(self) -> str:
-        return self._identity
 
     def describe(self) -> dict[str, Any]:
         levels = {name: {"level": at.number, "scale": at.scale} for name, at in zip(self.names, self._levels)}

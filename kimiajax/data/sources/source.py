@@ -15,18 +15,16 @@ import numpy as np
 from kimiajax.data.manifest import Patch
 from kimiajax.data.sources.hdf5_raster import Region
 from kimiajax.errors import UserError
+from kimiajax.runtime.progress import Silent
 from kimiajax.shapes import UInt8
 from kimiajax.text import first_few, shown, text_of
 
+# Shows progress: called as `track(items, description, total, unit)` around long work, wherever one is taken.
 Track = Callable[[Iterable, str, int | None, str], Iterable]
+no_track: Track = Silent().track  # the default of every function that takes a `Track`
 S = TypeVar("S", bound="Source")
 BACKGROUND = 220  # the gray value from which a pixel counts as background, unless rules say otherwise
 SMALLEST_HOLE = 64  # side in pixels of a patch that has not one gray value by chance; an audit asks of its eighths
-
-
-def no_track(items: Iterable, description: str, total: int | None, unit: str) -> Iterable:
-    """Shows no progress: the default of every function that takes a `Track`."""
-    return items
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,7 @@ class Source(ABC):
         path: where it is.
         names: of its scans, whose numbers are the places in this tuple.
         patch_size: side of its patches, in pixels.
+        identity: names the files as they were when they were opened: other after any of them was written or replaced.
         synthetic: whether it says that a program drew it.
         unverified: what about it is not what its name claims; None where nothing is, or where nothing is claimed.
     """
@@ -59,6 +58,7 @@ class Source(ABC):
     path: Path
     names: tuple[str, ...]
     patch_size: int
+    identity: str
     synthetic: bool = False
     unverified: str | None = None
 
@@ -79,10 +79,6 @@ class Source(ABC):
         Raises:
             UserError: there is no such patch, or it cannot be read.
         """
-
-    @abstractmethod
-    def identity(self) -> str:
-        """Names the files as they were when they were opened: other after any of them was written or replaced."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

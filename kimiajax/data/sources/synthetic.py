@@ -146,7 +146,6 @@ def write_synthetic_scans(
         grid: rows and columns of patches in a scan; scans are a third of a patch larger than that.
         test_patches: least and most test patches of a scan; their places are whitened.
         seed: the same seed gives the same file content.
-        track: called as `track(items, description, total, unit)` around the scans, to show progress.
     """
     height, width = (n * patch_size + patch_size // 3 for n in grid)
     held_out: list[tuple[int, np.ndarray]] = []

@@ -16,7 +16,7 @@ import numpy as np
 
 from kimiajax.data.manifest import Split
 from kimiajax.errors import UserError
-from kimiajax.text import first_few
+from kimiajax.text import first_few, first_line
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -74,7 +74,7 @@ def builder_of(dataset: Dataset) -> "tfds.core.DatasetBuilder":
     except Exception as error:  # TFDS has an error of its own for each way that a name can be wrong
         if damaged := [folder for root in roots for folder in _meant(name, root)]:
             raise UserError(
-                f"{damaged[0]}: is prepared, but cannot be read ({type(error).__name__}: {_first_line(error)}); "
+                f"{damaged[0]}: is prepared, but cannot be read ({type(error).__name__}: {first_line(error)}); "
                 "prepare it again"
             ) from error
         there = first_few(name for root in roots for name in prepared_in(root)) or "nothing"
@@ -165,7 +165,7 @@ def sources_of(builder: "tfds.core.DatasetBuilder", dataset: Dataset, path: Path
             ) from error
         except Exception as error:
             raise UserError(
-                f"{path}: cannot be read ({type(error).__name__}: {_first_line(error)}); prepare the set again"
+                f"{path}: cannot be read ({type(error).__name__}: {first_line(error)}); prepare the set again"
             ) from error
     return sources
 
@@ -182,7 +182,7 @@ def _splits_of(builder: "tfds.core.DatasetBuilder", dataset: Dataset, path: Path
             parts[split] = _records_of(builder, expression)
         except Exception as error:  # whatever TFDS makes of an expression that is none
             raise UserError(
-                f"{path}: --{split}-split {expression}: no such split; it has {known} ({_first_line(error)})"
+                f"{path}: --{split}-split {expression}: no such split; it has {known} ({first_line(error)})"
             ) from error
         if not parts[split]:
             raise UserError(f"{path}: --{split}-split {expression}: is empty; it has {known}")
@@ -207,10 +207,6 @@ def _records_of(builder: "tfds.core.DatasetBuilder", expression: str) -> set[tup
     if len(set(found)) < len(found):
         raise ValueError("it names records twice")
     return set(found)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
 
 
 def _check_features(builder: "tfds.core.DatasetBuilder", dataset: Dataset, path: Path) -> None:

@@ -102,7 +102,6 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
     Args:
         allow_unverified: go on where the files are not the official ones; every result will say so.
         cache: a folder for what reading the scans told, see `survey`.
-        track: called as `track(items, description, total, unit)` around long work, to show progress.
         say: is told of a preparation that died and is done anew.
         **options: as of any builder; records are written as array_record unless `file_format` says otherwise.
 

@@ -56,7 +56,6 @@ def prepare(
         allow_unverified: go on where the files are not the official ones.
         beam: options of an Apache Beam pipeline, "runner=FlinkRunner"; None to prepare in this process.
         cache: a folder for what reading the scans told.
-        track: called as `track(items, description, total, unit)` around long work, to show progress.
         say: is told of a preparation that died and is done anew.
 
     Raises:

@@ -22,16 +22,7 @@ from kimiajax.data.patches import key_of
 from kimiajax.data.sources.image_files import decode_gray
 from kimiajax.data.sources.source import Candidates, Precut, Track, identity_of, no_track
 from kimiajax.data.survey import in_threads
-from kimiajax.data.tfds.datasets import (
-    Dataset,
-    about_of,
-    builder_of,
-    classes_of,
-    features_of,
-    is_ours,
-    name_of,
-    sources_of,
-)
+from kimiajax.data.tfds import datasets
 from kimiajax.errors import UserError
 from kimiajax.io.cache import keep_file, kept_file
 from kimiajax.shapes import UInt8
@@ -65,7 +56,6 @@ class Prepared(Precut):
     Args:
         dataset: which.
         cache: a folder in which the labels of all records are kept, since to read them is to read everything.
-        track: called as `track(items, description, total, unit)` around that, to show progress.
 
     Attributes:
         full_name: NAME/CONFIG:VERSION.
@@ -77,28 +67,25 @@ class Prepared(Precut):
 
     kind = "prepared data set"
 
-    def __init__(self, dataset: Dataset, cache: Path | None = None, track: Track = no_track):
+    def __init__(self, dataset: datasets.Dataset, cache: Path | None = None, track: Track = no_track):
         self._dataset, self._cache, self._track = dataset, cache, track
-        builder = builder_of(dataset)
-        self.full_name, self.path = name_of(builder), Path(builder.data_dir)
-        self._about = about_of(self.path, is_ours(builder))
+        builder = datasets.builder_of(dataset)
+        self.full_name, self.path = datasets.name_of(builder), Path(builder.data_dir)
+        self._about = datasets.about_of(self.path, datasets.is_ours(builder))
         self._named = bool(self._about) and (dataset.image, dataset.label) == ("image", "label")
         self.rules = self._about.get("rules", {})
         self.synthetic = self._about.get("synthetic") is True
         self.unverified = self._about.get("unverified")
         self.origin = self._about.get("origin")
-        self._sources = sources_of(builder, dataset, self.path)
+        self._sources = datasets.sources_of(builder, dataset, self.path)
         self._lock = threading.Lock()
         self._records: dict[Split, list[Record]] = {}
         self._places: dict[Split, dict[str, int]] = {}
-        self._identity = self._identify()
-        self._classes = classes_of(builder, dataset, self.path)
+        self.identity = self._identify()
+        self._classes = datasets.classes_of(builder, dataset, self.path)
         self.names = self._classes or self._numbers()
-        shape: Any = features_of(builder)[dataset.image].shape
+        shape: Any = datasets.features_of(builder)[dataset.image].shape
         self.patch_size = self._read_size(shape)
-
-    def identity(self) -> str:
-        return self._identity
 
     def describe(self) -> dict[str, Any]:
         counts = {split: len(source) for split, source in self._sources.items()}
@@ -204,7 +191,7 @@ class Prepared(Precut):
     def _list(self, split: Split) -> list[Record]:
         """What the records of a split say, in their order."""
         if split not in self._records:
-            name = f"{key_of('records', self._identity, split)}.json"
+            name = f"{key_of('records', self.identity, split)}.json"
             expression = {"train": self._dataset.train, "test": self._dataset.test or "test"}[split]
             written = self._kept(self.path / RECORDS, split, expression) if self._named else None
             kept = kept_file(self._cache, "records", name)
