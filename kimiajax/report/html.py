@@ -39,6 +39,8 @@ def write_report(
         UserError: matplotlib or jinja2 is not installed.
     """
     path = path or run.folder / "report.html"
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; name the file, {path / 'report.html'} say")
     content = page("report.html.j2", lambda figures: context(run, analysis, figures, presets or {}))
     figures_of_it = json.dumps(analysis.as_dict(), indent=2, allow_nan=False)
     with new_file(path) as aside, new_file(path.with_name(f"{path.stem}.analysis.json")) as beside:  # both, or neither

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kimiajax import __version__
+from kimiajax.errors import UserError
 from kimiajax.evaluation.claims import LEVEL
 from kimiajax.evaluation.statistics import DRAWS
 from kimiajax.io.files import csv_text, write_text
@@ -86,9 +87,11 @@ def write_sweep_report(
     """Writes the report: `report.html` in the sweep's folder, unless another path is given.
 
     Raises:
-        UserError: matplotlib or jinja2 is not installed.
+        UserError: matplotlib or jinja2 is not installed, or the path is a folder.
     """
     path = path or Path(folder) / "report.html"
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; name the file, {path / 'report.html'} say")
     write_text(path, page("sweep.html.j2", lambda figures: context(Path(folder), results, figures, presets or {})))
     return path
 
