@@ -207,7 +207,7 @@ def best(row: str) -> Callable[[Evidence], Ruling]:
 def by_difference(
     judge: Callable[[Difference], Verdict], first: str, second: str, score: str = "eta_p"
 ) -> Callable[[Evidence], Ruling]:
-    """What a judge says of two rows' scores."""
+    """Returns the ruling of a judge on the difference of two rows' scores."""
 
     def ruling(evidence: Evidence) -> Ruling:
         found = evidence.difference(first, second, score)

@@ -284,7 +284,7 @@ def _mean_over_seeds(scores: Scores, rows: int) -> Scores:
 
 
 def two_proportions(first: int, second: int, tested: int) -> tuple[float, float]:
-    """Whether two numbers of correct patches differ, where it is not known which they were: z, and two-sided p-value.
+    """Tests whether two numbers of correct patches differ, not knowing which they were: z and the two-sided p-value.
 
     Each of `tested`, as if of different patches, with the pooled variance; of the same patches it is the more cautious
     the more the rows agree.
@@ -303,7 +303,7 @@ def unpaired_interval(first: int, second: int, tested: int) -> Interval:
 
 
 def simulated_coverage(tested: Int[np.ndarray, " s"], chance: float, seed: int = 0) -> float:
-    """In how many of 600 made-up test sets the bootstrap's interval of eta_w, of 1000 draws, holds the truth: [0, 1].
+    """Returns the share of 600 made-up test sets in which the bootstrap's interval of eta_w (1000 draws) holds the truth.
 
     Args:
         tested: test patches of each scan.

@@ -86,7 +86,7 @@ def run_parity(network: str, config: ParityConfig, progress: Silent | None = Non
 
 
 def _is_comparable(network: str, files: Files, reference: str) -> bool:
-    """Whether the reference has the network; torch's are named in `torch_networks`."""
+    """Returns whether the reference has the network; torch's are named in `torch_networks`."""
     return files.model is not None if reference == "keras" else network in TORCH
 
 

@@ -252,5 +252,5 @@ def engine_of(name: str, devices: Sequence[jax.Device] | None = None) -> Engine:
 
 @functools.lru_cache(maxsize=32)  # the same training of another seed is the same program
 def _compiled(wrap: Callable, *given: Any) -> Any:
-    """What a method of an engine wraps; the engine is the first that is given."""
+    """Calls a method of an engine, which is the first that is given, once for the same arguments."""
     return wrap(*given)
