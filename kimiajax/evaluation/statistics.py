@@ -303,7 +303,7 @@ def unpaired_interval(first: int, second: int, tested: int) -> Interval:
 
 
 def simulated_coverage(tested: Int[np.ndarray, " s"], chance: float, seed: int = 0) -> float:
-    """Returns the share of 600 made-up test sets in which the bootstrap's interval of eta_w (1000 draws) holds the truth.
+    """Returns the share of 600 made-up test sets whose bootstrap interval of eta_w (1000 draws) holds the truth.
 
     Args:
         tested: test patches of each scan.
