@@ -89,11 +89,8 @@ def survey(
     kept = kept_file(cache, "surveys", name) if inspect is None else None
     if kept is not None:
         with contextlib.suppress(*DAMAGED), kept.open("rb") as stream:
-            of_scans: list[dict[str, np.ndarray]] = [{} for _ in range(len(source))]
-            for name, array in np.load(stream).items():
-                scan, _, part = name.partition("/")
-                of_scans[int(scan)][part] = array
-            return list(map(Survey.of_arrays, of_scans))
+            arrays = np.load(stream)
+            return [Survey.of_arrays(_of_scan(arrays, scan)) for scan in range(len(source))]
     surveys: list[Survey] = []
 
     def tiles() -> Iterable[None]:
@@ -111,6 +108,11 @@ def survey(
     np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType]  # none is named `allow_pickle`
     keep_file(cache, "surveys", name, content.getvalue())
     return surveys
+
+
+def _of_scan(arrays: "np.lib.npyio.NpzFile", scan: int) -> dict[str, np.ndarray]:
+    prefix = f"{scan}/"
+    return {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
 
 
 def key_of(*content: object) -> str:

@@ -204,6 +204,7 @@ def test_a_survey_is_kept_for_files_that_stay_as_they_are(tmp_path, rng, monkeyp
     for damage in (whole[:100], b"", *(whole[:at] + b"\x5a" * 16 + whole[at + 16 :] for at in range(0, 1500, 20))):
         kept.write_bytes(damage)  # read anew, or the damage does no harm
         np.testing.assert_array_equal(survey(scans, [220], cache=cache)[1].counts[220], first[1].counts[220])
+    assert list((cache / "surveys").iterdir()) == [kept]  # anew under its own name, and nothing beside it
     with h5py.File(tmp_path / "other.h5", "w") as file:
         for name in scans._file:
             scans._file.copy(name, file)
