@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kimiajax import paper
-from kimiajax.models.backbone import Backbone, Variables
+from kimiajax.models.backbone import Backbone, Variables, of_blocks
 from kimiajax.models.conv_autotune import choose_way
 from kimiajax.models.head import Classifier
 from kimiajax.models.registry import BACKBONES
@@ -127,7 +127,7 @@ def with_head(backbone: Backbone, variables: Variables, size: int) -> Variables:
     """Those of the blocks up to the bottleneck, and random ones of a head."""
     shape = backbone.tap_shapes(variables, size, backbone.trunk)[backbone.bottleneck]
     head = Classifier(backbone, (), paper.NUM_SCANS).init_head(jax.random.key(0), shape)
-    trunk = {kind: {b: part[b] for b in backbone.trunk if b in part} for kind, part in variables.items()}
+    trunk = of_blocks(variables, backbone.trunk)
     return {**trunk, "params": {**trunk["params"], "head": jax.tree.map(np.array, head)}}
 
 

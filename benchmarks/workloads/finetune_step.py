@@ -19,7 +19,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from kimiajax import paper
-from kimiajax.models.backbone import Backbone, Variables
+from kimiajax.models.backbone import Backbone, Variables, of_blocks
 from kimiajax.models.head import Classifier
 from kimiajax.models.registry import BACKBONES
 from kimiajax.training.engines import engine_of
@@ -110,7 +110,7 @@ def prepare(job: dict[str, Any]) -> Work:
     if job["cached"]:
         span = backbone.span(boundary, backbone.bottleneck)[1:]
         images = _stored(backbone, variables, images, boundary)
-        variables = {kind: {b: part[b] for b in (*span, "head") if b in part} for kind, part in variables.items()}
+        variables = of_blocks(variables, (*span, "head"))
     training = Training(
         Classifier(backbone, span, job["classes"]),
         Optimization(learning_rate=job["learning_rate"], momentum=job["momentum"]).over(1, 1).optimizer,

@@ -97,14 +97,16 @@ class FinishedRow(NamedTuple):
         return replace(loaded, conv=choice.way)
 
 
-def read_finished(path: Path, known: set[str], learns: set[str], *about: Any) -> FinishedRow:
+def read_finished(
+    path: Path, known: set[str], learns: set[str], weights: str | Path | None, cache: Path | None, progress: Silent
+) -> FinishedRow:
     """Reads a finished row, and checks that what it learnt is what its results speak of.
 
     Args:
         path: RUN/ROW.
         known: the rows that there are.
         learns: those of them that learn something.
-        about: weights, cache and progress, as of `FinishedRow`.
+        weights, cache, progress: as of `FinishedRow`.
 
     Raises:
         UserError: no such row, one that failed, or files that are missing, damaged or changed since.
@@ -125,7 +127,7 @@ def read_finished(path: Path, known: set[str], learns: set[str], *about: Any) ->
     if entries[name]["failure"]:
         raise UserError(f"{path}: cannot be relied on, since it failed: {entries[name]['failure']}")
     learnt = _learnt(folder, entries[name]) if name in learns else None
-    return FinishedRow(path, results, learnt, *about)
+    return FinishedRow(path, results, learnt, weights, cache, progress)
 
 
 def _learnt(folder: RunFolder, entry: dict[str, Any]) -> Weights | LinearSVM:

@@ -6,11 +6,11 @@ A new row is a line here, and is computed where `--rows` names it. What is compu
 
 from kimiajax.errors import UserError
 from kimiajax.experiments.approach import Approach
-from kimiajax.experiments.config import FLOORS, KINDS
+from kimiajax.experiments.config import KINDS
 from kimiajax.experiments.feature_rows import Baseline, FeatureSVM, Retrieval
 from kimiajax.experiments.fine_tuning import FineTuning
 from kimiajax.experiments.network_rows import FromScratch
-from kimiajax.features.baselines import FLOORS as FLOOR_FEATURES
+from kimiajax.features.baselines import FLOORS
 from kimiajax.models.registry import BACKBONES
 
 SCRATCH = ("cnn",)  # networks without published weights: they are trained from scratch, and nothing else
@@ -26,7 +26,7 @@ def all_rows() -> tuple[Approach, ...]:
             for name, title in titles.items()
             for row in (FeatureSVM(f"fe_{name}", f"FE-{title}", name), FineTuning(f"tl_{name}", f"TL-{title}", name))
         ),
-        *(Baseline(name, FLOOR_FEATURES[name][0]) for name in FLOORS),
+        *(Baseline(name, title) for name, (title, _) in FLOORS.items()),
         *(
             Retrieval(f"nn_{name}_{kind}", f"NN-{title}", name, kind)
             for name, title in titles.items()
