@@ -29,7 +29,6 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.axisbelow": True,
     "grid.color": "#e1e4e8",
     "grid.linewidth": 0.7,
     "figure.constrained_layout.use": True,
@@ -80,6 +79,7 @@ def scores_figure(
     axes.set(yticks=range(len(rows)), yticklabels=labels, xlim=(0, 100), xlabel=f"{score}, per cent")
     axes.invert_yaxis()
     axes.grid(axis="x")
+    axes.set_axisbelow(True)
     told = "; ".join(f"{row['label']} {100 * row[score]:.1f}, {_span(intervals[row['name']][score])}" for row in rows)
     caption = (
         f"{score} with 95 % intervals (dots and bars); the paper's figures are diamonds, the dotted line is "
@@ -105,6 +105,7 @@ def forest_figure(pairs: Sequence[Any], names: dict[str, str], score: str) -> Fi
     axes.tick_params(axis="y", labelsize=7)
     axes.invert_yaxis()
     axes.grid(axis="x")
+    axes.set_axisbelow(True)
     told = "; ".join(
         f"{names[pair.first]} less {names[pair.second]} {100 * pair.difference[score]:+.1f}, "
         f"{_span(pair.intervals[score])}{', significant' if pair.adjusted[score] <= LEVEL else ''}"
@@ -196,6 +197,7 @@ def sweep_figure(axis: dict[str, Any], values: Sequence[Any], score: str, guess:
     axes.set(xticks=range(len(values)), xticklabels=values, xlabel=axis["title"], ylabel=f"{score}, per cent")
     axes.set(xlim=(-0.4, len(values) - 0.6), ylim=(0, None))
     axes.grid(axis="y")
+    axes.set_axisbelow(True)
     canvas.legend(loc="outside upper left", ncols=2, frameon=False)
     alt = f"{score} in per cent over {axis['title']}: {'; '.join(told)}."
     return Figure(_svg(canvas), alt, f"{score} over {axis['title']}; a ring is the centre, the dotted line guessing.")
