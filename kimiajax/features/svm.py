@@ -1,5 +1,7 @@
 """The linear support vector machine on a network's features, kept as plain arrays."""
 
+import functools
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,8 @@ from kimiajax.shapes import Float, Int
 
 if TYPE_CHECKING:
     from sklearn.svm import SVC
+
+AT_ONCE, COLUMNS = 1024, 4096  # patches that are looked at, and features that are multiplied, at a time
 
 
 @dataclass(frozen=True)
@@ -41,38 +45,57 @@ class LinearSVM:
 
 
 def fit_linear_svm(
-    features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], c: float = 1.0, *, gram_bytes: int = 2**33
+    features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], c: float = 1.0, *, gram_bytes: int = 2**30
 ) -> LinearSVM:
     """scikit-learn's (LIBSVM's) `SVC(kernel="linear")` on features as they are: unscaled, hinge loss, one-vs-one.
 
     The products of all pairs of patches are computed once, as one matrix, where LIBSVM would compute them again for
-    each pair of scans: 7 times as fast at [2400 2048], the same problem.
+    each pair of scans: 7 times as fast at [2400 2048], the same problem. Where that matrix would be too large, each
+    pair of scans has its own, and memory holds the patches of two scans at a time.
 
     Args:
-        features: one row a patch.
+        features: one row a patch; they may be mapped from a file.
         labels: the scan of each.
         c: the penalty, > 0.
-        gram_bytes: what that matrix, 8 n^2 bytes, may take; LIBSVM computes products itself where it would take more.
+        gram_bytes: what one matrix, 8 n^2 bytes, may take; LIBSVM computes products itself where two scans' would take
+            more.
 
     Raises:
         UserError: features that are not finite or that are the same for every patch, or labels of one scan only.
     """
-    from sklearn.svm import SVC  # here only: importing it takes seconds
-
-    if not np.isfinite(features).all():
+    parts = [features[start : start + AT_ONCE] for start in range(0, len(features), AT_ONCE)]
+    if not all(np.isfinite(part).all() for part in parts):
         raise UserError("the features hold NaN or infinity; check the weights")
-    if (features == features[:1]).all():
+    if all((part == features[:1]).all() for part in parts):
         raise UserError("the features are the same for every patch, nothing can be learnt from them; check the weights")
     if len(np.unique(labels)) < 2:
         raise UserError("a linear SVM needs patches of two scans at least")
-    features = features.astype(np.float64)
-    if 8 * len(features) ** 2 <= gram_bytes:
-        svc = SVC(kernel="precomputed", C=c).fit(features @ features.T, labels)
+    return _fit(features, labels, c, gram_bytes)
+
+
+def _fit(features: np.ndarray, labels: np.ndarray, c: float, gram_bytes: int) -> LinearSVM:
+    from sklearn.svm import SVC  # here only: importing it takes seconds
+
+    classes, fits = np.unique(labels), 8 * len(features) ** 2 <= gram_bytes
+    if len(classes) > 2 and not fits:
+        of_pair = (np.flatnonzero(np.isin(labels, pair)) for pair in itertools.combinations(classes, 2))
+        svms = [_fit(features[rows], labels[rows], c, gram_bytes) for rows in of_pair]
+        coef, intercept = (np.concatenate([getattr(svm, name) for svm in svms]) for name in ("coef", "intercept"))
+        return LinearSVM(classes.astype(np.int32), coef, intercept)
+    if fits:
+        svc = SVC(kernel="precomputed", C=c).fit(_products(features), labels)
     else:
         svc = SVC(kernel="linear", C=c).fit(features, labels)
     # Of two classes LIBSVM's sign is turned: scikit-learn's decision is positive for the second.
     sign = -1.0 if len(svc.classes_) == 2 else 1.0
     return LinearSVM(svc.classes_.astype(np.int32), sign * _coefficients(svc, features), sign * svc.intercept_)
+
+
+def _products(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
+    """The inner products of all patches in double precision, of whose features some columns are converted at a time."""
+    columns = (features[:, start : start + COLUMNS] for start in range(0, features.shape[1], COLUMNS))
+    doubles = (some.astype(np.float64) for some in columns)
+    return functools.reduce(lambda gram, product: np.add(gram, product, out=gram), (some @ some.T for some in doubles))
 
 
 def _coefficients(svc: "SVC", features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "p d"]:
@@ -82,7 +105,7 @@ def _coefficients(svc: "SVC", features: Float[np.ndarray, "n d"]) -> Float[np.nd
     """
     ends = np.cumsum(svc.n_support_)
     of_scan = [slice(end - count, end) for end, count in zip(ends, svc.n_support_)]
-    vectors, multipliers = features[svc.support_], svc.dual_coef_
+    vectors, multipliers = features[svc.support_].astype(np.float64), svc.dual_coef_
     return np.stack(
         [
             multipliers[j - 1, of_scan[i]] @ vectors[of_scan[i]] + multipliers[i, of_scan[j]] @ vectors[of_scan[j]]

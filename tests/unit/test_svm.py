@@ -6,7 +6,7 @@ from kimiajax.errors import UserError
 from kimiajax.features.svm import fit_linear_svm
 
 
-@pytest.mark.parametrize("gram_bytes", [2**33, 0])
+@pytest.mark.parametrize("gram_bytes", [2**30, 8 * 90**2, 0])  # one matrix, one a pair of scans, none
 @pytest.mark.parametrize("classes", [2, 3, 7])
 def test_the_saved_arrays_predict_as_scikit_learns_svc_does(rng, classes, gram_bytes):
     labels = rng.integers(0, classes, 120) * 3 + 1  # scans need not be numbered from 0 without gaps
