@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kimiajax import __version__
+from kimiajax.features.taps import Tap, blocks_to, tap_of
 from kimiajax.io.cache import ArrayCache, load_arrays, mark_used
 from kimiajax.io.pytrees import digest
 from kimiajax.models.backbone import Backbone, Variables, of_blocks
@@ -43,7 +44,7 @@ def batch_size_for(platform: str, conv: Way = "plain") -> int:
 
 
 class Taps(NamedTuple):
-    """Outputs by block, float32, one row an image; and whether they were found in the cache and not computed."""
+    """Outputs by tap, float32, one row an image; and whether they were found in the cache and not computed."""
 
     arrays: dict[str, Float[np.ndarray, "n ..."]]
     cached: bool
@@ -74,7 +75,8 @@ def extract_taps(
         backbone: the network.
         variables: its parameters and running statistics, for the blocks up to the last tap at least.
         images: gray patches; they enter the network as three equal channels in [0, 1].
-        taps: names of the blocks whose outputs are wanted.
+        taps: what is wanted, each a block ("mixed8"), its mean over height and width ("mixed8.mean"), or its output in
+            one row ("mixed8.flat"); the mean and the row are taken on the device, so that memory and cache hold these.
         batch_size: images in one pass; by default what suits the platform.
         precision: of convolutions and matrix products; the outputs are given as float32 whatever it is.
         cache: a folder in which results are kept and found again by content, as files that are mapped into memory and
@@ -85,29 +87,29 @@ def extract_taps(
     Raises:
         UserError: an unknown tap.
     """
-    backbone.check_blocks(taps)
-    blocks = backbone.up_to(backbone.last_of(taps))
+    blocks = blocks_to(backbone, taps)
     progress = progress or Silent()
     batch_size = batch_size or batch_size_for(jax.default_backend(), backbone.conv)
-    tap_shapes = backbone.tap_shapes(variables, images.shape[1], blocks)
-    shapes = {tap: (len(images), *tap_shapes[tap]) for tap in taps}
+    outputs = backbone.tap_shapes(variables, images.shape[1], blocks)
+    named = {tap: tap_of(backbone, tap).plainest(outputs) for tap in taps}  # under which the cache knows them
+    shapes = {tap.name: (len(images), *tap.shape(outputs[tap.block])) for tap in named.values()}
     if cache is None:
-        arrays = {tap: np.empty(shapes[tap], np.float32) for tap in taps}
+        arrays = {tap: np.empty(shape, np.float32) for tap, shape in shapes.items()}
         _compute(backbone, variables, images, arrays, batch_size, precision, progress, description)
-        return Taps(arrays, cached=False)
+        return Taps({tap: arrays[each.name] for tap, each in named.items()}, cached=False)
 
     pictures, batch = _digests(images), _batch_of(len(images), batch_size)
     name = f"{len(images)}-{hashlib.sha256(pictures.data).hexdigest()[:16]}"
     kept = ArrayCache(cache, "features", np.float32)
-    keys = {tap: f"{_key(backbone, variables, images.shape[1:], tap, precision, batch)}-{name}" for tap in taps}
+    keys = {tap: f"{_key(backbone, variables, images.shape[1:], tap, precision, batch)}-{name}" for tap in shapes}
     found = {tap: kept.get(key, {tap: shapes[tap]}) for tap, key in keys.items()}
     arrays = {tap: array[tap] for tap, array in found.items() if array is not None}
-    absent = [tap for tap in taps if tap not in arrays]
+    absent = [tap for tap in shapes if tap not in arrays]
     if distributed.agree(not absent):
         progress.say(f"{description}: found in {kept.folder}")
-        return Taps(arrays, cached=True)
+        return Taps({tap: arrays[each.name] for tap, each in named.items()}, cached=True)
     alone = distributed.count() == 1  # of several each has a cache of its own, perhaps, and all must compute alike
-    absent = absent if alone else list(taps)
+    absent = absent if alone else list(shapes)
     with contextlib.ExitStack() as stack:
         entries = {tap: stack.enter_context(kept.making({tap: shapes[tap]}, keys[tap])) for tap in absent}
         new = {tap: entry.arrays[tap] for tap, entry in entries.items()}
@@ -122,7 +124,8 @@ def extract_taps(
         for entry in entries.values():
             np.save(entry.folder / f"{ROWS}.npy", pictures)
     arrays |= {tap: entry.arrays[tap] for tap, entry in entries.items()}
-    return Taps({tap: arrays[tap] for tap in taps}, cached=known > 0 or len(absent) < len(taps))
+    cached = known > 0 or len(absent) < len(shapes)
+    return Taps({tap: arrays[each.name] for tap, each in named.items()}, cached)
 
 
 def _copy_known(folder: Path, tap: str, pictures: np.ndarray, array: np.ndarray) -> np.ndarray:
@@ -198,8 +201,9 @@ class Extractor:
             backbone, variables, taps, precision: as of `extract_taps`.
             size: side of the images.
         """
-        self.backbone, self.taps, self.precision = backbone, tuple(taps), precision
-        blocks = backbone.up_to(backbone.last_of(taps))
+        self.backbone, self.precision = backbone, precision
+        self.taps = tuple(tap_of(backbone, tap) for tap in taps)
+        blocks = blocks_to(backbone, taps)
         self.threads = _threads()
         self.variables = backbone.fold_for_inference(jax.device_put(variables), size, blocks)
         leaves = {block: jax.tree.leaves(self.variables["params"].get(block, {})) for block in blocks}
@@ -208,7 +212,7 @@ class Extractor:
         self.shared, self.whole = blocks[:cut], blocks[cut:]
 
     def __call__(self, images: Shaped[Any, "b ..."]) -> list[dict[str, jax.Array]]:
-        """The outputs by block, float32, of the batch's parts in their order.
+        """The outputs by tap, float32, of the batch's parts in their order.
 
         Args:
             images: gray patches, uint8 [b s s], or images in [0, 1], floats [b s s 3]. Where they do not divide among
@@ -230,16 +234,18 @@ class Extractor:
                 output |= {tap: each[number * size : (number + 1) * size] for tap, each in rest.items()}
         if len(images) % size:  # the last part's padding
             outputs[-1] = {tap: each[: len(images) % size] for tap, each in outputs[-1].items()}
-        return [{tap: output[tap] for tap in self.taps} for output in outputs]
+        return [{tap.name: output[tap.name] for tap in self.taps} for output in outputs]
 
     def program(self, parts: Sequence[jax.Array]) -> Any:
         """The compiled pass over each of a batch's parts, up to the dense blocks."""
         return self._program(self.shared, parts[0], alone=len(parts) > 1)
 
     def _program(self, blocks: tuple[str, ...], x: jax.Array, alone: bool = False) -> Any:
-        wanted = tuple(block for block in blocks if block in self.taps or (self.whole and block == self.shared[-1]))
+        wanted = [tap for tap in self.taps if tap.block in blocks]
+        if self.whole and blocks == self.shared:  # what the others begin with
+            wanted.append(Tap(blocks[-1]))
         leaves, tree = jax.tree.flatten(jax.tree.map(_shape, self.variables))
-        return _compiled(self.backbone, blocks, wanted, self.precision, alone, tree, tuple(leaves), _shape(x))
+        return _compiled(self.backbone, blocks, tuple(dict.fromkeys(wanted)), self.precision, alone, tree, tuple(leaves), _shape(x))
 
     def parts(self, images: Shaped[Any, "b ..."]) -> list[jax.Array]:
         """The batch for each core, or for fewer: all of one size, so that one program serves, the last one padded."""
@@ -262,7 +268,7 @@ def _shape(array: Any) -> jax.ShapeDtypeStruct:
 def _compiled(
     backbone: Backbone,
     blocks: tuple[str, ...],
-    taps: tuple[str, ...],
+    taps: tuple[Tap, ...],
     precision: Precision,
     alone: bool,
     tree: Any,
@@ -275,7 +281,7 @@ def _compiled(
         with products_in(precision):
             images = network_input(images)
             _, outputs, _ = backbone.apply(variables, images, blocks, dtype=compute_dtype(precision))
-        return {tap: outputs[tap].astype(jnp.float32) for tap in taps}
+        return {tap.name: tap.read(outputs[tap.block].astype(jnp.float32)) for tap in taps}
 
     lowered = jax.jit(forward).lower(tree.unflatten(leaves), part)
     return lowered.compile({"xla_cpu_multi_thread_eigen": False} if alone else None)
@@ -321,7 +327,7 @@ def _key(
     backbone: Backbone, variables: Variables, shape: tuple[int, ...], tap: str, precision: Precision, batch: int
 ) -> str:
     """Names what is computed of any image: its shape, parameters, blocks, device, precision, versions."""
-    blocks = backbone.up_to(tap)
+    blocks = blocks_to(backbone, [tap])
     content = {
         "backbone": [backbone.name, list(backbone.options), backbone.conv],
         "blocks": list(blocks),

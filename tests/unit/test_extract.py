@@ -76,6 +76,35 @@ def test_one_pass_gives_every_tap(cnn, network, images):
     np.testing.assert_array_equal(taps["pooled"], extract_features(cnn, network, images))
 
 
+def test_a_blocks_mean_and_its_row_are_those_of_its_output(cnn, network, images):
+    taps = ("block2.flat", "block2", "block2.mean", "pooled.mean", "pooled.flat", "pooled")
+    found = extract_taps(cnn, network, images, taps).arrays
+    assert tuple(found) == taps
+    np.testing.assert_array_equal(found["block2.flat"], found["block2"].reshape(7, -1))
+    np.testing.assert_allclose(found["block2.mean"], found["block2"].mean(axis=(1, 2)), rtol=1e-6)
+    for tap in ("pooled.mean", "pooled.flat"):
+        np.testing.assert_array_equal(found[tap], found["pooled"])
+
+
+def test_the_cache_keeps_a_blocks_mean_and_not_its_output_and_one_entry_for_several_names(
+    cnn, network, images, tmp_path
+):
+    first = extract_taps(cnn, network, images, ("block2.mean", "pooled", "pooled.mean"), cache=tmp_path)
+    again = extract_taps(cnn, network, images, ("pooled.mean", "block2.mean"), cache=tmp_path)
+    assert again.cached
+    np.testing.assert_array_equal(again.arrays["block2.mean"], first.arrays["block2.mean"])
+    sizes = {path.stem: path.stat().st_size for path in tmp_path.glob("features/*/*.npy") if path.stem != "images"}
+    assert sizes == {"block2.mean": 128 + 7 * 64 * 4, "pooled": 128 + 7 * 256 * 4}
+
+
+@pytest.mark.parametrize(
+    ("tap", "message"), [("block9.mean", "unknown block 'block9'"), ("block2.max", "block2.mean or block2.flat")]
+)
+def test_a_tap_that_there_is_not_is_refused_with_those_that_there_are(cnn, network, images, tap, message):
+    with pytest.raises(UserError, match=message):
+        extract_taps(cnn, network, images, (tap,))
+
+
 class Listener(Silent):
     """Counts forward passes."""
 
