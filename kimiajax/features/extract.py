@@ -18,7 +18,7 @@ import numpy as np
 
 from kimiajax import __version__
 from kimiajax.features.taps import Tap, blocks_to, tap_of
-from kimiajax.io.cache import ArrayCache, load_arrays, mark_used
+from kimiajax.io.cache import ArrayCache, let_go, load_arrays, mark_used
 from kimiajax.io.pytrees import digest
 from kimiajax.models.backbone import Backbone, Variables, of_blocks
 from kimiajax.models.conv import Way
@@ -30,6 +30,7 @@ from kimiajax.shapes import Float, Shaped, UInt8
 
 ROWS = "images"  # the file that says of which images a folder's arrays are, by their digests
 COPIED = 1024  # rows at a time
+HELD = 2048  # images after which mapped memory is let go
 VERSION = 3  # rises with every change to what a network computes: features of another version are not found
 
 
@@ -99,6 +100,7 @@ def extract_taps(
         return Taps({tap: arrays[each.name] for tap, each in named.items()}, cached=False)
 
     pictures, batch = _digests(images), _batch_of(len(images), batch_size)
+    let_go([images])
     name = f"{len(images)}-{hashlib.sha256(pictures.data).hexdigest()[:16]}"
     kept = ArrayCache(cache, "features", np.float32)
     keys = {tap: f"{_key(backbone, variables, images.shape[1:], tap, precision, batch)}-{name}" for tap in shapes}
@@ -245,7 +247,9 @@ class Extractor:
         if self.whole and blocks == self.shared:  # what the others begin with
             wanted.append(Tap(blocks[-1]))
         leaves, tree = jax.tree.flatten(jax.tree.map(_shape, self.variables))
-        return _compiled(self.backbone, blocks, tuple(dict.fromkeys(wanted)), self.precision, alone, tree, tuple(leaves), _shape(x))
+        return _compiled(
+            self.backbone, blocks, tuple(dict.fromkeys(wanted)), self.precision, alone, tree, tuple(leaves), _shape(x)
+        )
 
     def parts(self, images: Shaped[Any, "b ..."]) -> list[jax.Array]:
         """The batch for each core, or for fewer: all of one size, so that one program serves, the last one padded."""
@@ -321,6 +325,8 @@ def _compute(
                 for tap, array in arrays.items():
                     array[rows] = np.asarray(part[tap])[: len(rows)]
                 first += size
+        if start // HELD > (start - together) // HELD:
+            let_go([images, *arrays.values()])
 
 
 def _key(

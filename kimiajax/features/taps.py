@@ -1,7 +1,7 @@
 """A tap: a block's output, and the form in which it leaves the network.
 
-"mixed8" is the output as it is, [h w c]; "mixed8.mean" its mean over height and width, [c]; "mixed8.flat" the same in one
-row, [h w c] -> [h*w*c]. Of an output without height and width all three are the output.
+"mixed8" is the output as it is, [h w c]; "mixed8.mean" its mean over height and width, [c]; "mixed8.flat" all values in
+one row, [h*w*c]. Of an output without height and width all three are the output.
 """
 
 import math
@@ -55,6 +55,21 @@ def tap_of(backbone: Backbone, name: str) -> Tap:
         known = " or ".join(f"{block}.{form}" for form in FORMS)
         raise UserError(f"{name}: no such form of a block's output; use {block}, {known}")
     return Tap(block, form)
+
+
+def source_of(name: str) -> tuple[str, str | None]:
+    """Returns the network, and the tap that NETWORK@BLOCK or NETWORK@BLOCK.flat reads, as rows of a table have it.
+
+    The first reads the block's mean over height and width. Of NETWORK alone the tap is None.
+
+    Raises:
+        UserError: another form of a block.
+    """
+    network, at, rest = name.partition("@")
+    block, dot, form = rest.partition(".")
+    if dot and form != "flat":
+        raise UserError(f"{name}: no such form of a block's output; write {network}@{block} or {network}@{block}.flat")
+    return network, Tap(block, form or "mean").name if at else None
 
 
 def blocks_to(backbone: Backbone, taps: Iterable[str]) -> tuple[str, ...]:

@@ -4,10 +4,11 @@ import contextlib
 import errno
 import json
 import math
+import mmap
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,6 +106,18 @@ def vouch_for(folder: Path) -> None:
     """Notes the digests of a folder's files, by which `load_arrays` and `load_text` know them."""
     digests = {path.stem: sha256_file(path) for path in sorted(folder.iterdir()) if path.name != DIGESTS}
     (folder / DIGESTS).write_text(json.dumps(digests))
+
+
+def let_go(arrays: Iterable[np.ndarray]) -> None:
+    """Gives back the memory of arrays that are mapped from files, which keep what was read and written.
+
+    Linux maps their pages again where they are looked at; without this all that a pass has touched counts as this
+    process's memory.
+    """
+    for array in arrays:
+        mapped = getattr(array, "_mmap", None)
+        if isinstance(mapped, mmap.mmap) and getattr(array, "mode", "c") != "c" and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def new_array(path: Path, shape: tuple[int, ...], dtype: type, flag: str = "--cache") -> np.memmap:

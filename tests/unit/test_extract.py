@@ -5,6 +5,7 @@ import pytest
 
 from kimiajax.errors import UserError
 from kimiajax.features.extract import Extractor, extract_features, extract_taps
+from kimiajax.io.cache import let_go
 from kimiajax.models.inputs import gray_to_unit_rgb
 from kimiajax.models.registry import BACKBONES
 from kimiajax.runtime.progress import Silent
@@ -103,6 +104,25 @@ def test_the_cache_keeps_a_blocks_mean_and_not_its_output_and_one_entry_for_seve
 def test_a_tap_that_there_is_not_is_refused_with_those_that_there_are(cnn, network, images, tap, message):
     with pytest.raises(UserError, match=message):
         extract_taps(cnn, network, images, (tap,))
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+def test_letting_go_of_mapped_memory_changes_no_array(rng, tmp_path, mode):
+    expected = rng.integers(0, 255, (64, 512), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", expected)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode=mode)
+    if mode != "r":
+        mapped[3] = expected[3] = 7
+    let_go([mapped, mapped[5:], expected])
+    np.testing.assert_array_equal(mapped, expected)
+
+
+def test_a_pass_holds_no_more_mapped_memory_than_it_needs(cnn, network, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("kimiajax.features.extract.HELD", 4)
+    held = []
+    monkeypatch.setattr("kimiajax.features.extract.let_go", lambda arrays: held.append(len(arrays)))
+    extract_taps(cnn, network, images, ("block2", "pooled"), batch_size=2, cache=tmp_path)
+    assert held == [1, 3, 3], "after the digests, and with both taps after every fourth image"
 
 
 class Listener(Silent):
