@@ -224,8 +224,11 @@ def features(arguments: list[str]) -> None:
     """A network's features of patches from anywhere."""
     from kimiajax.cli.config import FeaturesConfig
 
-    (network,), flags = _leading(arguments, "features", "NETWORK", 1)
-    config = parsed(FeaturesConfig, "features NETWORK", "A block's outputs for all patches, as one array.", flags)
+    (network,), flags = _leading(arguments, "features", "NETWORK or NETWORK@BLOCK", 1)
+    description = (
+        "A network's features for all patches, or those of a block as rows of a table read them, as one array."
+    )
+    config = parsed(FeaturesConfig, "features NETWORK[@BLOCK[.flat]]", description, flags)
     config.validate()
     given = config.needed("features needs --scans PATH, of a scan file, a folder of whole slides, an image or a folder")
     if config.out is None:
@@ -257,7 +260,7 @@ def features(arguments: list[str]) -> None:
         progress=for_terminal(),
     )
     shape = " x ".join(map(str, record["shape"]))
-    show(f"{record['tap']} of {network}, {shape}, written to {config.out}")
+    show(f"{record['tap']} of {record['network']}, {shape}, written to {config.out}")
 
 
 def predict(arguments: list[str]) -> None:

@@ -94,7 +94,8 @@ class FeaturesConfig(PatchConfig):
     patches_per_scan: int | Literal["all"] = "all"
     """Training patches drawn from each scan."""
     tap: str | None = None
-    """The block whose outputs are written; by default that of the paper's features, VGG16's fc2."""
+    """The block whose outputs are written, as they are (mixed8, [h w c]), as their mean over space (mixed8.mean) or in
+    one row (mixed8.flat); by default that of the paper's features, VGG16's fc2."""
     weights: str = "imagenet"
     """`imagenet`, `random`, or the path of a converted checkpoint, a file that Keras saved, or a .safetensors file."""
     image_size: int = 224

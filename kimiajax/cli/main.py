@@ -107,7 +107,7 @@ def _of_preset(command: str, arguments: list[str], debug: bool) -> int:
 
 def _shared(preset: str, config: "TableConfig") -> int:
     """The table or the sweep, as one of several processes."""
-    from kimiajax.experiments.runner import rows_of
+    from kimiajax.experiments.selection import rows_of
 
     rows_of(config)  # which refuses settings before the others are waited for
     shared = config.distributed
@@ -154,6 +154,7 @@ def _compute(preset: str, config: "TableConfig", *signals: int) -> int:
 def _blocks(arguments: list[str]) -> None:
     from kimiajax.cli.config import BlocksConfig
     from kimiajax.data.config import check_least
+    from kimiajax.experiments.table1 import SCRATCH
     from kimiajax.models.registry import BACKBONES
     from kimiajax.training.freezing import PRESETS, blocks_of
 
@@ -171,7 +172,7 @@ def _blocks(arguments: list[str]) -> None:
     flags = arguments[1:] if network else arguments
     config = commands.parsed(BlocksConfig, "blocks NETWORK", description, flags)
 
-    from kimiajax.report.blocks import render_blocks
+    from kimiajax.report.blocks import render_blocks, rows_of_blocks
     from kimiajax.training.summary import list_blocks
 
     check_least(config, image_size=1, classes=1)
@@ -181,7 +182,8 @@ def _blocks(arguments: list[str]) -> None:
     chosen = f"{network} at {config.image_size} x {config.image_size}, {' '.join(config.blocks)}"
     mode = f"; frozen batch normalisation: {blocks.frozen_bn}" if backbone.statistics else ""
     mode += f", trained: {blocks.trained_bn}" if blocks.trained_normalises(backbone) else ""
-    show(render_blocks(entries, f"{chosen}{mode}."))
+    after = [block for block in backbone.blocks if block not in backbone.trunk]
+    show(render_blocks(entries, f"{chosen}{mode}.", None if network in SCRATCH else rows_of_blocks(network, after)))
 
 
 def _parity(arguments: list[str]) -> int:

@@ -1,10 +1,12 @@
 """What a stored run shows, and how surely: from its predictions alone."""
 
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from kimiajax import paper
 from kimiajax.evaluation import claims, statistics
 from kimiajax.evaluation.statistics import Interval, Pair
 from kimiajax.runs.reader import StoredRun
@@ -20,7 +22,9 @@ class Analysis:
     """Attributes:
     intervals: of each row and score, 95 %.
     pairs: the table's rows against one another, corrected for all of them.
-    margins: each of the table's rows against each floor, a family of its own.
+    tuning: each fine-tuned row against the head that it began with, a family of its own.
+    margins: each of the table's rows against each floor, likewise.
+    depth: each row of a block against its network's features, likewise.
     printed: the ruling on each claim by the paper's table.
     computed: the same by this one.
     confusion: by row, test patches of scan i that were taken for scan j, of all seeds, [scans scans].
@@ -35,7 +39,9 @@ class Analysis:
 
     intervals: dict[str, dict[str, Interval]]
     pairs: list[Pair]
+    tuning: list[Pair]
     margins: list[Pair]
+    depth: list[Pair]
     printed: dict[str, claims.Ruling]
     computed: dict[str, claims.Ruling]
     confusion: dict[str, Int[np.ndarray, "s s"]]
@@ -48,7 +54,9 @@ class Analysis:
 
     def as_dict(self) -> dict[str, Any]:
         """The content of `report.analysis.json`."""
-        pairs = {name: [each._asdict() for each in getattr(self, name)] for name in ("pairs", "margins")}
+        pairs = {
+            name: [each._asdict() for each in getattr(self, name)] for name in ("pairs", "tuning", "margins", "depth")
+        }
         rulings = {name: {k: r._asdict() for k, r in getattr(self, name).items()} for name in ("printed", "computed")}
         confusion = {row: matrix.tolist() for row, matrix in self.confusion.items()}
         return {**asdict(self), **pairs, **rulings, "confusion": confusion, "margin_of_claims": claims.MARGIN}
@@ -65,8 +73,11 @@ def analyse(run: StoredRun, seed: int = 0, draws: int = statistics.DRAWS) -> Ana
     everything = {row: run.correct(row) for row in run.predicted}
     intervals = statistics.intervals_of_rows(run.scans, everything, seed, draws)
     pairs = statistics.compare_pairs(run.scans, table, seed=seed, draws=draws)
+    tuning = statistics.compare_pairs(run.scans, table, _against(run, "table", table), seed, draws)
     above = [(row, floor) for row in table for floor in floors]
     margins = statistics.compare_pairs(run.scans, {**table, **floors}, above, seed, draws)
+    rows = {**table, **run.family("blocks")}
+    depth = statistics.compare_pairs(run.scans, rows, _against(run, "blocks", rows), seed, draws)
     tested = np.bincount(run.scans, minlength=run.manifest.num_scans)
     few = with_few_patches(tested.tolist())
     chance = float(np.clip(np.mean([right.mean() for right in everything.values()] or 0.5), 0.05, 0.95))
@@ -74,7 +85,9 @@ def analyse(run: StoredRun, seed: int = 0, draws: int = statistics.DRAWS) -> Ana
     return Analysis(
         intervals=intervals,
         pairs=pairs,
+        tuning=tuning,
         margins=margins,
+        depth=depth,
         printed=claims.rule(claims.Printed()),
         computed=claims.rule(claims.Computed(_figures(run), tuple(pairs), unfit(run), len(run.seeds))),
         confusion={row: confusion_of(run.scans, guess, len(tested)) for row, guess in run.predicted.items()},
@@ -85,6 +98,12 @@ def analyse(run: StoredRun, seed: int = 0, draws: int = statistics.DRAWS) -> Ana
         draws=draws,
         seed=seed,
     )
+
+
+def _against(run: StoredRun, family: str, rows: Container[str]) -> list[tuple[str, str]]:
+    """The rows of a family that are held against another row, each with that one, where both have an accuracy."""
+    pairs = ((name, row["against"]) for name, row in run.rows.items() if row["family"] == family)
+    return [pair for pair in pairs if all(name in rows for name in pair)]
 
 
 def confusion_of(
@@ -101,7 +120,7 @@ def unfit(run: StoredRun) -> dict[str, str]:
     failed, random = failed_checks(run.seeds), random_networks(run.seeds)
     found = {}
     for name, row in run.rows.items():
-        network = next((network for network in random if name.endswith(network)), None)
+        network = next((network for network in random if row["network"] == network or name.endswith(network)), None)
         if synthetic:
             found[name] = "the scans are drawn by a program"
         elif unverified:
@@ -125,12 +144,12 @@ def beaten_by_histogram(analysis: Analysis) -> list[str] | None:
 
 
 def _figures(run: StoredRun) -> dict[str, claims.Figures]:
-    """The scores of the table's rows; of several seeds those of each, since means do not multiply."""
+    """The scores of the rows that the paper has; of several seeds those of each, since means do not multiply."""
     found = {}
     for results in run.seeds:
         of_seed = f", seed {results['config']['seed']}" if len(run.seeds) > 1 else ""
         for row in results["rows"]:
-            if row["family"] == "table" and row["eta_p"] is not None:
+            if row["name"] in paper.TABLE_1 and row["eta_p"] is not None:
                 scores = (row["eta_p"], row["eta_w"], row["eta_total"])
                 found[row["approach"] + of_seed] = claims.Figures(*scores, 0)
     return found

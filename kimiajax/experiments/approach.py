@@ -23,9 +23,12 @@ from kimiajax.training.loop import Epoch
 Predictor = Callable[[UInt8[np.ndarray, "n s s"]], tuple[np.ndarray, np.ndarray]]  # scans [n], scores [n k]
 
 
+Family = Literal["table", "floor", "retrieval", "blocks"]
+
+
 @dataclass(frozen=True)
 class Features:
-    """A network's outputs on both splits, by block, and the seconds that they took in this run."""
+    """A network's outputs on both splits, by tap, and the seconds that they took in this run."""
 
     train: dict[str, np.ndarray]
     test: dict[str, np.ndarray]
@@ -65,8 +68,8 @@ class Approach(ABC):
         name: as in `--rows`, and the key of the paper's figures.
         title: as the table prints it.
         network: a key of `BACKBONES`; empty where it has none.
+        family: the rows that it is compared with; those of "blocks" with their network's features alone.
         scheme: where its weights come from and what is done with them, as the table prints it.
-        family: the rows that it is compared with.
         varies_with: the settings among those that a sweep varies that change it.
         trains: whether it trains a network, which it leaves with its head.
         reads_weights: whether its predictions need the weights again that its features came from.
@@ -76,8 +79,8 @@ class Approach(ABC):
     name: str
     title: str
     network: str = ""
+    family: Family = "table"
     scheme: ClassVar[str]
-    family: ClassVar[Literal["table", "floor", "retrieval"]] = "table"
     varies_with: ClassVar[frozenset[str]] = frozenset({"patches_per_scan"})
     trains: ClassVar[bool] = False
     reads_weights: ClassVar[bool] = False
@@ -89,7 +92,12 @@ class Approach(ABC):
 
     @property
     def block(self) -> str | None:
-        """The block whose outputs the row classifies; None where it has no network."""
+        """The tap that the row classifies; None where it has no network."""
+        return None
+
+    @property
+    def against(self) -> str | None:
+        """The row that a reader holds it against: a network's features, the head that fine-tuning began with."""
         return None
 
     def check(self, config: TableConfig) -> None:
@@ -98,12 +106,19 @@ class Approach(ABC):
             self.backbone.check_size(config.data.image_size)
 
     def taps(self, config: TableConfig) -> set[str]:
-        """Returns the blocks whose outputs it reads."""
+        """Returns the taps that it reads."""
         return set()
 
     def prepare(self, studies: Sequence[Study], features: Sequence[Any]) -> Sequence[Any]:
-        """Does what is done for all seeds at once, and returns what `fit` is given for each."""
+        """Does what is done for all seeds at once, and returns what `fit` is given for each.
+
+        Rows of one network that prepare by the same method share what it returns.
+        """
         return [None] * len(studies)
+
+    def without_top(self) -> "Approach | None":
+        """Returns the row that stands for it where the weights hold no block after the bottleneck, if one does."""
+        return None
 
     @abstractmethod
     def fit(self, study: Study, features: Any, prepared: Any) -> Outcome:

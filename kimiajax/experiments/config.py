@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kimiajax.training.freezing import TrainableBlocks
     from kimiajax.training.optimizer import Optimization
 
-TABLE = ("cnn", "fe_vgg16", "tl_vgg16", "fe_inception_v3", "tl_inception_v3")
+TABLE = ("cnn", "fe_vgg16", "hd_vgg16", "tl_vgg16", "fe_inception_v3", "hd_inception_v3", "tl_inception_v3")
 FLOORS = ("floor_mean_sd", "floor_bright", "floor_histogram", "floor_lbp")
 Table = TypeVar("Table", bound="TableConfig")
 PER_NETWORK = ("weights", "blocks")  # settings that take NETWORK=VALUE as well
@@ -48,7 +48,8 @@ class OutputSettings:
     """The rows to compute, and the folder for the results."""
 
     rows: tuple[str, ...] = (*TABLE, *FLOORS, *RETRIEVAL)
-    """What to compute: the table's rows, floors of trivial features, and retrieval of the nearest training patch."""
+    """What to compute: the table's rows, floors of trivial features, retrieval of the nearest training patch; and of
+    any block, or all, fe_NETWORK@BLOCK, fe_NETWORK@BLOCK.flat, fe_NETWORK@all, and nn_NETWORK@BLOCK_KIND likewise."""
     seeds: int = 1
     """Run the whole table for so many seeds, from --seed on, and report mean and spread."""
     out: Path | None = None
@@ -60,13 +61,10 @@ class OutputSettings:
     tensorboard: bool = False
     """Write the history for TensorBoard as well; needs the extra `track`."""
 
-    def validate(self, known_rows: tuple[str, ...]) -> None:
+    def validate(self) -> None:
         """Raises UserError for the first setting that is out of its range."""
-        unknown = [row for row in self.rows if row not in known_rows]
-        if unknown:
-            raise UserError(f"--rows {unknown[0]}: no such row; choose from {', '.join(known_rows)}")
         if not self.rows:
-            raise UserError(f"--rows: name at least one of {', '.join(known_rows)}")
+            raise UserError(f"--rows: name at least one, {', '.join(TABLE)} say")
         check_least(self, seeds=1)
         if not self.checkpoint_seconds >= 0:
             raise UserError(f"--checkpoint-seconds {self.checkpoint_seconds}: must be 0 or more")
@@ -212,9 +210,9 @@ class TableConfig:
         """Returns all settings by the names of their flags, as JSON takes them."""
         return {name: value for _, own in self._groups() for name, value in json_fields(own).items()}
 
-    def validate(self, known_rows: tuple[str, ...]) -> None:
+    def validate(self) -> None:
         """Raises UserError for the first setting that is out of its range."""
-        self.output.validate(known_rows)
+        self.output.validate()
         self.model.validate()
         self.data.validate()
         if self.data.seed + self.output.seeds > 2**32:
@@ -222,6 +220,11 @@ class TableConfig:
             raise UserError(f"--seeds {self.output.seeds}: the last seed would be {last}, over 2**32 - 1")
         self.optim.validate()
         self.distributed.validate()
+
+    @property
+    def names_rows(self) -> bool:
+        """Whether the rows are others than the default ones, so that someone has named them."""
+        return self.output.rows != type(self)().output.rows
 
     def folder(self, preset: str) -> Path:
         """Where the results go."""

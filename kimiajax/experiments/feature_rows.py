@@ -1,12 +1,13 @@
 """Rows that train no network: a linear SVM on features, one on trivial features, and the nearest training patch."""
 
-from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal
+from abc import abstractmethod
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
 from kimiajax.errors import UserError
-from kimiajax.experiments.approach import Approach, Features, Outcome, Predictor
+from kimiajax.experiments.approach import Approach, Family, Features, Outcome, Predictor
 from kimiajax.experiments.config import TableConfig
 from kimiajax.experiments.finished import FinishedRow
 from kimiajax.experiments.study import Study
@@ -24,19 +25,48 @@ NEAREST, QUERIES_SHOWN, NEIGHBOURS_SHOWN = 10, 4, 5
 
 @dataclass(frozen=True)
 class FeatureRow(Approach):
-    """A row that reads the network's features."""
+    """A row that reads the network's features, or another block's.
+
+    Attributes:
+        at: the block; empty for the paper's features.
+        flat: whether a block's output is read in one row, and not as its mean over height and width.
+    """
+
+    at: str = ""
+    flat: bool = False
 
     @property
-    def block(self) -> str | None:
-        return self.backbone.features
+    def block(self) -> str:
+        return f"{self.at}.{'flat' if self.flat else 'mean'}" if self.at else self.backbone.features
 
     def taps(self, config: TableConfig) -> set[str]:
-        return {self.backbone.features}
+        return {self.block}
 
     def read(self, features: Features) -> tuple[np.ndarray, np.ndarray]:
         """Returns the features of both splits, [n d] and [t d]."""
-        tap = self.backbone.features
-        return np.asarray(features.train[tap]), np.asarray(features.test[tap])
+        return features.train[self.block], features.test[self.block]
+
+    @property
+    def against(self) -> str | None:
+        return f"fe_{self.network}" if self.at else None
+
+    @property
+    def source(self) -> str:
+        """What it reads, as names of rows have it: NETWORK, NETWORK@BLOCK or NETWORK@BLOCK.flat."""
+        return f"{self.network}@{self.at}{'.flat' * self.flat}" if self.at else self.network
+
+    @abstractmethod
+    def named(self) -> str:
+        """Returns the name of such a row by its source."""
+
+    def of_block(self, at: str, flat: bool = False) -> "FeatureRow":
+        """Returns the same row on another block's output."""
+        title = f"{self.title} {at}{', flat' * flat}"
+        row = replace(self, title=title, family="blocks", at=at, flat=flat)
+        return replace(row, name=row.named())
+
+    def without_top(self) -> "FeatureRow | None":
+        return None if self.at else self.of_block(self.backbone.bottleneck)
 
 
 @dataclass(frozen=True)
@@ -47,6 +77,9 @@ class FeatureSVM(FeatureRow):
     reads_weights: ClassVar[bool] = True
     scores: ClassVar[Kind | None] = "share of votes"
 
+    def named(self) -> str:
+        return f"fe_{self.source}"
+
     def fit(self, study: Study, features: Features, prepared: None) -> Outcome:
         train, test = self.read(features)
         study.progress.say(f"{self.name}: linear SVM on {train.shape[1]:,} features of {len(train):,} patches")
@@ -54,9 +87,8 @@ class FeatureSVM(FeatureRow):
         return Outcome(svm.predict(test), asdict(svm), {})
 
     def predictor(self, finished: FinishedRow) -> Predictor:
-        svm = finished.svm
-        loaded = finished.weights_of(self.backbone)
-        tap, precision = loaded.backbone.features, finished.config["precision"]
+        svm, loaded = finished.svm, finished.weights_of(self.backbone)
+        tap, precision = self.block, finished.config["precision"]
 
         def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             outputs = outputs_of(loaded, tap, images, precision, finished.cache, finished.progress, self.name)
@@ -69,8 +101,8 @@ class FeatureSVM(FeatureRow):
 class Baseline(Approach):
     """The same SVM on features that know nothing of tissue."""
 
+    family: Family = "floor"
     scheme: ClassVar[str] = "floor"
-    family: ClassVar[Literal["table", "floor", "retrieval"]] = "floor"
     scores: ClassVar[Kind | None] = "share of votes"
 
     def fit(self, study: Study, features: None, prepared: None) -> Outcome:
@@ -97,12 +129,15 @@ class Retrieval(FeatureRow):
         distance: a key of `kimiajax.features.retrieval`: euclidean, cosine, barcode.
     """
 
+    family: Family = "retrieval"
     distance: str = "euclidean"
-    family: ClassVar[Literal["table", "floor", "retrieval"]] = "retrieval"
 
     @property
     def scheme(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]  # one of each distance
         return self.distance
+
+    def named(self) -> str:
+        return f"nn_{self.source}_{self.distance}"
 
     def fit(self, study: Study, features: Features, prepared: None) -> Outcome:
         train, test = self.read(features)
@@ -114,17 +149,18 @@ class Retrieval(FeatureRow):
             return Outcome(None, None, {}, failure=str(error))
         about = {
             "distance": self.distance,
-            "features": self.backbone.features,
+            "features": self.block,
             "gallery": len(train),
             "recall_at": {str(k): share for k, share in found.recall_at.items()},
             "queries_per_second": found.queries_per_second,
         }
-        return Outcome(found.predicted, None, {}, retrieval=about, pictures=_neighbours(study, found))
+        pictures = () if self.at else _neighbours(study, found)
+        return Outcome(found.predicted, None, {}, retrieval=about, pictures=pictures)
 
     def predictor(self, finished: FinishedRow) -> Predictor:
         raise UserError(
             f"{finished.path}: {self.title} learns nothing, it looks for the nearest training patch; use "
-            f"fe_{self.network}, or `kimiajax features {self.network}` and a search of your own"
+            f"fe_{self.source}, or `kimiajax features {self.source}` and a search of your own"
         )
 
 

@@ -34,26 +34,19 @@ OF_RANDOM = ": the mini-batch's statistics, since stored ones of random weights 
 
 
 class Head(NamedTuple):
-    """A head trained on bottleneck features, or why it stopped; and whether the cache had it."""
+    """A head trained on bottleneck features, or why it stopped; whether the cache had it; and for which row."""
 
     result: Result
     cached: bool
+    row: str
 
 
 @dataclass(frozen=True)
-class FineTuning(NetworkRow):
-    """A head that was trained on bottleneck features and the chosen blocks below it, together."""
-
-    scheme: ClassVar[str] = "fine-tuned"
-    varies_with: ClassVar[frozenset[str]] = frozenset({"patches_per_scan", "augmentation", "blocks"})
-
-    def check(self, config: TableConfig) -> None:
-        super().check(config)
-        config.blocks_of(self.backbone)
+class HeadedRow(NetworkRow):
+    """A row that begins with a head on bottleneck features: one for each seed, which all such rows share."""
 
     def taps(self, config: TableConfig) -> set[str]:
-        stored = stored_tap(self.backbone, config)
-        return {self.backbone.bottleneck} | ({stored} if stored else set())
+        return {self.backbone.bottleneck}
 
     def prepare(self, studies: Sequence[Study], features: Sequence[Features]) -> list[Head]:
         """Trains the new head of each seed on its bottleneck features."""
@@ -81,7 +74,59 @@ class FineTuning(NetworkRow):
             records=[study.record(self.name, "head") for study in studies],
         )
         heads = distributed.of_first(lambda: heads)  # each process trained them, and all go on with the same bits
-        return [Head(result, cached) for result in heads]
+        return [Head(result, cached, self.name) for result in heads]
+
+    def take(self, study: Study, head: Head) -> tuple[str, ...]:
+        """Returns the notes on a head that the row begins with, and has its epochs among the row's own."""
+        if head.row != self.name:  # of the head's own row they are on record
+            for epoch in head.result.history if isinstance(head.result, NonFiniteError) else head.result[1]:
+                study.record(self.name, "head")(epoch)
+        if not head.cached:
+            return ()
+        return (f"{self.network}: its head was found in the cache; the seconds leave its training out.",)
+
+
+@dataclass(frozen=True)
+class HeadAlone(HeadedRow):
+    """The head on bottleneck features, with which fine-tuning begins."""
+
+    scheme: ClassVar[str] = "head"
+
+    def fit(self, study: Study, features: Features, prepared: Head) -> Outcome:
+        weights, head, notes = study.weights[self.network], prepared.result, self.take(study, prepared)
+        optim, backbone = study.config.optim, weights.backbone
+        failure = str(head) if isinstance(head, NonFiniteError) else None
+        variables, history = (head.variables, head.history) if isinstance(head, NonFiniteError) else head
+        optimization = Optimization(optim.head_optimizer, optim.head_learning_rate)
+        about = described(backbone, TrainableBlocks(("head",)), "none", backbone.bottleneck, optimization)
+        learnt = self.artifact(
+            study, weights, with_head({}, variables["params"]["head"]), ("head",) if history else (), failure
+        )
+        predicted = None
+        if failure is None:
+            on_bottleneck = Classifier(backbone, (), study.manifest.num_scans)
+            predicted = study.predict(self.name, on_bottleneck, variables, features.test[backbone.bottleneck])
+        return Outcome(predicted, learnt, {"head": history}, notes, failure, about)
+
+
+@dataclass(frozen=True)
+class FineTuning(HeadedRow):
+    """A head that was trained on bottleneck features and the chosen blocks below it, together."""
+
+    scheme: ClassVar[str] = "fine-tuned"
+    varies_with: ClassVar[frozenset[str]] = frozenset({"patches_per_scan", "augmentation", "blocks"})
+
+    @property
+    def against(self) -> str | None:
+        return f"hd_{self.network}"
+
+    def check(self, config: TableConfig) -> None:
+        super().check(config)
+        config.blocks_of(self.backbone)
+
+    def taps(self, config: TableConfig) -> set[str]:
+        stored = stored_tap(self.backbone, config)
+        return {*super().taps(config), *([stored] if stored else [])}
 
     def fit(self, study: Study, features: Features, prepared: Head) -> Outcome:
         config, weights = study.config, study.weights[self.network]
@@ -91,8 +136,7 @@ class FineTuning(NetworkRow):
         optimization, epochs = config.fine_tuning(), config.optim.epochs if moves else 0
         about = described(backbone, blocks, config.optim.augmentation, stored, optimization) if moves else None
         notes = () if moves else (f"{self.title}: no more trains than a head on bottleneck features.",)
-        if prepared.cached:
-            notes = (*notes, f"{self.title}: its head was found in the cache; the seconds leave its training out.")
+        notes = (*notes, *self.take(study, prepared))
         head = prepared.result
         if isinstance(head, NonFiniteError):
             variables = with_head({}, head.variables["params"]["head"])

@@ -61,6 +61,7 @@ class FinishedRow(NamedTuple):
     def weights_of(self, backbone: Backbone) -> Weights:
         """Returns the weights that the row's features were computed with, by their digest, convolving as then."""
         config, needed = self.config, self.results["weights"][backbone.name]
+        blocks = self.results["blocks"].get(backbone.name, backbone.up_to(backbone.features))  # as far as the run did
         source = setting_of(backbone.name, config["weights"], "imagenet") if self.weights is None else self.weights
         file = f" (SHA-256 {needed['source_sha256']})" if needed.get("source_sha256") else ""
         told = (
@@ -71,7 +72,7 @@ class FinishedRow(NamedTuple):
             loaded = load_weights(
                 backbone.name,
                 source,
-                blocks=backbone.up_to(backbone.features),
+                blocks=blocks,
                 image_size=config["image_size"],
                 seed=config["seed"],
                 cache=self.cache,

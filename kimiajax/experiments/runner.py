@@ -19,9 +19,12 @@ from kimiajax.experiments.artifacts import digest_of_learnt, save_learnt
 from kimiajax.experiments.config import TableConfig
 from kimiajax.experiments.notes import notes_of
 from kimiajax.experiments.resume import check_config, identity_of, take_up, ways_of
+from kimiajax.experiments.selection import Selection, rows_of, select, taps_of
 from kimiajax.experiments.study import Request, Study, open_studies
 from kimiajax.experiments.table1 import all_rows
 from kimiajax.features.extract import extract_taps
+from kimiajax.features.taps import blocks_to
+from kimiajax.io.cache import default_cache
 from kimiajax.io.files import sha256_file
 from kimiajax.io.locks import only_writer
 from kimiajax.models.registry import BACKBONES
@@ -34,7 +37,7 @@ from kimiajax.runtime.progress import Silent
 from kimiajax.runtime.signals import Interruption
 from kimiajax.training.diagnosis import learnt_nothing, lost_head
 
-PICTURE_SIDE = {"table": 224, "floor": 96, "retrieval": 96}  # the most, in pixels
+PICTURE_SIDE = {"table": 224, "floor": 96, "retrieval": 96, "blocks": 96}  # the most, in pixels
 
 
 def run_table(
@@ -59,43 +62,26 @@ def run_table(
             before the long work begins.
         Interrupted: as asked; the same call goes on from there.
     """
-    rows = rows_of(config)
     progress = (progress if distributed.is_first() else None) or Silent()
+    rows_of(config)  # which refuses settings before a folder is made
     with _own_folder(config.folder(preset), progress) as folder:
+        selection = select(config, config.data.cache or default_cache(), progress)
+        rows = selection.rows
+        config = config.replace(rows=tuple(row.name for row in rows))
         request = Request(preset, config, folder, progress, interruption or Interruption())
-        studies = _open(request, rows)
+        studies = _open(request, selection)
         _take_up(request, rows, studies)
         _write(request, rows, studies)
-        features = functools.lru_cache(maxsize=1)(  # one network's at a time
-            lambda network: [_extract(network, study, _taps(rows, config)[network]) for study in studies]
-        )
+        shared = _Shared(rows, studies)
         networks = list(dict.fromkeys(row.network for row in rows))
         for row in sorted(rows, key=lambda row: networks.index(row.network)):
             if waiting := [study for study in studies if row.name not in study.finished]:
-                given = features(row.network) if row.taps(config) else [None] * len(studies)
-                _compute(row, studies, given, waiting)
+                _compute(row, shared, waiting)
                 _write(request, rows, studies)
             for study in studies:
                 study.folder.clear_state(row.name)
             distributed.wait("the end of a row")  # the first writes longer
         return _write(request, rows, studies)
-
-
-def rows_of(config: TableConfig) -> list[Approach]:
-    """Returns the rows that settings ask for.
-
-    Raises:
-        UserError: settings that are out of range, or that a row cannot take.
-    """
-    known = all_rows()
-    config.validate(tuple(row.name for row in known))
-    config.check_networks(BACKBONES)
-    rows = [row for row in known if row.name in config.output.rows]
-    for network in config.networks_named():
-        config.blocks_of(BACKBONES[network])  # names that there are, whether this run reads them or not
-    for row in rows:
-        row.check(config)
-    return rows
 
 
 @contextlib.contextmanager
@@ -109,24 +95,26 @@ def _own_folder(out: Path, progress: Silent) -> Iterator[RunFolder]:
             yield RunFolder(Path(scratch))
 
 
-def _open(request: Request, rows: Sequence[Approach]) -> list[Study]:
+def _open(request: Request, selection: Selection) -> list[Study]:
     """Opens the studies, whose results begin, once the folder is known to hold no other run."""
+    taps = taps_of(selection.rows, request.config)
     config, folder = request.config, request.folder
     before = {}
     if not config.output.fresh:
         distributed.of_first(functools.partial(check_config, folder, config.as_dict()))
         before = distributed.of_first(functools.partial(ways_of, folder))
     with distributed.first_goes_first("data and weights"):  # which the others then find in the cache
-        studies = open_studies(request, _taps(rows, config), before)
+        studies = open_studies(request, taps, before, selection.weights)
         for study in studies:
-            study.results.update(_begun(study, rows))
+            study.results.update(_begun(study, selection))
     distributed.check_same("data, weights or settings", [identity_of(study.results) for study in studies])
     return studies
 
 
-def _begun(study: Study, rows: Sequence[Approach]) -> dict[str, Any]:
+def _begun(study: Study, selection: Selection) -> dict[str, Any]:
     """What `results.json` says before the first row."""
-    notes = notes_of(study, rows)
+    notes = [*selection.notes, *notes_of(study, selection.rows)]
+    taps = taps_of(selection.rows, study.config)
     return {
         "schema_version": SCHEMA_VERSION,
         "complete": False,
@@ -135,6 +123,7 @@ def _begun(study: Study, rows: Sequence[Approach]) -> dict[str, Any]:
         "environment": describe_environment(),
         "data": study.data,
         "weights": {network: loaded.lineage for network, loaded in study.weights.items()},
+        "blocks": {network: list(blocks_to(BACKBONES[network], read)) for network, read in taps.items()},
         "conv": {network: asdict(choice) for network, choice in study.conv.items()},
         "statistic_groups": len(study.engine.devices) if study.config.model.bn_statistics == "local" else 1,
         "notes": notes,
@@ -174,15 +163,6 @@ def _samples(study: Study) -> list[Picture]:
     return [Picture(f"scan-{each['scan']}", study.train[place], each) for place, each in zip(places, about)]
 
 
-def _taps(rows: Sequence[Approach], config: TableConfig) -> dict[str, set[str]]:
-    """The blocks whose outputs the rows read, by network: one pass a patch gives them all."""
-    taps: dict[str, set[str]] = {}
-    for row in rows:
-        if read := row.taps(config):
-            taps.setdefault(row.network, set()).update(read)
-    return taps
-
-
 def _extract(network: str, study: Study, taps: set[str]) -> Features:
     started, weights = time.perf_counter(), study.weights[network]
     train, test = (
@@ -203,21 +183,42 @@ def _extract(network: str, study: Study, taps: set[str]) -> Features:
     return Features(train.arrays, test.arrays, time.perf_counter() - started)
 
 
-def _compute(row: Approach, studies: list[Study], features: Sequence[Features | None], waiting: list[Study]) -> None:
+class _Shared:
+    """What rows of one network share, of one network at a time: its outputs, and what they prepare of these."""
+
+    def __init__(self, rows: Sequence[Approach], studies: Sequence[Study]):
+        self.studies = studies
+        self._taps = taps_of(rows, studies[0].config)
+        self._network, self._features, self._prepared = "", [], {}
+
+    def of(self, row: Approach) -> tuple[Sequence[Features | None], Sequence[Any], float]:
+        """Returns the features and what is prepared for each study, and the seconds that this took for each."""
+        if row.network != self._network or not self._features:
+            self._network, self._prepared = row.network, {}
+            taps = self._taps.get(row.network)
+            self._features = [_extract(row.network, study, taps) if taps else None for study in self.studies]
+        features = self._features if row.taps(self.studies[0].config) else [None] * len(self.studies)
+        how = type(row).prepare
+        if how not in self._prepared:
+            started = time.perf_counter()
+            prepared = row.prepare(self.studies, features)
+            self._prepared[how] = prepared, (time.perf_counter() - started) / len(self.studies)
+        return features, *self._prepared[how]
+
+
+def _compute(row: Approach, shared: _Shared, waiting: list[Study]) -> None:
     """Computes a row of the studies that wait for it; what all seeds share is done for all of them."""
     for study in waiting:
         if study.folder.state(row.name).exists():
             study.note(f"{row.title} was resumed: its seconds are those of the last process alone.")
         study.folder.clear_row(row.name)  # what an unfinished attempt left, but for its states
-    started = time.perf_counter()
-    prepared = row.prepare(studies, features)
-    shared = (time.perf_counter() - started) / len(studies)
-    for study, given, part in zip(studies, features, prepared):
+    features, prepared, seconds = shared.of(row)
+    for study, given, part in zip(shared.studies, features, prepared):
         if study in waiting:
             started = time.perf_counter()
             outcome = row.fit(study, given, part)
-            _record(row, study, outcome, time.perf_counter() - started + shared + (given.seconds if given else 0))
-            if len(studies) > 1:
+            _record(row, study, outcome, time.perf_counter() - started + seconds + (given.seconds if given else 0))
+            if len(shared.studies) > 1:
                 study.folder.write_results(study.results)
 
 
@@ -278,6 +279,7 @@ def _described(row: Approach, outcome: Outcome, study: Study, seconds: float) ->
         "family": row.family,
         "network": row.network or None,
         "block": row.block,
+        "against": row.against,
         "weights": source if source in ("random", "imagenet", "none") else Path(source).name,
         **_scores(outcome.predicted, study.manifest),
         "failure": outcome.failure,

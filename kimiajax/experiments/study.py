@@ -17,6 +17,7 @@ from kimiajax.data.sources.synthetic import write_synthetic_scans
 from kimiajax.errors import UserError
 from kimiajax.experiments.config import TableConfig
 from kimiajax.experiments.resume import identity_of
+from kimiajax.features.taps import blocks_to
 from kimiajax.io.cache import default_cache
 from kimiajax.models.backbone import Variables
 from kimiajax.models.checkpoint import Weights, origin_of
@@ -171,34 +172,37 @@ class Study:
         )
 
 
-def open_studies(request: Request, taps: dict[str, set[str]], before: dict[str, Way]) -> list[Study]:
-    """Opens the study of every seed: weights and convolutions first, then the patches.
+def open_studies(
+    request: Request, taps: dict[str, set[str]], before: dict[str, Way], weights: dict[str, Weights]
+) -> list[Study]:
+    """Opens the study of every seed: scans, weights and patches, and then, with nothing left to refuse, convolutions.
 
     Args:
         request: the call.
-        taps: the blocks whose outputs are read, by network.
+        taps: what is read of each network.
         before: how each network convolves in the run that goes on, if one does.
+        weights: those that are loaded already.
     """
     config, cache, progress = request.config, request.cache, request.progress
     engine = engine_of(config.distributed.engine)
     History.check(config.output.tensorboard)
     manifest = None if config.data.manifest is None else read_manifest(config.data.manifest)
     cache.mkdir(parents=True, exist_ok=True)
-    conv = {network: _choice(network, request, engine, before.get(network)) for network in taps}
+    conv: dict[str, Choice] = {}
     studies = []
     with _open_scans(request) as source:
         if manifest is not None:
             check_of(source, manifest)
-        weights: dict[str, Weights] = {}
         for seed in range(config.data.seed, config.data.seed + config.output.seeds):
             own = config.replace(seed=seed, seeds=1)
-            weights = _load_weights(taps, own, weights, request)
-            weights = {network: replace(loaded, conv=conv[network].way) for network, loaded in weights.items()}
+            weights = load_all(taps, own, weights, cache, progress)
             size, options = config.data.image_size, {"manifest": manifest, "cache": cache, "track": progress.track}
             patches = prepare_patches(source, own.data.rules(), size, config.data.resize, **options)
             data = _describe(source, patches.manifest, record_of(source, patches.manifest, cache))
             folder = request.folder if config.output.seeds == 1 else request.folder.of_seed(seed)
             history = History(folder, config.output.tensorboard)
+            conv = conv or {network: _choice(network, request, engine, before.get(network)) for network in taps}
+            weights = {network: replace(loaded, conv=conv[network].way) for network, loaded in weights.items()}
             studies.append(Study(request, own, folder, data, *patches, weights, conv, engine, history, {}))
     return studies
 
@@ -216,6 +220,44 @@ def draw_scans(out: Path, config: TableConfig, progress: Silent) -> Path:
                 raise UserError(f"{path}: is no synthetic scan file and would be overwritten; choose another --out")
     write_synthetic_scans(path, seed=config.data.seed, track=progress.track, **SYNTHETIC)
     return path
+
+
+def load_all(
+    taps: dict[str, set[str]], config: TableConfig, earlier: dict[str, Weights], cache: Path, progress: Silent
+) -> dict[str, Weights]:
+    """Loads the weights of each network, up to the last block that is read.
+
+    Args:
+        taps: what is read of each network.
+        config: the settings, of one seed.
+        earlier: weights that are loaded already, of another seed say; all but random ones serve again.
+        cache, progress: as of `load_weights`.
+
+    Raises:
+        UserError: as of `load_weights`, or weights of different origin that settings do not allow.
+    """
+    loaded = {}
+    for network, read in taps.items():
+        if network in earlier and config.weights_of(network) != "random":
+            loaded[network] = earlier[network]
+            continue
+        progress.say(f"{network}: {config.weights_of(network)} weights")
+        loaded[network] = load_weights(
+            network,
+            config.weights_of(network),
+            blocks=blocks_to(BACKBONES[network], read),
+            image_size=config.data.image_size,
+            seed=config.data.seed,
+            cache=cache,
+            progress=functools.partial(Download, progress),
+        )
+    mixed = mixed_lineages(loaded)
+    if mixed and not config.model.mixed_lineages:
+        raise UserError(
+            f"{mixed}, trained apart and on other inputs; choose weights of one origin, or allow these with "
+            "--mixed-lineages, which the table will say"
+        )
+    return loaded
 
 
 def mixed_lineages(weights: dict[str, Weights]) -> str | None:
@@ -246,35 +288,6 @@ def _choice(network: str, request: Request, engine: Engine, before: Way | None) 
     )
     request.progress.say(f"{network}: {choice.way} convolutions ({choice.reason})")
     return choice
-
-
-def _load_weights(
-    taps: dict[str, set[str]], config: TableConfig, earlier: dict[str, Weights], request: Request
-) -> dict[str, Weights]:
-    """The weights of each network, up to the last block that is read; of another seed's, all but random ones serve."""
-    loaded = {}
-    for network, blocks in taps.items():
-        if network in earlier and config.weights_of(network) != "random":
-            loaded[network] = earlier[network]
-            continue
-        backbone = BACKBONES[network]
-        request.progress.say(f"{network}: {config.weights_of(network)} weights")
-        loaded[network] = load_weights(
-            network,
-            config.weights_of(network),
-            blocks=backbone.up_to(backbone.last_of(blocks)),
-            image_size=config.data.image_size,
-            seed=config.data.seed,
-            cache=request.cache,
-            progress=functools.partial(Download, request.progress),
-        )
-    mixed = mixed_lineages(loaded)
-    if mixed and not config.model.mixed_lineages:
-        raise UserError(
-            f"{mixed}, trained apart and on other inputs; choose weights of one origin, or allow these with "
-            "--mixed-lineages, which the table will say"
-        )
-    return loaded
 
 
 def _describe(source: Source, manifest: Manifest, audit: dict[str, Any] | None) -> dict[str, Any]:

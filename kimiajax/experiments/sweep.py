@@ -24,9 +24,11 @@ from kimiajax.evaluation import statistics
 from kimiajax.evaluation.compare import check_same_test
 from kimiajax.evaluation.stored import read_run
 from kimiajax.experiments.approach import Approach
-from kimiajax.experiments.runner import rows_of, run_table
+from kimiajax.experiments.runner import run_table
+from kimiajax.experiments.selection import Selection, select
 from kimiajax.experiments.study import draw_scans
 from kimiajax.experiments.sweep_config import AXES, SweepConfig
+from kimiajax.io.cache import default_cache
 from kimiajax.io.files import write_text
 from kimiajax.io.json_records import sealed
 from kimiajax.io.locks import only_writer
@@ -86,7 +88,9 @@ def run_sweep(
         Interrupted: as asked; the same call goes on from there.
     """
     progress, interruption = progress or Silent(), interruption or Interruption()
-    rows = rows_of(config)
+    selection = select(config, config.data.cache or default_cache(), progress)
+    rows = selection.rows
+    config = config.replace(rows=tuple(row.name for row in rows))
     plan = plan_of(config, rows)
     nowhere = [count for count in config.sweep.depths if not any(count <= _deepest(row) for row in rows)]
     if nowhere and any(_deepest(row) >= 0 for row in rows):
@@ -116,7 +120,7 @@ def run_sweep(
             if first:
                 runs[place] = read_run(folder)
                 if runs[place].results["seal"] != before or number == len(plan):  # something new to be drawn
-                    results = sealed(_results(preset, config, rows, plan, runs))
+                    results = sealed(_results(preset, config, selection, plan, runs))
                     write_text(out / SWEEP, json.dumps(results, indent=2, allow_nan=False) + "\n")
         return distributed.of_first(lambda: results)
 
@@ -199,14 +203,14 @@ def _line(axis: str, config: SweepConfig) -> list[Place]:
 def _results(
     preset: str,
     config: SweepConfig,
-    rows: Sequence[Approach],
+    selection: Selection,
     plan: dict[Place, list[Approach]],
     runs: dict[Place, StoredRun],
 ) -> dict[str, Any]:
     centre = runs[centre_of(config)]
     for run in runs.values():
         check_same_test(centre, run)
-    notes = [note for run in runs.values() for note in run.results["notes"]]
+    notes = [*selection.notes, *(note for run in runs.values() for note in run.results["notes"])]
     return {
         "schema_version": SCHEMA_VERSION,
         "complete": len(runs) == len(plan),
@@ -227,7 +231,9 @@ def _results(
             }
             for place, run in runs.items()
         ],
-        "axes": [axis for name in AXES if getattr(config.sweep, name) and (axis := _axis(name, config, rows, runs))],
+        "axes": [
+            axis for name in AXES if getattr(config.sweep, name) and (axis := _axis(name, config, selection.rows, runs))
+        ],
     }
 
 

@@ -49,9 +49,9 @@ class SweepConfig(TableConfig):
     output: OutputSettings = OUTPUT
     sweep: AxisSettings = AxisSettings()
 
-    def validate(self, known_rows: tuple[str, ...]) -> None:
+    def validate(self) -> None:
         """Raises UserError for the first setting that is out of its range."""
-        super().validate(known_rows)
+        super().validate()
         self.sweep.validate()
         if self.data.manifest is not None and self.sweep.patches:
             raise UserError(

@@ -19,6 +19,7 @@ from kimiajax.data.sources.slides import MPP
 from kimiajax.data.tfds.datasets import Dataset
 from kimiajax.errors import UserError, check_known
 from kimiajax.features.extract import batch_size_for, extract_taps
+from kimiajax.features.taps import blocks_to, source_of, tap_of
 from kimiajax.io.cache import new_array
 from kimiajax.io.files import csv_text, new_folder, sha256_file, write_text
 from kimiajax.models.checkpoint import Weights
@@ -61,10 +62,11 @@ def export_features(
     `features.json` says what they were computed with.
 
     Args:
-        network: a key of `BACKBONES`.
+        network: a key of `BACKBONES`; or what a row reads, "inception_v3@mixed8" or "inception_v3@mixed8.flat".
         path: what `read_inputs` reads.
         out: the folder; a failure leaves none.
-        tap: the block; by default that of the paper's features.
+        tap: as of `extract_taps`: "mixed8", "mixed8.mean" or "mixed8.flat"; by default what the network's name says, or
+            the paper's features.
         weights: as `load_weights` takes them.
         image_size: side of the network's input in pixels.
         resize: the filter from patch to input.
@@ -80,21 +82,25 @@ def export_features(
         The content of `features.json`.
 
     Raises:
-        UserError: the folder exists already, an unknown network or block, or whatever `load_weights` and `read_inputs`
-            refuse.
+        UserError: the folder exists already, an unknown network or block, two taps, or whatever `load_weights` and
+            `read_inputs` refuse.
     """
     out, progress = Path(out), progress or Silent()
+    given = network
+    network, named = source_of(given)
     check_known("network", network, BACKBONES)
+    if named and tap:
+        raise UserError(f"{given}: names a block already; leave --tap out, or give {network} alone")
     backbone = BACKBONES[network]
-    tap = tap or backbone.features
-    backbone.check_blocks([tap])
+    tap = named or tap or backbone.features
+    blocks = blocks_to(backbone, [tap])
     backbone.check_size(image_size)
     check_new(out, "--out")
     with new_folder(out) as aside:
         loaded = load_weights(
             network,
             weights,
-            blocks=backbone.up_to(tap),
+            blocks=blocks,
             image_size=image_size,
             seed=seed,
             cache=cache,
@@ -147,7 +153,7 @@ def outputs_of(
     progress: Silent,
     description: str,
 ) -> Iterator[np.ndarray]:
-    """A block's outputs for some images, float32, in parts that memory holds.
+    """A tap's outputs for some images, float32, in parts that memory holds.
 
     With a cache all are computed at the first step, into a file that is mapped, or found there.
     """
@@ -163,8 +169,11 @@ def outputs_of(
 
 
 def shape_of(loaded: Weights, tap: str, size: int) -> tuple[int, ...]:
-    """Of a block's output for one image."""
-    return loaded.backbone.tap_shapes(loaded.variables, size, loaded.backbone.up_to(tap))[tap]
+    """Of a tap for one image."""
+    asked = tap_of(loaded.backbone, tap)
+    return asked.shape(
+        loaded.backbone.tap_shapes(loaded.variables, size, blocks_to(loaded.backbone, [tap]))[asked.block]
+    )
 
 
 def check_new(folder: Path, flag: str) -> None:

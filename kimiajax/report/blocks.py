@@ -6,8 +6,8 @@ from typing import Any
 from kimiajax.report.console import as_text, new_table
 
 
-def render_blocks(entries: Sequence[Any], headline: str) -> str:
-    """One line a block, as `list_blocks` gives them, and what trains in all, in digits alone."""
+def render_blocks(entries: Sequence[Any], headline: str, names: str | None = None) -> str:
+    """One line a block, as `list_blocks` gives them, what trains in all, in digits alone, and how rows name blocks."""
     table = new_table()
     table.add_column("block")
     for name in ("output", "parameters", "statistics", "FLOPs an image"):
@@ -26,4 +26,14 @@ def render_blocks(entries: Sequence[Any], headline: str) -> str:
         table,
         f"{trained} backbone parameters train, of {all_of_them}; the head is not counted",
         *(["Running statistics of frozen blocks adapt."] if adapting else []),
+        *([names] if names else []),
+    )
+
+
+def rows_of_blocks(network: str, after: Sequence[str]) -> str:
+    """How rows and features of a network's blocks are called; some come after those that are listed."""
+    others = f" After the blocks above come {', '.join(after)}." if after else ""
+    return (
+        f"`--rows fe_{network}@BLOCK`, `nn_{network}@BLOCK_cosine` or `fe_{network}@all` take a block's mean over "
+        f"space, BLOCK.flat all its values; `kimiajax features {network}@BLOCK` writes these.{others}"
     )

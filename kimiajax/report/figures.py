@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from kimiajax.text import over_seeds
 WIDTH = 4.7  # inches: as wide as a phone, so that nothing is made smaller there
 INK, GREY, BLUE, ORANGE = "#1b1f24", "#6a737d", "#0b5fa5", "#b35900"  # at least 4.5 : 1 on white
 CURVES = (BLUE, ORANGE, "#1a7f37", "#8250df", GREY, "#a40e26")
-FAMILY_COLOURS = {"table": BLUE, "floor": GREY, "retrieval": ORANGE}
+FAMILY_COLOURS = {"table": BLUE, "floor": GREY, "retrieval": ORANGE}  # those of blocks have figures of their own
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
@@ -116,6 +117,51 @@ def forest_figure(pairs: Sequence[Any], names: dict[str, str], score: str) -> Fi
         "significant at 5 % after Holm's correction for all of them."
     )
     return Figure(_svg(canvas), f"Differences of {score} in points: {told}.", caption)
+
+
+@matplotlib.rc_context(STYLE)
+def depth_figure(
+    title: str,
+    blocks: Sequence[str],
+    series: dict[str, list[dict[str, Any]]],
+    lines: Sequence[dict[str, Any]],
+    intervals: dict[str, dict[str, Interval]],
+) -> Figure:
+    """Scores over a network's depth.
+
+    Args:
+        title: the network's.
+        blocks: its blocks, first to last.
+        series: rows of blocks by what is done with them, each with the place of its block as "depth".
+        lines: rows whose scores are a line with a band: the network's features, the gray histogram.
+        intervals: of each row and score.
+    """
+    canvas = Canvas(figsize=(WIDTH, 5.2))
+    panels = canvas.subplots(2, sharex=True)
+    for axes, score in zip(panels, ("eta_p", "eta_total")):
+        for row, colour, style in zip(lines, (BLUE, GREY), ("--", ":")):
+            low, high = intervals[row["name"]][score]
+            axes.axhspan(100 * low, 100 * high, color=colour, alpha=0.12, linewidth=0)
+            axes.axhline(100 * row[score], color=colour, linestyle=style, linewidth=1, label=row["label"])
+        for colour, (name, rows) in zip(itertools.cycle((BLUE, ORANGE, *CURVES[2:])), series.items()):
+            spans = np.array([intervals[row["name"]][score] for row in rows])
+            places, values = [row["depth"] for row in rows], np.array([row[score] for row in rows])
+            around = np.abs(spans.T - values)
+            axes.errorbar(places, 100 * values, 100 * around, fmt="o-", color=colour, markersize=4, lw=1.2, label=name)
+        axes.set(ylim=(0, 100), ylabel=f"{score}, per cent")
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+    panels[0].legend(frameon=False, fontsize=7)
+    panels[1].set_xticks(range(len(blocks)), blocks, rotation=60, ha="right", rotation_mode="anchor")
+    told = "; ".join(
+        f"{row['label']} {100 * row['eta_total']:.1f}, {_span(intervals[row['name']]['eta_total'])}"
+        for rows in series.values()
+        for row in rows
+    )
+    told += "".join(f"; {row['label']} {100 * row['eta_total']:.1f}" for row in lines)
+    beside = " and ".join(row["label"] for row in lines)
+    caption = f"{title}: scores over depth with 95 % intervals{f'; lines with bands: {beside}' if lines else ''}."
+    return Figure(_svg(canvas), f"{title}: eta_total in per cent over depth, with 95 % intervals: {told}.", caption)
 
 
 @matplotlib.rc_context(STYLE)

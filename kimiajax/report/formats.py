@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kimiajax.evaluation.analysis import Analysis, beaten_by_histogram
-from kimiajax.evaluation.claims import CLAIMS
+from kimiajax.evaluation.claims import CLAIMS, LEVEL
+from kimiajax.evaluation.statistics import Pair
 from kimiajax.io.files import csv_text
+from kimiajax.report.table import label
 from kimiajax.runs.reader import StoredRun
 from kimiajax.runs.warnings import SCORES, headline, warnings_of
 from kimiajax.text import cautions, p_value, percent, points, visible
@@ -17,7 +19,13 @@ LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
     "^": r"\textasciicircum{}",
     "~": r"\textasciitilde{}",
 }
-FAMILIES = {"table": "the table", "floor": "floors of trivial features", "retrieval": "nearest training patch"}
+FAMILIES = {
+    "table": "the table",
+    "floor": "floors of trivial features",
+    "retrieval": "nearest training patch",
+    "blocks": "other blocks: the mean over space, or all values (flat)",
+}
+NOT_SHOWN = " These test patches do not show a difference."
 
 
 def markdown(run: StoredRun, analysis: Analysis) -> str:
@@ -54,7 +62,7 @@ def markdown(run: StoredRun, analysis: Analysis) -> str:
         parts.append(_markdown_table(head, rows, left=1))
     rows = [[c.sentence, analysis.printed[c.name].verdict, analysis.computed[c.name].verdict] for c in CLAIMS]
     parts.append(_markdown_table(["what the paper concludes", "by its own table", "by this one"], rows, left=3))
-    told = map(_as_words, notes(run, analysis))
+    told = map(_as_words, [*tuning(run, analysis), *notes(run, analysis)])
     parts.append("\n".join(f"{number}. {note}" for number, note in enumerate(told, start=1)))
     return "\n\n".join(parts)
 
@@ -78,7 +86,7 @@ def as_csv(run: StoredRun, analysis: Analysis) -> str:
 def latex(run: StoredRun, analysis: Analysis) -> str:
     """A `tabular` of the booktabs package."""
     lines = [
-        *(f"% {_line(text)}" for text in (headline(run.results), *notes(run, analysis))),
+        *(f"% {_line(text)}" for text in (headline(run.results), *tuning(run, analysis), *notes(run, analysis))),
         r"\begin{tabular}{lrrrr}",
         r"\toprule",
         r"approach & $\eta_p$ & $\eta_W$ & $\eta_\mathrm{total}$ & paper's $\eta_\mathrm{total}$ \\",
@@ -132,9 +140,23 @@ def notes(run: StoredRun, analysis: Analysis) -> list[str]:
     return found
 
 
-def label(row: dict[str, Any]) -> str:
-    """How a row is called: its approach, and of retrieval the distance."""
-    return f"{row['approach']}, {row['scheme']}" if row["family"] == "retrieval" else row["approach"]
+def tuning(run: StoredRun, analysis: Analysis) -> list[str]:
+    """What fine-tuning changed of each head, in sentences."""
+    names, found = labels(run), []
+    for pair in analysis.tuning:
+        low, high = map(points, pair.intervals["eta_total"])
+        p = pair.adjusted["eta_total"]
+        found.append(
+            f"Fine-tuning changed eta_total by {points(pair.difference['eta_total'])} points (95 % interval {low} to "
+            f"{high}): {names[pair.first]} against {names[pair.second]}, the head that it began with (p {p_value(p)}"
+            f"{holm_over(analysis.tuning)}).{NOT_SHOWN if p > LEVEL else ''}"
+        )
+    return found
+
+
+def holm_over(pairs: Sequence[Pair]) -> str:
+    """Of how many tests p-values are corrected, as words that follow them."""
+    return f" after Holm's correction for {len(pairs)}" if len(pairs) > 1 else ""
 
 
 def labels(run: StoredRun) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from kimiajax import __version__, paper
 from kimiajax.errors import UserError
-from kimiajax.evaluation.analysis import Analysis, beaten_by_histogram
+from kimiajax.evaluation.analysis import HISTOGRAM, Analysis, beaten_by_histogram
 from kimiajax.evaluation.claims import CLAIMS, FAILS, HOLDS, LEVEL, MARGIN
 from kimiajax.io.files import new_file
 from kimiajax.io.lineage import ancestry
@@ -20,6 +20,8 @@ from kimiajax.runs.warnings import SCORES, headline, warnings_of
 from kimiajax.text import over_seeds, p_value, percent, points, visible
 
 MARKS = {HOLDS: "yes", FAILS: "no"}  # a class of the verdict's colour
+SERIES = {"features": "linear SVM"}  # and of retrieval, its distance
+FORMS = {"mean": "mean over space", "flat": "all values"}
 SHOWN_PAIRS = SCORES[::-1]  # eta_total first
 
 
@@ -81,7 +83,8 @@ def context(run: StoredRun, analysis: Analysis, figures: Any, presets: Presets) 
     results, names = run.results, formats.labels(run)
     rows = [{**row, "label": names[row["name"]]} for row in results["rows"]]
     guess = 1 / run.manifest.num_scans
-    scored = [row for row in rows if row["eta_p"] is not None]
+    whole = [row for row in rows if row["family"] != "blocks"]
+    scored = [row for row in whole if row["eta_p"] is not None]
     floors = [row for row in rows if row["family"] == "floor"]
     recalls = _recalls(analysis, scored)
     return {
@@ -92,15 +95,19 @@ def context(run: StoredRun, analysis: Analysis, figures: Any, presets: Presets) 
         "several": len(run.seeds) > 1,
         "seeds": results.get("seeds", [results["config"]["seed"]]),
         "families": [
-            (formats.FAMILIES[family], [_row(row, analysis, run) for row in rows if row["family"] == family])
+            (formats.FAMILIES[family], [_row(row, analysis, run) for row in whole if row["family"] == family])
             for family in formats.FAMILIES
-            if any(row["family"] == family for row in rows)
+            if any(row["family"] == family for row in whole)
         ],
+        "blocks": [_row(row, analysis, run) for row in rows if row["family"] == "blocks"],
         "scores": SCORES,
-        "overview": [figures.scores_figure(rows, analysis.intervals, "eta_total", guess**2)] if scored else [],
+        "overview": [figures.scores_figure(whole, analysis.intervals, "eta_total", guess**2)] if scored else [],
         "notes": formats.notes(run, analysis),
         "forests": [figures.forest_figure(analysis.pairs, names, score) for score in SHOWN_PAIRS if analysis.pairs],
         "pairs": [(names[pair.first], names[pair.second], pair) for pair in analysis.pairs],
+        "tuning": formats.tuning(run, analysis),
+        "depths": _depths(run, rows, analysis, figures),
+        "below": [(names[pair.first], names[pair.second], pair) for pair in analysis.depth],
         "claims": [(claim, analysis.printed[claim.name], analysis.computed[claim.name]) for claim in CLAIMS],
         "marks": MARKS,
         "floors": floors,
@@ -155,6 +162,23 @@ def _row(row: dict[str, Any], analysis: Analysis, run: StoredRun) -> dict[str, A
         "count": formats.counts(row),
         "published": formats.papers(row),
     }
+
+
+def _depths(run: StoredRun, rows: Sequence[dict[str, Any]], analysis: Analysis, figures: Any) -> list[Any]:
+    """A figure for each network of whose blocks there are rows with an accuracy."""
+    found = []
+    for network, blocks in run.results["blocks"].items():
+        series: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            if row["family"] == "blocks" and row["network"] == network and row["eta_p"] is not None:
+                block, _, form = row["block"].partition(".")
+                name = f"{SERIES.get(row['scheme'], row['scheme'])}, {FORMS[form]}"
+                series.setdefault(name, []).append({**row, "depth": blocks.index(block)})
+        if series:
+            against = {row["against"] for each in series.values() for row in each}
+            lines = [row for row in rows if row["name"] in (*against, HISTOGRAM) and row["eta_p"] is not None]
+            found.append(figures.depth_figure(network, blocks, series, lines, analysis.intervals))
+    return found
 
 
 def _margins(analysis: Analysis, names: dict[str, str], floors: Sequence[dict[str, Any]]) -> list[Any]:

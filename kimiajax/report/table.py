@@ -1,38 +1,64 @@
 """The comparison table on a screen or in a pipe."""
 
+from collections.abc import Sequence
 from typing import Any
+
+from rich.table import Table
 
 from kimiajax.report.console import as_text, new_table
 from kimiajax.runs.warnings import SCORES, headline
 from kimiajax.text import percent
 
+BLOCKS = "Blocks, each as its mean over space, or flat with all its values:"
+
 
 def render_table(results: dict[str, Any]) -> str:
-    """The rows beside the paper's figures, in per cent, with what a reader must know above and below."""
+    """The rows beside the paper's figures, in per cent, with what a reader must know above and below.
+
+    Rows of blocks follow in a table of their own, since they are many and the paper has none.
+    """
+    of_blocks = [row for row in results["rows"] if row["family"] == "blocks"]
+    others = [row for row in results["rows"] if row["family"] != "blocks"]
+    notes = (f"{number}. {note}" for number, note in enumerate([*results["notes"], *_beaten(results)], start=1))
+    several = "seeds" in results
+    tables = [_table(others, several, True)] if others or not of_blocks else []
+    tables += [BLOCKS, _table(of_blocks, several, False)] if of_blocks else []
+    return as_text(headline(results), *tables, *notes)
+
+
+def _table(rows: Sequence[dict[str, Any]], several: bool, published: bool) -> Table:
+    """Rows of a run of one seed or of several, whose spreads take the place of some columns."""
     table = new_table()
-    seeds = "seeds" in results  # whose spreads take the place of two columns
-    for name in ["approach"] if seeds else ["scheme", "approach"]:
+    for name in ["approach"] if several else ["scheme", "approach"]:
         table.add_column(name, no_wrap=True)
-    table.add_column("weights", overflow="fold", min_width=8)
-    counts = [] if seeds else ["correct"]
-    for name in (*SCORES, *counts, *(score.replace("eta_", "paper ") for score in SCORES), "s"):
+    if published:
+        table.add_column("weights", overflow="fold", min_width=8)
+    counts = [] if several else ["correct"]
+    papers = (SCORES[-1:] if several else SCORES) if published else ()
+    for name in (*SCORES, *counts, *(score.replace("eta_", "paper ") for score in papers), "s"):
         table.add_column(name, justify="right", no_wrap=True)
-    family = results["rows"][0]["family"] if results["rows"] else None
-    for row in results["rows"]:
-        if row["family"] != family:
+    previous = None
+    for row in rows:
+        group = row["family"] if published else row["network"]
+        if group != previous:
             table.add_section()
-            family = row["family"]
+            previous = group
         table.add_row(
-            *([] if seeds else [row["scheme"]]),
-            row["approach"],
-            row["weights"],
+            *([] if several else [row["scheme"]]),
+            label(row) if several else row["approach"],
+            *([row["weights"]] if published else []),
             *(_score(row, score) for score in SCORES),
-            *([] if seeds else ["-" if row["correct"] is None else f"{row['correct']}/{row['tested']}"]),
-            *("" if row["paper"] is None else percent(row["paper"][score]) for score in SCORES),
+            *([] if several else ["-" if row["correct"] is None else f"{row['correct']}/{row['tested']}"]),
+            *("" if row["paper"] is None else percent(row["paper"][score]) for score in papers),
             f"{row['seconds']:.{int(row['seconds'] < 100)}f}",  # whole from 100 on: wider figures would be cut
         )
-    notes = (f"{number}. {note}" for number, note in enumerate([*results["notes"], *_beaten(results)], start=1))
-    return as_text(headline(results), table, *notes)
+    return table
+
+
+def label(row: dict[str, Any]) -> str:
+    """How a row is called: its approach, and of retrieval the distance."""
+    by_distance = row["family"] == "retrieval" or (row["family"] == "blocks" and row["scheme"] != "features")
+    return f"{row['approach']}, {row['scheme']}" if by_distance else row["approach"]
 
 
 def _beaten(results: dict[str, Any]) -> list[str]:

@@ -23,8 +23,8 @@ from kimiajax.runs.pictures import Picture, clear_pictures, write_pictures
 from kimiajax.shapes import Int
 
 # 4: how each network convolved; 5: floors, retrieval, pictures; 6: a seal; 7: settings of any network; 8: modes
-# of trained batch normalisation, and "rmsprop" names the optimizer of Keras 3
-SCHEMA_VERSION = 8
+# of trained batch normalisation, and "rmsprop" names the optimizer of Keras 3; 9: heads alone, and rows of any block
+SCHEMA_VERSION = 9
 
 # Settings that change no result: a run goes on with others, and two runs are not told apart by them.
 NO_RESULT = (

@@ -20,13 +20,13 @@ from kimiajax.runs.schema import faults
 from kimiajax.shapes import Bool, Int
 from kimiajax.text import first_few, quoted
 
-READS = (4, 5, 6, 7, SCHEMA_VERSION)  # of results.json; 4 had no floors, no retrieval and no pictures
+READS = (4, 5, 6, 7, 8, SCHEMA_VERSION)  # of results.json; 4 had no floors, no retrieval and no pictures
 SEALED = 6  # the first that is
 OF_TWO = 6  # the last whose settings were each of VGG16's or Inception-v3's
 OF_2017 = 7  # the last that knew the trained batch normalisation and the RMSprop of 2017 alone
 Presets = Mapping[str, Mapping[str, Any]]  # name -> settings
 NO_RESULTS = "no results of this program, or damaged"
-LATER = {"family": "table", "network": None, "block": None, "retrieval": None, "pictures": []}  # what rows have since
+LATER = {"family": "table", **dict.fromkeys(("network", "block", "against", "retrieval")), "pictures": []}  # since 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     try:
         results = parse_json(path.read_text(encoding="utf-8"))
         version = results["schema_version"]
-        found = {"pictures": [], **results, "rows": [{**LATER, **row} for row in results["rows"]]}
+        found = {"pictures": [], "blocks": {}, **results, "rows": [{**LATER, **row} for row in results["rows"]]}
     except FileNotFoundError as error:
         remedy = "give the folder of a run, as `kimiajax table` leaves it"
         if (folder / "places").is_dir():

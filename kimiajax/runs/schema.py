@@ -26,7 +26,7 @@ def _matching(pattern: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
-NAME = _matching(r"[a-z0-9_]{1,60}")  # of a row, and so of files
+NAME = _matching(r"[a-z0-9_]{1,60}(@[a-z0-9_]{1,60}(\.flat(_[a-z]{1,20})?)?)?")  # of a row, and so of files
 LABEL = _matching(r"[ !#%-\[\]_a-z~]{1,80}")  # what figures show: ASCII without the signs of formulas and escapes
 FILE = _matching(r"pictures(/(?!\.)[\w.@-]{1,100}){1,3}")  # within the run's folder
 SEED_FOLDER = _matching(r"seed-[0-9]{1,20}")
@@ -53,6 +53,7 @@ ROW = {
     "scheme": LABEL,
     "network": (NAME, NULL),
     "block": (str, NULL),
+    "against": (NAME, NULL),
     "weights": str,
     "correct": (_count, NULL),
     "tested": _count,
@@ -65,7 +66,7 @@ ROW = {
 OF_ONE_SEED = {"history": {EACH: [EPOCH]}, "predictions_sha256": (str, NULL)}
 WITH_PICTURES = (
     {"family": lambda family: family == "table", "pictures": [EXPLAINED]},
-    {"family": lambda family: family in ("floor", "retrieval"), "pictures": [NEIGHBOUR]},
+    {"family": lambda family: family in ("floor", "retrieval", "blocks"), "pictures": [NEIGHBOUR]},
 )
 SCORED = (SCORES, dict.fromkeys(SCORES, NULL))
 
@@ -95,6 +96,7 @@ RESULTS = {
     "environment": {"kimiajax": str, "revision": (str, NULL), "devices": (list, str), "packages": dict},
     "data": {**DATA, "audit?": (AUDIT, NULL)},
     "weights": {EACH: LINEAGE},
+    "blocks?": {EACH: [LABEL]},
     "notes": [str],
     "pictures": [PICTURE],
     "rows": [ROW],

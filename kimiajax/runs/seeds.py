@@ -6,7 +6,19 @@ from typing import Any
 
 from kimiajax.runs.warnings import SCORES
 
-SHARED = ("name", "approach", "scheme", "family", "network", "block", "weights", "tested", "paper", "training")
+SHARED = (
+    "name",
+    "approach",
+    "scheme",
+    "family",
+    "network",
+    "block",
+    "against",
+    "weights",
+    "tested",
+    "paper",
+    "training",
+)
 
 
 def summarise(runs: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +59,7 @@ def summarise(runs: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[st
         rows.append(row)
     return {
         **{key: first[key] for key in ("schema_version", "preset", "environment")},
-        **{key: _common([run[key] for run in runs]) for key in ("data", "weights", "conv")},
+        **{key: _common([run[key] for run in runs]) for key in ("data", "weights", "blocks", "conv")},
         "complete": all(run["complete"] for run in runs),
         "config": config,
         "seeds": seeds,

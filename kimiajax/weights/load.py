@@ -16,6 +16,14 @@ from kimiajax.models.checkpoint import LINEAGE_FORMAT, Weights, load_converted, 
 from kimiajax.models.registry import BACKBONES
 
 
+class MissingBlocksError(UserError):
+    """Weights that hold some of the blocks that are asked for, and not those of `absent`."""
+
+    def __init__(self, message: str, absent: Sequence[str]):
+        super().__init__(message)
+        self.absent = tuple(absent)
+
+
 def load_weights(
     network: Backbone | str,
     source: str | Path = "imagenet",
@@ -40,6 +48,7 @@ def load_weights(
         progress: called with a description, gives pooch's progress object for a download.
 
     Raises:
+        MissingBlocksError: weights without blocks that are asked for.
         UserError: weights that cannot be had, are damaged, are another network's, or do not fit; nothing falls back
             to random weights.
     """
@@ -138,9 +147,10 @@ def _only(
     needed = [block for block in blocks if block != "pooled"]
     absent = [block for block in needed if block not in variables["params"]]
     if absent:
-        topless = set(backbone.top) & set(absent)
-        hint = "weights without top; give the file with top" if topless else "convert the file again"
-        raise UserError(f"{source}: holds no {', '.join(absent)} of {backbone.name} ({hint})")
+        topless = set(absent) <= set(backbone.top)
+        what = f"weights without top, which serve up to {backbone.bottleneck}; give the file with top for the others"
+        hint = what if topless else "convert the file again"
+        raise MissingBlocksError(f"{source}: holds no {', '.join(absent)} of {backbone.name} ({hint})", absent)
     if set(backbone.top[:1]) & set(needed):
         check_dense_size(variables, backbone, image_size, source)
     tree = of_blocks(variables, needed)

@@ -156,6 +156,77 @@ def test_pairs_are_the_tables_ten_and_floors_a_family_of_their_own(analysis):
     assert len(analysis.margins) == 10
 
 
+OF_BLOCKS = {"fe_vgg16": 0.6, "hd_vgg16": 0.4, "tl_vgg16": 0.8, "floor_histogram": 0.5}
+OF_BLOCKS |= {
+    "fe_vgg16@block1": 0.5,
+    "fe_vgg16@block3": 0.9,
+    "fe_vgg16@block3.flat": 0.3,
+    "nn_vgg16@block1_cosine": 0.7,
+}
+
+
+@pytest.fixture(scope="module")
+def of_blocks(tmp_path_factory):
+    """The folder of a run with a head alone and rows of blocks."""
+    folder, manifest, rng = tmp_path_factory.mktemp("blocks") / "run", manifest_of(TESTED), np.random.default_rng(3)
+    scans = manifest.labels("test")
+    write_run(folder, manifest, {row: predictions_of(rng, scans, 4, eta_p) for row, eta_p in OF_BLOCKS.items()})
+    return folder
+
+
+def test_fine_tuning_and_blocks_are_families_of_their_own_each_held_against_one_row(of_blocks):
+    run = read_run(of_blocks)
+    found = analyse(run, draws=500)
+    assert [(pair.first, pair.second) for pair in found.tuning] == [("tl_vgg16", "hd_vgg16")]
+    (tuned,) = found.tuning
+    rows = run.rows
+    assert tuned.difference["eta_total"] == pytest.approx(rows["tl_vgg16"]["eta_total"] - rows["hd_vgg16"]["eta_total"])
+    assert tuned.adjusted == tuned.p_values, "one test needs no correction"
+    blocks = [row for row in OF_BLOCKS if "@" in row]
+    assert [(pair.first, pair.second) for pair in found.depth] == [(row, "fe_vgg16") for row in blocks]
+    assert {row for pair in found.pairs for row in (pair.first, pair.second)} == {"fe_vgg16", "hd_vgg16", "tl_vgg16"}
+    assert set(found.as_dict()) >= {"tuning", "depth"}
+
+
+def test_a_claim_looks_at_the_papers_rows_alone(of_blocks, tmp_path):
+    without = {row: guess for row, (guess,) in read_run(of_blocks).predicted.items() if row in ("fe_vgg16", "tl_vgg16")}
+    write_run(tmp_path, manifest_of(TESTED), without)
+    rulings = [analyse(read_run(folder), draws=500).computed for folder in (of_blocks, tmp_path)]
+    assert rulings[0] == rulings[1]
+
+
+def test_the_report_says_what_fine_tuning_changed_and_draws_scores_over_depth(of_blocks):
+    assert main(["report", str(of_blocks)]) == 0
+    page = Page((of_blocks / "report.html").read_text())
+    (sentence,) = [text for text in page.text if text.startswith("Fine-tuning changed eta_total by")]
+    assert "TL-VGG16 against HD-VGG16, the head that it began with (p" in sentence
+    (depth,) = [image["alt"] for image in page.images if "over depth" in image["alt"]]
+    rows = {row["name"]: row for row in json.loads((of_blocks / "results.json").read_text())["rows"]}
+    for name, called in (
+        ("fe_vgg16@block3", "FE-VGG16 block3"),
+        ("fe_vgg16@block3.flat", "FE-VGG16 block3, flat"),
+        ("nn_vgg16@block1_cosine", "NN-VGG16 block1, cosine"),
+    ):
+        assert f"{called} {100 * rows[name]['eta_total']:.1f}, " in depth
+        against = [cells for cells in page.cells if cells and cells[:2] == [called, "FE-VGG16"]]
+        assert len(against) == 1
+    for name, called in (("fe_vgg16", "FE-VGG16"), ("floor_histogram", "gray histogram")):
+        assert f"; {called} {100 * rows[name]['eta_total']:.1f}" in depth, "lines with bands"
+    assert {attrs["href"] for tag, attrs in page.tags if tag == "a"} >= {"#blocks"}
+    for text in ("markdown", "latex"):
+        shown = FORMATS[text](read_run(of_blocks), analyse(read_run(of_blocks), draws=500))
+        assert "Fine-tuning changed" in shown
+
+
+def test_the_printed_table_has_blocks_in_a_table_of_their_own(of_blocks):
+    shown = render_table(json.loads((of_blocks / "results.json").read_text()))
+    above, below = shown.split("Blocks, each as its mean over space")
+    assert "HD-VGG16" in above
+    assert all(name in below and name not in above for name in ("FE-VGG16 block3, flat", "NN-VGG16 block1"))
+    assert "paper p" in above
+    assert "paper p" not in below
+
+
 def test_rows_that_do_not_beat_the_histogram_are_named(run, analysis):
     beaten = beaten_by_histogram(analysis)
     assert "cnn" in beaten

@@ -68,7 +68,7 @@ def test_crossed_axes_meet_everywhere_but_rows_that_know_no_training_stay_on_the
 )
 def test_settings_that_cannot_be_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        SweepConfig().replace(**{**CENTRE, **AXES, **changes}).validate(CENTRE["rows"])
+        SweepConfig().replace(**{**CENTRE, **AXES, **changes}).validate()
 
 
 def test_a_depth_that_no_network_has_is_refused(tmp_path):

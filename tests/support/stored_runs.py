@@ -9,12 +9,15 @@ from kimiajax import paper
 from kimiajax.data.manifest import Manifest, Patch
 from kimiajax.evaluation.metrics import kimia_scores
 from kimiajax.experiments.config import DEMO
+from kimiajax.experiments.feature_rows import Retrieval
 from kimiajax.experiments.table1 import all_rows
 from kimiajax.io.files import sha256_file
+from kimiajax.models.registry import BACKBONES
 from kimiajax.runs.layout import SCANS, SCHEMA_VERSION, RunFolder
 from kimiajax.runs.pictures import Picture, write_pictures
 from kimiajax.runs.seeds import summarise
 
+BLOCKS = {name: list(BACKBONES[name].up_to(BACKBONES[name].features)) for name in ("vgg16", "inception_v3")}
 BY_NAME = {row.name: row for row in all_rows()}
 
 
@@ -112,6 +115,7 @@ def _write(folder, manifest, rows, seed, marks, weights, audit, changes):
             "audit": audit,
         },
         "weights": dict.fromkeys(("vgg16", "inception_v3"), lineage),
+        "blocks": BLOCKS,
         "conv": {},
         "notes": ["A note of <the run> & its own."],
         "general_notes": 1,
@@ -147,6 +151,9 @@ def _entry(folder, manifest, row, guess, weights):
         "approach": row.title,
         "scheme": row.scheme,
         "family": row.family,
+        "network": row.network or None,
+        "block": row.block,
+        "against": row.against,
         "weights": weights if row.network in ("vgg16", "inception_v3") else "none",
         **scores,
         "tested": len(manifest.split("test")),
@@ -155,7 +162,7 @@ def _entry(folder, manifest, row, guess, weights):
         "paper": None if published is None else asdict(published),
         "training": None,
         "history": {"fine_tuning": epochs} if row.scheme == "fine-tuned" else {},
-        "retrieval": recall if row.family == "retrieval" else None,
+        "retrieval": recall if isinstance(row, Retrieval) else None,
         "predictions_sha256": digest,
         "learnt_sha256": None,
         "pictures": pictures,

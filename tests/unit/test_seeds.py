@@ -13,7 +13,15 @@ def run_of(seed, eta_p, failure=None, note="one"):
     row |= {"paper": {"eta_p": 0.6498, "eta_w": 0.6475, "eta_total": 0.4180}, "seconds": 2.0, "failure": failure}
     row |= dict.fromkeys(("eta_p", "eta_w", "eta_total"), eta_p) | {"correct": 1}
     data = {"synthetic": True, "audit": None, "scans": 2, "train": 4, "test": 9, "patch_size": 8, "source": "x"}
-    head = {"schema_version": 1, "preset": "quick", "environment": {}, "data": data, "weights": {}, "conv": {}}
+    head = {
+        "schema_version": 1,
+        "preset": "quick",
+        "environment": {},
+        "data": data,
+        "weights": {},
+        "blocks": {},
+        "conv": {},
+    }
     return {**head, "complete": True, "config": {"seed": seed, "image_size": 8}, "notes": [note], "rows": [row]}
 
 
