@@ -65,7 +65,8 @@ def run_table(
     progress = (progress if distributed.is_first() else None) or Silent()
     rows_of(config)  # which refuses settings before a folder is made
     with _own_folder(config.folder(preset), progress) as folder:
-        selection = select(config, config.data.cache or default_cache(), progress)
+        with distributed.first_goes_first("weights"):
+            selection = select(config, config.data.cache or default_cache(), progress)
         rows = selection.rows
         config = config.replace(rows=tuple(row.name for row in rows))
         request = Request(preset, config, folder, progress, interruption or Interruption())

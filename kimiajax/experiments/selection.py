@@ -62,7 +62,9 @@ def select(config: TableConfig, cache: Path, progress: Silent) -> Selection:
     Raises:
         UserError: as of `rows_of` and `load_all`; or rows that were named and that the weights cannot give.
     """
-    rows, notes, weights = rows_of(config), [], {}
+    rows, weights = rows_of(config), {}
+    lacking: list[Approach] = []
+    why: list[str] = []
     for network, taps in taps_of(rows, config).items():
         if config.weights_of(network) in ("random", "imagenet"):  # which have every block
             continue
@@ -71,15 +73,19 @@ def select(config: TableConfig, cache: Path, progress: Silent) -> Selection:
         except MissingBlocksError as error:
             if not set(error.absent) <= {*BACKBONES[network].top}:
                 raise
-            lacking = [row for row in rows if row.network == network and _reads(row, config) & {*error.absent}]
-            instead = {row.name: row.without_top() for row in lacking}
-            _check_not_named(lacking, instead, config, str(error))
-            names = [row.name for row in (*rows, *instead.values()) if row is not None and row not in lacking]
-            rows = named(names) if names else []
-            notes.append(_left_out(lacking, instead, config.weights_of(network)))
-            if left := taps_of([row for row in rows if row.network == network], config):
-                weights |= load_all(left, config, {}, cache, progress)
-    return Selection(rows, notes, weights)
+            lacking += [row for row in rows if row.network == network and _reads(row, config) & {*error.absent}]
+            why.append(str(error))
+    instead = {row.name: row.without_top() for row in lacking}
+    _check_not_named(instead, config, why)
+    names = [row.name for row in (*rows, *instead.values()) if row is not None and row not in lacking]
+    if not names:
+        raise UserError(f"none of the rows can run, since {'; '.join(why)}")
+    rows = named(names)
+    for network, taps in taps_of(rows, config).items():
+        if network not in weights and network in {row.network for row in lacking}:
+            weights |= load_all({network: taps}, config, {}, cache, progress)
+    networks = dict.fromkeys(row.network for row in lacking)
+    return Selection(rows, [_left_out(network, lacking, instead, config) for network in networks], weights)
 
 
 def _reads(row: Approach, config: TableConfig) -> set[str]:
@@ -88,21 +94,24 @@ def _reads(row: Approach, config: TableConfig) -> set[str]:
     return set(blocks_to(row.backbone, taps)) if taps else set()
 
 
-def _check_not_named(
-    lacking: Sequence[Approach], instead: Mapping[str, Approach | None], config: TableConfig, why: str
-) -> None:
-    """Raises UserError for rows that someone named, with the rows that would run."""
+def _check_not_named(instead: Mapping[str, Approach | None], config: TableConfig, why: Sequence[str]) -> None:
+    """Raises UserError for rows that someone named and that cannot run, with the rows that would."""
     given = config.output.rows
-    wrong = [row.name for row in lacking if row.name in given]
+    wrong = [name for name in given if name in instead]
     if not config.names_rows or not wrong:
         return
-    able = [name if name not in wrong else other and other.name for name in given for other in [instead.get(name)]]
-    able = list(dict.fromkeys(name for name in able if name is not None)) or [f"fe_{lacking[0].network}@{ALL}"]
-    raise UserError(f"--rows {' '.join(wrong)}: cannot run, since {why}; these would: --rows {' '.join(able)}")
+    able = [name if name not in instead else other.name if (other := instead[name]) else None for name in given]
+    able = list(dict.fromkeys(name for name in able if name is not None))
+    told = f"these would: --rows {' '.join(able)}" if able else f"fe_NETWORK@{ALL} takes the blocks that there are"
+    raise UserError(f"--rows {' '.join(wrong)}: cannot run, since {'; '.join(why)}; {told}")
 
 
-def _left_out(lacking: Sequence[Approach], instead: Mapping[str, Approach | None], source: str) -> str:
-    """The note on rows that weights cannot give."""
-    places = list(dict.fromkeys(row.title for row in instead.values() if row is not None))
-    told = f"{', '.join(dict.fromkeys(row.title for row in lacking))}: left out, since {source} holds no top"
+def _left_out(
+    network: str, lacking: Sequence[Approach], instead: Mapping[str, Approach | None], config: TableConfig
+) -> str:
+    """The note on a network's rows that its weights cannot give."""
+    own = [row for row in lacking if row.network == network]
+    places = list(dict.fromkeys(other.title for row in own if (other := instead[row.name])))
+    told = f"{', '.join(dict.fromkeys(row.title for row in own))}: left out, since "
+    told += f"{Path(config.weights_of(network)).name} holds no top"
     return f"{told}; {', '.join(places)} stand in their place." if places else f"{told}."

@@ -73,9 +73,9 @@ def _expanded(name: str, known: Mapping[str, Approach]) -> list[str]:
         row.name
         for row in known.values()
         if isinstance(row, FeatureRow)
-        and row.at in row.backbone.up_to(row.backbone.features)
-        and row.at != "pooled"
+        and row.at not in ("", "pooled")
         and row.name.replace(f"@{row.at}", f"@{ALL}") == name
+        and row.at in row.backbone.up_to(row.backbone.features)
     ]
     if every:
         return every

@@ -14,7 +14,7 @@ from kimiajax.runtime.precision import products_in
 from kimiajax.shapes import Bool, Float, Int, Shaped
 
 AT_ONCE = 256  # queries whose distances to a part of the gallery are held
-GALLERY_AT_ONCE = 32_768  # rows of the gallery that the device holds
+GALLERY_AT_ONCE, GALLERY_BYTES = 32_768, 2**30  # rows of the gallery that the device holds, and what they may take
 SPARE = 22  # compared beyond k, so that rounding seldom leaves open which are nearest
 LARGEST = 1e36  # square of a feature's length, so that float32 holds what is computed of it
 RECALLS = (1, 3, 5, 10)  # neighbours among which a patch of the query's scan is looked for
@@ -48,7 +48,7 @@ def nearest(
     """The k nearest of a gallery to each query; of those at one distance, the earlier in the gallery first.
 
     They are those that comparing every pair would give, whatever goes at once. A gallery in a file that is mapped into
-    memory may be of any size: `GALLERY_AT_ONCE` rows of it are read at a time.
+    memory may be of any size: at most `GALLERY_AT_ONCE` rows of it are read at a time.
 
     Args:
         queries: features, or barcodes.
@@ -71,7 +71,7 @@ def nearest(
     sought = _entered(queries, distance, "queries")
     found = Neighbours(jnp.full((len(queries), k), -1), jnp.full((len(queries), k), jnp.inf))
     # Parts of one size, so that one program serves: the last begins among the rows of the one before it.
-    size = -(-len(gallery) // -(-len(gallery) // GALLERY_AT_ONCE))
+    size = -(-len(gallery) // -(-len(gallery) // max(k, _rows_at_once(gallery))))
     for first in range(0, len(gallery), size):
         start = min(first, len(gallery) - size)
         part = _entered(gallery[start : start + size], distance, f"rows of the gallery from place {start} on")
@@ -92,8 +92,9 @@ def barcodes(features: Float[jax.Array | np.ndarray, "n d"]) -> Shaped[jax.Array
     if features.shape[1] < 2:
         raise UserError("a barcode needs features of two values at least")
     words, finite = [], []
-    for start in range(0, max(1, len(features)), GALLERY_AT_ONCE):
-        part = _packed(jnp.asarray(features[start : start + GALLERY_AT_ONCE]))
+    rows = _rows_at_once(features)
+    for start in range(0, max(1, len(features)), rows):
+        part = _packed(jnp.asarray(features[start : start + rows]))
         words.append(part[0])
         finite.append(np.asarray(part[1]))  # waits for it
     _refuse(~np.concatenate(finite), "features", "hold NaN or infinity; check the weights")
@@ -119,7 +120,7 @@ def retrieve(
     check_known("kind of retrieval", kind, KINDS)
     encode, distance = KINDS[kind]
     gallery = encode(train_features)
-    if len(gallery) <= GALLERY_AT_ONCE:
+    if len(gallery) <= _rows_at_once(gallery):
         gallery = jnp.asarray(gallery)  # on the device for both searches
 
     def search() -> Neighbours:
@@ -133,6 +134,11 @@ def retrieve(
     own = scans == test_scans[:, None]
     recall_at = {each: float(own[:, :each].any(axis=1).mean()) for each in RECALLS if each <= k}
     return Retrieved(places, distances, scans[:, 0], recall_at, len(test_features) / seconds)
+
+
+def _rows_at_once(rows: Shaped[jax.Array | np.ndarray, "n d"]) -> int:
+    """How many rows of this width the device holds."""
+    return max(1, min(GALLERY_AT_ONCE, GALLERY_BYTES // max(1, rows.dtype.itemsize * rows.shape[1])))
 
 
 def _entered(rows: Shaped[jax.Array | np.ndarray, "n d"], distance: str, name: str) -> Shaped[jax.Array, "n d"]:

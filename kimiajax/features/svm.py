@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from sklearn.svm import SVC
 
 AT_ONCE, COLUMNS = 1024, 4096  # patches that are looked at, and features that are multiplied, at a time
-PAIRS_AT_ONCE = 8  # each takes 120 MB for 2 x 1,127 patches of 2,048 features
+DOUBLES = 2**24  # values that are converted at a time for predictions
+PAIRS_AT_ONCE, PAIRS_BYTES = 8, 2**30  # pairs of scans that are fitted side by side, and what their features may take
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,11 @@ class LinearSVM:
     def votes(self, features: Float[np.ndarray, "n d"]) -> Int[np.ndarray, "n k"]:
         """How many pairs vote for each of `classes`; together, all k (k - 1) / 2 of them."""
         first, second = np.triu_indices(len(self.classes), k=1)
-        for_first = features.astype(np.float64) @ self.coef.T + self.intercept > 0  # [n p]
+        rows = max(1, DOUBLES // max(1, features.shape[1]))
+        parts = [features[start : start + rows] for start in range(0, max(1, len(features)), rows)]
+        for_first = np.concatenate(
+            [part.astype(np.float64) @ self.coef.T + self.intercept > 0 for part in parts]
+        )  # [n p]
         votes = np.zeros((len(features), len(self.classes)), np.int64)
         rows = np.arange(len(features))[:, None]
         np.add.at(votes, (rows, np.where(for_first, first, second)), 1)
@@ -82,7 +87,9 @@ def _fit(features: np.ndarray, labels: np.ndarray, c: float, gram_bytes: int) ->
     classes, fits = np.unique(labels), 8 * len(features) ** 2 <= gram_bytes
     if len(classes) > 2 and not fits:
         of_pair = (np.flatnonzero(np.isin(labels, pair)) for pair in itertools.combinations(classes, 2))
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, PAIRS_AT_ONCE)) as pool:  # LIBSVM lets go of the interpreter
+        largest = 8 * features.shape[1] * np.sort(np.unique(labels, return_counts=True)[1])[-2:].sum()
+        at_once = int(min(os.cpu_count() or 1, PAIRS_AT_ONCE, max(1, PAIRS_BYTES // largest)))
+        with ThreadPoolExecutor(at_once) as pool:  # LIBSVM lets go of the interpreter
             svms = list(pool.map(lambda rows: _fit(features[rows], labels[rows], c, gram_bytes), of_pair))
         coef, intercept = (np.concatenate([getattr(svm, name) for svm in svms]) for name in ("coef", "intercept"))
         return LinearSVM(classes.astype(np.int32), coef, intercept)
@@ -109,10 +116,13 @@ def _coefficients(svc: "SVC", features: Float[np.ndarray, "n d"]) -> Float[np.nd
     """
     ends = np.cumsum(svc.n_support_)
     of_scan = [slice(end - count, end) for end, count in zip(ends, svc.n_support_)]
-    vectors, multipliers = features[svc.support_].astype(np.float64), svc.dual_coef_
-    return np.stack(
-        [
-            multipliers[j - 1, of_scan[i]] @ vectors[of_scan[i]] + multipliers[i, of_scan[j]] @ vectors[of_scan[j]]
-            for i, j in zip(*np.triu_indices(len(of_scan), k=1))
-        ]
-    )
+    multipliers, parts = svc.dual_coef_, []
+    for start in range(0, features.shape[1], COLUMNS):
+        vectors = features[svc.support_, start : start + COLUMNS].astype(np.float64)
+        parts.append(
+            [
+                multipliers[j - 1, of_scan[i]] @ vectors[of_scan[i]] + multipliers[i, of_scan[j]] @ vectors[of_scan[j]]
+                for i, j in zip(*np.triu_indices(len(of_scan), k=1))
+            ]
+        )
+    return np.concatenate(parts, axis=1)

@@ -49,27 +49,25 @@ def tap_of(backbone: Backbone, name: str) -> Tap:
     Raises:
         UserError: a block that the network has not, or another form.
     """
-    block, dot, form = name.partition(".")
-    backbone.check_blocks([block])
-    if dot and form not in FORMS:
-        known = " or ".join(f"{block}.{form}" for form in FORMS)
-        raise UserError(f"{name}: no such form of a block's output; use {block}, {known}")
-    return Tap(block, form)
+    block, _, form = name.rpartition(".")
+    if name not in backbone.blocks and block in backbone.blocks:
+        if form not in FORMS:
+            known = " or ".join(f"{block}.{form}" for form in FORMS)
+            raise UserError(f"{name}: no such form of a block's output; use {block}, {known}")
+        return Tap(block, form)
+    backbone.check_blocks([name])
+    return Tap(name)
 
 
 def source_of(name: str) -> tuple[str, str | None]:
     """Returns the network, and the tap that NETWORK@BLOCK or NETWORK@BLOCK.flat reads, as rows of a table have it.
 
     The first reads the block's mean over height and width. Of NETWORK alone the tap is None.
-
-    Raises:
-        UserError: another form of a block.
     """
-    network, at, rest = name.partition("@")
-    block, dot, form = rest.partition(".")
-    if dot and form != "flat":
-        raise UserError(f"{name}: no such form of a block's output; write {network}@{block} or {network}@{block}.flat")
-    return network, Tap(block, form or "mean").name if at else None
+    network, at, block = name.partition("@")
+    if not at:
+        return network, None
+    return network, block if block.endswith(".flat") else Tap(block, "mean").name
 
 
 def blocks_to(backbone: Backbone, taps: Iterable[str]) -> tuple[str, ...]:

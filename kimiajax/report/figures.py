@@ -130,7 +130,7 @@ def depth_figure(
     """Scores over a network's depth.
 
     Args:
-        title: the network's.
+        title: the network's name.
         blocks: its blocks, first to last.
         series: rows of blocks by what is done with them, each with the place of its block as "depth".
         lines: rows whose scores are a line with a band: the network's features, the gray histogram.
@@ -139,7 +139,8 @@ def depth_figure(
     canvas = Canvas(figsize=(WIDTH, 5.2))
     panels = canvas.subplots(2, sharex=True)
     for axes, score in zip(panels, ("eta_p", "eta_total")):
-        for row, colour, style in zip(lines, (BLUE, GREY), ("--", ":")):
+        for row in lines:
+            colour, style = (GREY, ":") if row["family"] == "floor" else (BLUE, "--")
             low, high = intervals[row["name"]][score]
             axes.axhspan(100 * low, 100 * high, color=colour, alpha=0.12, linewidth=0)
             axes.axhline(100 * row[score], color=colour, linestyle=style, linewidth=1, label=row["label"])

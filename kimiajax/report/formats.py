@@ -113,7 +113,7 @@ def notes(run: StoredRun, analysis: Analysis) -> list[str]:
     if beaten:
         listed = ", ".join(names[row] for row in beaten)
         found.append(f"Not shown to be above a gray histogram, by eta_p: {listed}.")
-    pairs = [pair.intervals for pair in (*analysis.pairs, *analysis.margins)]
+    pairs = [pair.intervals for pair in (*analysis.pairs, *analysis.tuning, *analysis.margins, *analysis.depth)]
     intervals = [bounds for scores in (*analysis.intervals.values(), *pairs) for bounds in scores.values()]
     found += cautions(run.manifest.counts("test"), intervals)
     if analysis.coverage is not None:

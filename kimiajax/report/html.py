@@ -171,9 +171,10 @@ def _depths(run: StoredRun, rows: Sequence[dict[str, Any]], analysis: Analysis, 
         series: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             if row["family"] == "blocks" and row["network"] == network and row["eta_p"] is not None:
-                block, _, form = row["block"].partition(".")
+                block, _, form = row["block"].rpartition(".")
                 name = f"{SERIES.get(row['scheme'], row['scheme'])}, {FORMS[form]}"
-                series.setdefault(name, []).append({**row, "depth": blocks.index(block)})
+                if block in blocks:
+                    series.setdefault(name, []).append({**row, "depth": blocks.index(block)})
         if series:
             against = {row["against"] for each in series.values() for row in each}
             lines = [row for row in rows if row["name"] in (*against, HISTOGRAM) and row["eta_p"] is not None]

@@ -26,7 +26,8 @@ def _matching(pattern: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
-NAME = _matching(r"[a-z0-9_]{1,60}(@[a-z0-9_]{1,60}(\.flat(_[a-z]{1,20})?)?)?")  # of a row, and so of files
+NAME = _matching(r"[a-z0-9_]{1,60}(@[A-Za-z0-9_.-]{1,90})?")  # of a row, and so of files
+TAP = _matching(r".{1,90}\.(mean|flat)")  # that a row of a block reads
 LABEL = _matching(r"[ !#%-\[\]_a-z~]{1,80}")  # what figures show: ASCII without the signs of formulas and escapes
 FILE = _matching(r"pictures(/(?!\.)[\w.@-]{1,100}){1,3}")  # within the run's folder
 SEED_FOLDER = _matching(r"seed-[0-9]{1,20}")
@@ -66,7 +67,8 @@ ROW = {
 OF_ONE_SEED = {"history": {EACH: [EPOCH]}, "predictions_sha256": (str, NULL)}
 WITH_PICTURES = (
     {"family": lambda family: family == "table", "pictures": [EXPLAINED]},
-    {"family": lambda family: family in ("floor", "retrieval", "blocks"), "pictures": [NEIGHBOUR]},
+    {"family": lambda family: family in ("floor", "retrieval"), "pictures": [NEIGHBOUR]},
+    {"family": lambda family: family == "blocks", "block": TAP, "pictures": [NEIGHBOUR]},
 )
 SCORED = (SCORES, dict.fromkeys(SCORES, NULL))
 

@@ -284,7 +284,7 @@ def finished(scans, cache, tmp_path_factory):
     [
         (["--seed", "1"], "config/seed was 0 and is 1"),
         (["--image-size", "40"], "config/image_size was 32 and is 40"),
-        (["--rows", "floor_histogram"], 'config/rows was ["floor_histogram", "floor_mean_sd"]'),
+        (["--rows", "floor_histogram"], 'config/rows was ["floor_mean_sd", "floor_histogram"]'),
         (["--homogeneity", "0.5"], "config/homogeneity was 0.99 and is 0.5"),
     ],
 )

@@ -1,6 +1,7 @@
 """Heads alone, rows of any block, and what runs where weights hold no top."""
 
 from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint
 
 import flax.linen as nn
 import numpy as np
@@ -18,6 +19,7 @@ from kimiajax.experiments.selection import select
 from kimiajax.experiments.table1 import named
 from kimiajax.features.export import export_features
 from kimiajax.features.svm import fit_linear_svm
+from kimiajax.features.taps import source_of, tap_of
 from kimiajax.models.batch_norm import INFERENCE
 from kimiajax.models.checkpoint import Weights
 from kimiajax.models.cnn import ConvBlock
@@ -94,10 +96,29 @@ def test_a_row_that_there_is_not_is_refused_with_those_that_there_are(row, messa
         named([row])
 
 
+def test_a_package_that_cannot_be_loaded_stands_in_no_other_rows_way(monkeypatch):
+    broken = EntryPoint("broken", "nowhere:NETWORK", "kimiajax.backbones")
+    monkeypatch.setattr(BACKBONES, "_known", {**BACKBONES._known, "broken": broken})
+    assert [row.name for row in named(["fe_two@all"])] == ["fe_two@one", "fe_two@two"]
+    with pytest.raises(UserError, match="--rows typo: no such row"):
+        named(["typo"])
+
+
+def test_a_blocks_name_may_hold_a_dot(rng):
+    dotted = replace(TWO, blocks=("layer1.0", "two", "pooled"))
+    assert tap_of(dotted, "layer1.0") == ("layer1.0", "")
+    assert tap_of(dotted, "layer1.0.mean") == ("layer1.0", "mean")
+    assert [source_of(name) for name in ("x@layer1.0", "x@layer1.0.flat", "x")] == [
+        ("x", "layer1.0.mean"),
+        ("x", "layer1.0.flat"),
+        ("x", None),
+    ]
+
+
 def test_two_ways_of_naming_a_block_are_one_too_many(tmp_path):
     with pytest.raises(UserError, match="two@one: names a block already"):
         export_features("two@one", tmp_path, tmp_path / "out", tap="two")
-    with pytest.raises(UserError, match=r"write two@one or two@one\.flat"):
+    with pytest.raises(UserError, match=r"unknown block 'one\.max.mean' of two"):
         export_features("two@one.max", tmp_path, tmp_path / "out")
 
 
@@ -146,8 +167,7 @@ def test_default_rows_that_weights_without_top_cannot_give_make_way_for_the_bott
     names, notes = selected(OfTopped(), topless, cache)
     assert names == ["hd_topped", "tl_topped", "fe_topped@two", "nn_topped@two_cosine"]
     assert notes == [
-        f"FE-Topped, NN-Topped: left out, since {topless} holds no top; FE-Topped two, NN-Topped two stand in their "
-        "place."
+        "FE-Topped, NN-Topped: left out, since topless holds no top; FE-Topped two, NN-Topped two stand in their place."
     ]
     assert selected(OfTopped(), "random", cache)[0] == [*OfTopped().output.rows]
 
@@ -155,7 +175,7 @@ def test_default_rows_that_weights_without_top_cannot_give_make_way_for_the_bott
 def test_every_block_is_every_block_that_the_weights_hold(topless, cache):
     names, notes = selected(TableConfig().replace(rows=("fe_topped@all",)), topless, cache)
     assert names == ["fe_topped@one", "fe_topped@two"]
-    assert notes == [f"FE-Topped dense: left out, since {topless} holds no top."]
+    assert notes == ["FE-Topped dense: left out, since topless holds no top."]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +183,6 @@ def test_every_block_is_every_block_that_the_weights_hold(topless, cache):
     [
         (("hd_topped", "fe_topped"), "fe_topped", "hd_topped fe_topped@two"),
         (("nn_topped_cosine", "fe_topped@one", "fe_topped@dense"), "nn_topped_cosine fe_topped@dense", None),
-        (("fe_topped@dense",), "fe_topped@dense", "fe_topped@all"),
     ],
 )
 def test_named_rows_that_weights_without_top_cannot_give_are_refused_before_the_scans_are_opened(
@@ -174,6 +193,24 @@ def test_named_rows_that_weights_without_top_cannot_give_are_refused_before_the_
     error = capsys.readouterr().err
     assert f"--rows {wrong}: cannot run, since {topless}: holds no dense of topped (weights without top" in error
     assert f"these would: --rows {able or 'nn_topped@two_cosine fe_topped@one'}" in error
+
+
+def test_a_row_of_a_block_that_is_not_there_is_refused_with_the_blocks_that_are(topless, scans, tmp_path, capsys):
+    command = ["table", "quick", "--scans", str(scans), *SMALL, "--weights", topless, "--out", str(tmp_path / "out")]
+    assert main([*command, "--rows", "fe_topped@dense"]) == 2
+    assert "; fe_NETWORK@all takes the blocks that there are" in capsys.readouterr().err
+
+
+def test_the_tops_that_two_networks_lack_are_told_at_once(topless, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "other", replace(BACKBONES["topped"], name="other"))
+    random = load_weights("other", "random", image_size=32, blocks=("one", "two"))
+    Weights(random.variables, {**random.lineage, "framework": "keras"}).save(tmp_path / "other")
+    command = ["table", "quick", "--scans", "nowhere.h5", *SMALL, "--out", str(tmp_path / "out")]
+    command += ["--weights", f"topped={topless}", f"other={tmp_path / 'other'}"]
+    assert main([*command, "--rows", "fe_topped", "fe_other@dense", "hd_other"]) == 2
+    error = capsys.readouterr().err
+    assert "--rows fe_topped fe_other@dense: cannot run" in error
+    assert error.rstrip().endswith("these would: --rows fe_topped@two hd_other")
 
 
 def test_the_rows_that_a_refusal_names_run_and_say_nothing_of_what_was_not_asked_for(topless, scans, tmp_path, capsys):

@@ -99,7 +99,7 @@ def test_the_cache_keeps_a_blocks_mean_and_not_its_output_and_one_entry_for_seve
 
 
 @pytest.mark.parametrize(
-    ("tap", "message"), [("block9.mean", "unknown block 'block9'"), ("block2.max", "block2.mean or block2.flat")]
+    ("tap", "message"), [("block9.mean", "unknown block 'block9.mean'"), ("block2.max", "block2.mean or block2.flat")]
 )
 def test_a_tap_that_there_is_not_is_refused_with_those_that_there_are(cnn, network, images, tap, message):
     with pytest.raises(UserError, match=message):

@@ -138,7 +138,15 @@ def truths(folder):
 
 # Results
 
-ROWS = ("tl_vgg16", "floor_histogram", "nn_vgg16_cosine")
+ROWS = (
+    "fe_vgg16",
+    "hd_vgg16",
+    "tl_vgg16",
+    "floor_histogram",
+    "nn_vgg16_cosine",
+    "fe_vgg16@block3",
+    "fe_vgg16@fc1.flat",
+)
 AUDIT = {"failed": ["leaks"], "verdict": "failed", "date": "2025-11-25", "kimiajax": "0.1.0"}
 
 
@@ -192,7 +200,7 @@ def results(folder):
     def made(number):
         choose = chooser(number)
         place = places[max(0, choose(6) - 3)]
-        changed = {**found[place], "schema_version": (5, 5, 4, 8)[choose(4)]}  # versions before 6 had no seal
+        changed = {**found[place], "schema_version": (5, 5, 4, 9)[choose(4)]}  # versions before 6 had no seal
         for _ in range(1 + choose(2)):
             changed = anywhere(changed, choose, VALUES[choose(len(VALUES))])
         if isinstance(changed, dict) and changed.get("schema_version") == 8:
