@@ -120,7 +120,7 @@ def unfit(run: StoredRun) -> dict[str, str]:
     failed, random = failed_checks(run.seeds), random_networks(run.seeds)
     found = {}
     for name, row in run.rows.items():
-        network = next((network for network in random if row["network"] == network or name.endswith(network)), None)
+        network = next((network for network in random if name.endswith(network)), None)
         if synthetic:
             found[name] = "the scans are drawn by a program"
         elif unverified:

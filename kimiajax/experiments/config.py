@@ -48,7 +48,7 @@ class OutputSettings:
     """The rows to compute, and the folder for the results."""
 
     rows: tuple[str, ...] = (*TABLE, *FLOORS, *RETRIEVAL)
-    """What to compute: the table's rows, floors of trivial features, retrieval of the nearest training patch; and of
+    """Rows to compute: those of the table, floors of trivial features, retrieval of the nearest training patch; and of
     any block, or all, fe_NETWORK@BLOCK, fe_NETWORK@BLOCK.flat, fe_NETWORK@all, and nn_NETWORK@BLOCK_KIND likewise."""
     seeds: int = 1
     """Run the whole table for so many seeds, from --seed on, and report mean and spread."""
@@ -223,7 +223,7 @@ class TableConfig:
 
     @property
     def names_rows(self) -> bool:
-        """Whether the rows are others than the default ones, so that someone has named them."""
+        """True where the rows are not the default ones, so that someone has named them."""
         return self.output.rows != type(self)().output.rows
 
     def folder(self, preset: str) -> Path:

@@ -52,7 +52,7 @@ class FeatureRow(Approach):
 
     @property
     def source(self) -> str:
-        """What it reads, as names of rows have it: NETWORK, NETWORK@BLOCK or NETWORK@BLOCK.flat."""
+        """The features that it reads, as names of rows have it: NETWORK, NETWORK@BLOCK or NETWORK@BLOCK.flat."""
         return f"{self.network}@{self.at}{'.flat' * self.flat}" if self.at else self.network
 
     @abstractmethod

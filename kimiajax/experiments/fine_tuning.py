@@ -12,7 +12,7 @@ from kimiajax.experiments.config import TableConfig
 from kimiajax.experiments.network_rows import NetworkRow, described, modes_of, training_of, with_head
 from kimiajax.experiments.study import Phase, Study
 from kimiajax.features.gradcam import default_layer, grad_cam, overlay
-from kimiajax.models.backbone import Backbone, of_blocks
+from kimiajax.models.backbone import Backbone, Variables, of_blocks
 from kimiajax.models.checkpoint import Weights, origin_of
 from kimiajax.models.head import Classifier
 from kimiajax.runs.pictures import Picture
@@ -22,7 +22,7 @@ from kimiajax.training.diagnosis import wrong_start
 from kimiajax.training.freezing import TrainableBlocks, blocks_of
 from kimiajax.training.head_cache import fit_heads_once
 from kimiajax.training.heads import Result
-from kimiajax.training.loop import NonFiniteError
+from kimiajax.training.loop import Epoch, NonFiniteError
 from kimiajax.training.optimizer import Optimization
 
 SHOWN = (4, 8)  # the scans of the paper's Fig. 3
@@ -39,6 +39,16 @@ class Head(NamedTuple):
     result: Result
     cached: bool
     row: str
+
+    @property
+    def trained(self) -> tuple[Variables, list[Epoch]]:
+        """Its variables and its epochs; where it stopped, as of the last good one."""
+        return (self.result.variables, self.result.history) if isinstance(self.result, NonFiniteError) else self.result
+
+    @property
+    def failure(self) -> str | None:
+        """Why it stopped, where it did."""
+        return str(self.result) if isinstance(self.result, NonFiniteError) else None
 
 
 @dataclass(frozen=True)
@@ -79,11 +89,17 @@ class HeadedRow(NetworkRow):
     def take(self, study: Study, head: Head) -> tuple[str, ...]:
         """Returns the notes on a head that the row begins with, and has its epochs among the row's own."""
         if head.row != self.name:  # of the head's own row they are on record
-            for epoch in head.result.history if isinstance(head.result, NonFiniteError) else head.result[1]:
+            for epoch in head.trained[1]:
                 study.record(self.name, "head")(epoch)
         if not head.cached:
             return ()
         return (f"{self.network}: its head was found in the cache; the seconds leave its training out.",)
+
+    def with_head_alone(self, study: Study, head: Head) -> Weights:
+        """Returns the network as it was loaded, with this head."""
+        variables, history = head.trained
+        weights, blocks = study.weights[self.network], ("head",) if history else ()
+        return self.artifact(study, weights, with_head({}, variables["params"]["head"]), blocks, head.failure)
 
 
 @dataclass(frozen=True)
@@ -93,20 +109,15 @@ class HeadAlone(HeadedRow):
     scheme: ClassVar[str] = "head"
 
     def fit(self, study: Study, features: Features, prepared: Head) -> Outcome:
-        weights, head, notes = study.weights[self.network], prepared.result, self.take(study, prepared)
-        optim, backbone = study.config.optim, weights.backbone
-        failure = str(head) if isinstance(head, NonFiniteError) else None
-        variables, history = (head.variables, head.history) if isinstance(head, NonFiniteError) else head
+        notes, optim = self.take(study, prepared), study.config.optim
+        backbone, (variables, history) = study.weights[self.network].backbone, prepared.trained
         optimization = Optimization(optim.head_optimizer, optim.head_learning_rate)
         about = described(backbone, TrainableBlocks(("head",)), "none", backbone.bottleneck, optimization)
-        learnt = self.artifact(
-            study, weights, with_head({}, variables["params"]["head"]), ("head",) if history else (), failure
-        )
-        predicted = None
-        if failure is None:
+        learnt, predicted = self.with_head_alone(study, prepared), None
+        if prepared.failure is None:
             on_bottleneck = Classifier(backbone, (), study.manifest.num_scans)
             predicted = study.predict(self.name, on_bottleneck, variables, features.test[backbone.bottleneck])
-        return Outcome(predicted, learnt, {"head": history}, notes, failure, about)
+        return Outcome(predicted, learnt, {"head": history}, notes, prepared.failure, about)
 
 
 @dataclass(frozen=True)
@@ -137,13 +148,11 @@ class FineTuning(HeadedRow):
         about = described(backbone, blocks, config.optim.augmentation, stored, optimization) if moves else None
         notes = () if moves else (f"{self.title}: no more trains than a head on bottleneck features.",)
         notes = (*notes, *self.take(study, prepared))
-        head = prepared.result
-        if isinstance(head, NonFiniteError):
-            variables = with_head({}, head.variables["params"]["head"])
-            learnt = self.artifact(study, weights, variables, ("head",) if head.history else (), str(head))
-            return Outcome(None, learnt, {"head": head.history}, notes, str(head), about)
+        tuned, head_history = prepared.trained
+        if prepared.failure is not None:
+            learnt = self.with_head_alone(study, prepared)
+            return Outcome(None, learnt, {"head": head_history}, notes, prepared.failure, about)
 
-        tuned, head_history = head
         span = backbone.trunk if stored is None else backbone.span(stored, backbone.bottleneck)[1:]
         variables = with_head(of_blocks(weights.variables, span), tuned["params"]["head"])
         classifier = Classifier(backbone, span, study.manifest.num_scans)

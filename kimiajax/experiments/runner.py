@@ -62,11 +62,11 @@ def run_table(
             before the long work begins.
         Interrupted: as asked; the same call goes on from there.
     """
+    rows = rows_of(config)  # which refuses settings before a folder is made
     progress = (progress if distributed.is_first() else None) or Silent()
-    rows_of(config)  # which refuses settings before a folder is made
     with _own_folder(config.folder(preset), progress) as folder:
         with distributed.first_goes_first("weights"):
-            selection = select(config, config.data.cache or default_cache(), progress)
+            selection = select(rows, config, config.data.cache or default_cache(), progress)
         rows = selection.rows
         config = config.replace(rows=tuple(row.name for row in rows))
         request = Request(preset, config, folder, progress, interruption or Interruption())
@@ -185,7 +185,7 @@ def _extract(network: str, study: Study, taps: set[str]) -> Features:
 
 
 class _Shared:
-    """What rows of one network share, of one network at a time: its outputs, and what they prepare of these."""
+    """A network's outputs and what its rows prepare of them, which they share; of one network at a time."""
 
     def __init__(self, rows: Sequence[Approach], studies: Sequence[Study]):
         self.studies = studies

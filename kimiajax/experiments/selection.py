@@ -1,4 +1,4 @@
-"""Which rows a run computes: those that its settings name, as far as the weights hold the blocks that they read."""
+"""The rows that a run computes: those that settings name, as far as the weights hold the blocks that they read."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,16 +53,16 @@ def taps_of(rows: Sequence[Approach], config: TableConfig) -> dict[str, set[str]
     return taps
 
 
-def select(config: TableConfig, cache: Path, progress: Silent) -> Selection:
-    """Returns the rows that settings ask for and that their weights can give.
+def select(rows: list[Approach], config: TableConfig, cache: Path, progress: Silent) -> Selection:
+    """Returns those of the rows of `rows_of` that the weights can give.
 
     Weights in files may lack the blocks after the bottleneck. Default rows that read these are left out, and the same
     rows on the bottleneck stand for them; of `fe_NETWORK@all` the blocks that there are remain.
 
     Raises:
-        UserError: as of `rows_of` and `load_all`; or rows that were named and that the weights cannot give.
+        UserError: as of `load_all`; or rows that were named and that the weights cannot give.
     """
-    rows, weights = rows_of(config), {}
+    weights: dict[str, Weights] = {}
     lacking: list[Approach] = []
     why: list[str] = []
     for network, taps in taps_of(rows, config).items():
@@ -89,7 +89,7 @@ def select(config: TableConfig, cache: Path, progress: Silent) -> Selection:
 
 
 def _reads(row: Approach, config: TableConfig) -> set[str]:
-    """The last of the blocks that must run for a row, and all before it."""
+    """Returns the blocks that must run for a row."""
     taps = row.taps(config)
     return set(blocks_to(row.backbone, taps)) if taps else set()
 

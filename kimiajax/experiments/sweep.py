@@ -25,7 +25,7 @@ from kimiajax.evaluation.compare import check_same_test
 from kimiajax.evaluation.stored import read_run
 from kimiajax.experiments.approach import Approach
 from kimiajax.experiments.runner import run_table
-from kimiajax.experiments.selection import Selection, select
+from kimiajax.experiments.selection import Selection, rows_of, select
 from kimiajax.experiments.study import draw_scans
 from kimiajax.experiments.sweep_config import AXES, SweepConfig
 from kimiajax.io.cache import default_cache
@@ -88,7 +88,7 @@ def run_sweep(
         Interrupted: as asked; the same call goes on from there.
     """
     progress, interruption = progress or Silent(), interruption or Interruption()
-    selection = select(config, config.data.cache or default_cache(), progress)
+    selection = select(rows_of(config), config, config.data.cache or default_cache(), progress)
     rows = selection.rows
     config = config.replace(rows=tuple(row.name for row in rows))
     plan = plan_of(config, rows)

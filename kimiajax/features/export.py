@@ -169,7 +169,7 @@ def outputs_of(
 
 
 def shape_of(loaded: Weights, tap: str, size: int) -> tuple[int, ...]:
-    """Of a tap for one image."""
+    """Returns the shape of a tap for one image."""
     asked = tap_of(loaded.backbone, tap)
     return asked.shape(
         loaded.backbone.tap_shapes(loaded.variables, size, blocks_to(loaded.backbone, [tap]))[asked.block]

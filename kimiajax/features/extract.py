@@ -94,10 +94,14 @@ def extract_taps(
     outputs = backbone.tap_shapes(variables, images.shape[1], blocks)
     named = {tap: tap_of(backbone, tap).plainest(outputs) for tap in taps}  # under which the cache knows them
     shapes = {tap.name: (len(images), *tap.shape(outputs[tap.block])) for tap in named.values()}
+
+    def given(arrays: Mapping[str, np.ndarray], cached: bool) -> Taps:
+        return Taps({tap: arrays[each.name] for tap, each in named.items()}, cached)
+
     if cache is None:
         arrays = {tap: np.empty(shape, np.float32) for tap, shape in shapes.items()}
         _compute(backbone, variables, images, arrays, batch_size, precision, progress, description)
-        return Taps({tap: arrays[each.name] for tap, each in named.items()}, cached=False)
+        return given(arrays, cached=False)
 
     pictures, batch = _digests(images), _batch_of(len(images), batch_size)
     let_go([images])
@@ -109,7 +113,7 @@ def extract_taps(
     absent = [tap for tap in shapes if tap not in arrays]
     if distributed.agree(not absent):
         progress.say(f"{description}: found in {kept.folder}")
-        return Taps({tap: arrays[each.name] for tap, each in named.items()}, cached=True)
+        return given(arrays, cached=True)
     alone = distributed.count() == 1  # of several each has a cache of its own, perhaps, and all must compute alike
     absent = absent if alone else list(shapes)
     with contextlib.ExitStack() as stack:
@@ -126,8 +130,7 @@ def extract_taps(
         for entry in entries.values():
             np.save(entry.folder / f"{ROWS}.npy", pictures)
     arrays |= {tap: entry.arrays[tap] for tap, entry in entries.items()}
-    cached = known > 0 or len(absent) < len(shapes)
-    return Taps({tap: arrays[each.name] for tap, each in named.items()}, cached)
+    return given(arrays, cached=known > 0 or len(absent) < len(shapes))
 
 
 def _copy_known(folder: Path, tap: str, pictures: np.ndarray, array: np.ndarray) -> np.ndarray:

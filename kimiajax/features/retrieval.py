@@ -137,7 +137,7 @@ def retrieve(
 
 
 def _rows_at_once(rows: Shaped[jax.Array | np.ndarray, "n d"]) -> int:
-    """How many rows of this width the device holds."""
+    """Returns the number of rows of this width that the device holds."""
     return max(1, min(GALLERY_AT_ONCE, GALLERY_BYTES // max(1, rows.dtype.itemsize * rows.shape[1])))
 
 

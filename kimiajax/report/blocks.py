@@ -31,7 +31,7 @@ def render_blocks(entries: Sequence[Any], headline: str, names: str | None = Non
 
 
 def rows_of_blocks(network: str, after: Sequence[str]) -> str:
-    """How rows and features of a network's blocks are called; some come after those that are listed."""
+    """Returns a sentence on the names of rows and features of a network's blocks, those below the list too."""
     others = f" After the blocks above come {', '.join(after)}." if after else ""
     return (
         f"`--rows fe_{network}@BLOCK`, `nn_{network}@BLOCK_cosine` or `fe_{network}@all` take a block's mean over "

@@ -6,7 +6,6 @@ from typing import Any
 
 from kimiajax.evaluation.analysis import Analysis, beaten_by_histogram
 from kimiajax.evaluation.claims import CLAIMS, LEVEL
-from kimiajax.evaluation.statistics import Pair
 from kimiajax.io.files import csv_text
 from kimiajax.report.table import label
 from kimiajax.runs.reader import StoredRun
@@ -141,22 +140,19 @@ def notes(run: StoredRun, analysis: Analysis) -> list[str]:
 
 
 def tuning(run: StoredRun, analysis: Analysis) -> list[str]:
-    """What fine-tuning changed of each head, in sentences."""
+    """Returns a sentence for each fine-tuned row on what it changed of its head."""
     names, found = labels(run), []
+    tests = len(analysis.tuning)
+    corrected = f" after Holm's correction for {tests}" if tests > 1 else ""
     for pair in analysis.tuning:
         low, high = map(points, pair.intervals["eta_total"])
         p = pair.adjusted["eta_total"]
         found.append(
             f"Fine-tuning changed eta_total by {points(pair.difference['eta_total'])} points (95 % interval {low} to "
             f"{high}): {names[pair.first]} against {names[pair.second]}, the head that it began with (p {p_value(p)}"
-            f"{holm_over(analysis.tuning)}).{NOT_SHOWN if p > LEVEL else ''}"
+            f"{corrected}).{NOT_SHOWN if p > LEVEL else ''}"
         )
     return found
-
-
-def holm_over(pairs: Sequence[Pair]) -> str:
-    """Of how many tests p-values are corrected, as words that follow them."""
-    return f" after Holm's correction for {len(pairs)}" if len(pairs) > 1 else ""
 
 
 def labels(run: StoredRun) -> dict[str, str]:

@@ -56,7 +56,7 @@ def _table(rows: Sequence[dict[str, Any]], several: bool, published: bool) -> Ta
 
 
 def label(row: dict[str, Any]) -> str:
-    """How a row is called: its approach, and of retrieval the distance."""
+    """Returns what a row is called: its approach, and of retrieval the distance."""
     by_distance = row["family"] == "retrieval" or (row["family"] == "blocks" and row["scheme"] != "features")
     return f"{row['approach']}, {row['scheme']}" if by_distance else row["approach"]
 

@@ -15,6 +15,7 @@ from kimiajax.data.patches import Rules
 from kimiajax.errors import UserError
 from kimiajax.experiments.config import OutputSettings, TableConfig
 from kimiajax.experiments.inference import apply_row
+from kimiajax.experiments.selection import rows_of as asked_for
 from kimiajax.experiments.selection import select
 from kimiajax.experiments.table1 import named
 from kimiajax.features.export import export_features
@@ -159,7 +160,8 @@ def topless(tmp_path, monkeypatch):
 
 
 def selected(config, weights, cache):
-    chosen = select(config.replace(weights=(weights,), image_size=32), cache, Silent())
+    config = config.replace(weights=(weights,), image_size=32)
+    chosen = select(asked_for(config), config, cache, Silent())
     return [row.name for row in chosen.rows], chosen.notes
 
 
