@@ -75,7 +75,8 @@ class ModelSettings:
     """The networks: their weights, what of them trains, how they compute."""
 
     weights: tuple[str, ...] = ("imagenet",)
-    """`imagenet`, `random`, or a path (converted, saved by Keras, .safetensors): of all networks, or NETWORK=... ."""
+    """`imagenet`, `random`, `calibrated` (random, scaled on training patches), or a path (converted, saved by Keras,
+    .safetensors): of all networks, or NETWORK=... ."""
     mixed_lineages: bool = False
     """Allow networks weights that different frameworks trained."""
     blocks: tuple[str, ...] = ("paper",)

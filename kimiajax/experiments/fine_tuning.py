@@ -13,7 +13,7 @@ from kimiajax.experiments.network_rows import NetworkRow, described, modes_of, t
 from kimiajax.experiments.study import Phase, Study
 from kimiajax.features.gradcam import default_layer, grad_cam, overlay
 from kimiajax.models.backbone import Backbone, Variables, of_blocks
-from kimiajax.models.checkpoint import Weights, origin_of
+from kimiajax.models.checkpoint import Weights
 from kimiajax.models.head import Classifier
 from kimiajax.runs.pictures import Picture
 from kimiajax.runtime import distributed
@@ -202,7 +202,7 @@ class FineTuning(HeadedRow):
         if blocks.frozen_normalises(backbone):
             notes.append(f"{self.title}: frozen batch normalisation in mode {blocks.frozen_bn}.")
         if blocks.trained_normalises(backbone):
-            of_random = blocks.trained_bn == "keras2017" and origin_of(study.weights[self.network].lineage) is None
+            of_random = blocks.trained_bn == "keras2017" and study.weights[self.network].lineage["source"] == "random"
             reason = OF_RANDOM if of_random else REASONS[blocks.trained_bn]
             notes.append(f"{self.title}: trained batch normalisation in mode {blocks.trained_bn}{reason}.")
         return notes

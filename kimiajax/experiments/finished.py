@@ -63,6 +63,8 @@ class FinishedRow(NamedTuple):
         config, needed = self.config, self.results["weights"][backbone.name]
         blocks = self.results["blocks"].get(backbone.name, backbone.up_to(backbone.features))  # as far as the run did
         source = setting_of(backbone.name, config["weights"], "imagenet") if self.weights is None else self.weights
+        if source == "calibrated":
+            source = RunFolder(self.path.parent).weights(backbone.name)
         file = f" (SHA-256 {needed['source_sha256']})" if needed.get("source_sha256") else ""
         told = (
             f"{self.path} needs the {backbone.name} weights that it was learnt with, from {needed['source']}{file}, "

@@ -26,6 +26,7 @@ from kimiajax.features.extract import extract_taps
 from kimiajax.features.taps import blocks_to
 from kimiajax.io.cache import default_cache
 from kimiajax.io.files import sha256_file
+from kimiajax.io.lineage import DRAWN
 from kimiajax.io.locks import only_writer
 from kimiajax.models.registry import BACKBONES
 from kimiajax.runs.layout import SCANS, SCHEMA_VERSION, RunFolder
@@ -144,6 +145,8 @@ def _take_up(request: Request, rows: Sequence[Approach], studies: list[Study]) -
     for study, results in zip(studies, earlier):
         study.manifest.write(study.folder.manifest)
         if distributed.is_first():
+            _save_calibrated(study)
+        if distributed.is_first():
             study.results["pictures"] = study.folder.write_pictures(SCANS, _samples(study), 160)
         if results is None:
             continue
@@ -153,6 +156,14 @@ def _take_up(request: Request, rows: Sequence[Approach], studies: list[Study]) -
             say(f"{study.folder.path}: all rows were finished before; --fresh computes them again")
         else:
             say(f"{study.folder.path}: resumed; finished before: {', '.join(names) or 'no row'}")
+
+
+def _save_calibrated(study: Study) -> None:
+    """Saves weights that only this study's patches make, for whoever predicts with a row of features."""
+    for network, loaded in study.weights.items():
+        folder = study.folder.weights(network)
+        if loaded.lineage["source"] == "calibrated" and not folder.exists():
+            loaded.save(folder)
 
 
 def _samples(study: Study) -> list[Picture]:
@@ -281,7 +292,7 @@ def _described(row: Approach, outcome: Outcome, study: Study, seconds: float) ->
         "network": row.network or None,
         "block": row.block,
         "against": row.against,
-        "weights": source if source in ("random", "imagenet", "none") else Path(source).name,
+        "weights": source if source in (*DRAWN, "imagenet", "none") else Path(source).name,
         **_scores(outcome.predicted, study.manifest),
         "failure": outcome.failure,
         "seconds": seconds,

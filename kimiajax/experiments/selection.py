@@ -10,6 +10,7 @@ from kimiajax.experiments.config import TableConfig
 from kimiajax.experiments.study import load_all
 from kimiajax.experiments.table1 import ALL, named
 from kimiajax.features.taps import blocks_to
+from kimiajax.io.lineage import DRAWN
 from kimiajax.models.checkpoint import Weights
 from kimiajax.models.registry import BACKBONES
 from kimiajax.runtime.progress import Silent
@@ -66,7 +67,7 @@ def select(rows: list[Approach], config: TableConfig, cache: Path, progress: Sil
     lacking: list[Approach] = []
     why: list[str] = []
     for network, taps in taps_of(rows, config).items():
-        if config.weights_of(network) in ("random", "imagenet"):  # which have every block
+        if config.weights_of(network) in (*DRAWN, "imagenet"):  # which have every block
             continue
         try:
             weights |= load_all({network: taps}, config, {}, cache, progress)

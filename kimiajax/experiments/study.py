@@ -198,6 +198,7 @@ def open_studies(
             weights = load_all(taps, own, weights, cache, progress)
             size, options = config.data.image_size, {"manifest": manifest, "cache": cache, "track": progress.track}
             patches = prepare_patches(source, own.data.rules(), size, config.data.resize, **options)
+            weights |= calibrate_all(taps, own, patches.train, progress)
             data = _describe(source, patches.manifest, record_of(source, patches.manifest, cache))
             folder = request.folder if config.output.seeds == 1 else request.folder.of_seed(seed)
             history = History(folder, config.output.tensorboard)
@@ -225,7 +226,7 @@ def draw_scans(out: Path, config: TableConfig, progress: Silent) -> Path:
 def load_all(
     taps: dict[str, set[str]], config: TableConfig, earlier: dict[str, Weights], cache: Path, progress: Silent
 ) -> dict[str, Weights]:
-    """Loads the weights of each network, up to the last block that is read.
+    """Loads the weights of each network, up to the last block that is read; calibrated ones wait for their patches.
 
     Args:
         taps: what is read of each network.
@@ -238,6 +239,8 @@ def load_all(
     """
     loaded = {}
     for network, read in taps.items():
+        if config.weights_of(network) == "calibrated":
+            continue
         if network in earlier and config.weights_of(network) != "random":
             loaded[network] = earlier[network]
             continue
@@ -258,6 +261,20 @@ def load_all(
             "--mixed-lineages, which the table will say"
         )
     return loaded
+
+
+def calibrate_all(
+    taps: dict[str, set[str]], config: TableConfig, patches: np.ndarray, progress: Silent
+) -> dict[str, Weights]:
+    """Returns calibrated weights, scaled on training patches, of the networks that have such."""
+    calibrated = {}
+    for network, read in taps.items():
+        if config.weights_of(network) == "calibrated":
+            progress.say(f"{network}: random weights, calibrated on training patches")
+            blocks, size = blocks_to(BACKBONES[network], read), config.data.image_size
+            options = {"blocks": blocks, "image_size": size, "seed": config.data.seed, "patches": patches}
+            calibrated[network] = load_weights(network, "calibrated", **options)
+    return calibrated
 
 
 def mixed_lineages(weights: dict[str, Weights]) -> str | None:

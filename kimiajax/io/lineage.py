@@ -2,6 +2,8 @@
 
 from typing import Any
 
+DRAWN = ("random", "calibrated")  # sources of weights that no file holds
+
 
 def ancestry(lineage: dict[str, Any]) -> list[dict[str, Any]]:
     """The lineage, its parent, and so on."""
@@ -12,3 +14,8 @@ def ancestry(lineage: dict[str, Any]) -> list[dict[str, Any]]:
 def root_of(lineage: dict[str, Any]) -> dict[str, Any]:
     """The lineage that all training began with."""
     return ancestry(lineage)[-1]
+
+
+def is_random(lineage: dict[str, Any]) -> bool:
+    """Whether weights began random, whatever scaled or trained them since."""
+    return root_of(lineage)["source"] in DRAWN

@@ -11,7 +11,7 @@ from kimiajax import __version__
 from kimiajax.errors import UserError
 from kimiajax.io.files import new_folder
 from kimiajax.io.json_records import SEAL, is_sealed, sealed
-from kimiajax.io.lineage import ancestry, root_of
+from kimiajax.io.lineage import ancestry, is_random, root_of
 from kimiajax.io.pytrees import digest, load_tree, refuse_unreadable, save_tree
 from kimiajax.models.backbone import Backbone, Variables
 from kimiajax.models.conv import Way
@@ -43,8 +43,8 @@ class Weights:
 
     @property
     def random(self) -> bool:
-        """Whether they began random, whatever trained them since."""
-        return root_of(self.lineage)["source"] == "random"
+        """Whether they began random, whatever scaled or trained them since."""
+        return is_random(self.lineage)
 
     def save(self, folder: str | Path) -> None:
         """Writes a converted checkpoint; the folder appears whole or not at all.

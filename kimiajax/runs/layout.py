@@ -1,8 +1,8 @@
 """A run's folder: what its files are called, how they appear, and how they go.
 
 Of one seed: `results.json`, `manifest.csv` and its header, `predictions/ROW.csv`, `checkpoints/ROW` (what the row
-learnt), `history/ROW.jsonl`, `tensorboard/ROW`, `pictures/`, and `unfinished/ROW` while a row trains. Of several seeds:
-`results.json`, and a folder `seed-N` of this kind for each.
+learnt), `weights/NETWORK` (where calibrated), `history/ROW.jsonl`, `tensorboard/ROW`, `pictures/`, and `unfinished/ROW`
+while a row trains. Of several seeds: `results.json`, and a folder `seed-N` of this kind for each.
 """
 
 import contextlib
@@ -61,6 +61,10 @@ class RunFolder:
         """Returns where that lies which a row learnt."""
         return self.path / "checkpoints" / row
 
+    def weights(self, network: str) -> Path:
+        """Returns where calibrated weights lie, which no file holds that a run was given."""
+        return self.path / "weights" / network
+
     def history(self, row: str) -> Path:
         return self.path / "history" / f"{row}.jsonl"
 
@@ -95,6 +99,7 @@ class RunFolder:
             for name in ("results.json", "manifest.csv", "manifest.json", "report.html", "report.analysis.json"):
                 (folder.path / name).unlink(missing_ok=True)
             clear_pictures(folder.path, SCANS)
+            shutil.rmtree(folder.path / "weights", ignore_errors=True)
             for row in rows:
                 folder.clear_row(row)
                 folder.clear_state(row)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kimiajax import paper
-from kimiajax.io.lineage import root_of
+from kimiajax.io.lineage import is_random
 from kimiajax.text import percent
 
 SCORES = ("eta_p", "eta_w", "eta_total")
@@ -46,7 +46,7 @@ def failed_checks(seeds: Sequence[Results]) -> list[str]:
 def random_networks(seeds: Sequence[Results]) -> list[str]:
     """The networks whose weights began random, whatever trained them since."""
     lineages = [(network, lineage) for results in seeds for network, lineage in results["weights"].items()]
-    return list(dict.fromkeys(network for network, lineage in lineages if root_of(lineage)["source"] == "random"))
+    return list(dict.fromkeys(network for network, lineage in lineages if is_random(lineage)))
 
 
 def warnings_of(seeds: Sequence[Results]) -> list[str]:

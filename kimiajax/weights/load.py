@@ -14,6 +14,8 @@ from kimiajax.io.pytrees import digest
 from kimiajax.models.backbone import Backbone, Flat, PublishedFile, Variables, of_blocks
 from kimiajax.models.checkpoint import LINEAGE_FORMAT, Weights, load_converted, top_of
 from kimiajax.models.registry import BACKBONES
+from kimiajax.shapes import Shaped
+from kimiajax.weights.calibrate import BIAS, LAST_BIAS, PATCHES, calibrate
 
 
 class MissingBlocksError(UserError):
@@ -31,6 +33,7 @@ def load_weights(
     blocks: Sequence[str] | None = None,
     image_size: int = 224,
     seed: int = 0,
+    patches: Shaped[np.ndarray, "n _ _"] | None = None,
     cache: Path | None = None,
     progress: Callable[[str], Any] | None = None,
 ) -> Weights:
@@ -39,11 +42,14 @@ def load_weights(
     Args:
         network: its name, for the variant that the weights are of (`backbone` of what is returned); or a backbone,
             which must be that variant.
-        source: "imagenet" for the files that Keras publishes, "random" for He-scaled random weights, or the path of a
-            converted checkpoint, of a file that Keras saved, or of torchvision's or timm's arrays as safetensors.
+        source: "imagenet" for the files that Keras publishes, "random" for He-scaled random weights, "calibrated" for
+            random ones that are scaled on patches, or the path of a converted checkpoint, of a file that Keras saved,
+            or of torchvision's or timm's arrays as safetensors.
         blocks: the blocks needed, by default up to the paper's features; others that the source holds are left out.
         image_size: side of the images; VGG16's dense blocks hold for one size only.
-        seed: of the random weights.
+        seed: of weights that are drawn.
+        patches: gray training patches, uint8, at the images' size, in the manifest's order, for "calibrated", which
+            takes the first 64 (`kimiajax.weights.calibrate`).
         cache: where downloads and conversions are kept; by default the user's cache folder.
         progress: called with a description, gives pooch's progress object for a download.
 
@@ -58,6 +64,8 @@ def load_weights(
     blocks = backbone.up_to(backbone.features) if blocks is None else tuple(blocks)
     if source == "random":
         weights = _random(backbone, blocks, image_size, seed)
+    elif source == "calibrated":
+        weights = _calibrated(backbone, blocks, image_size, seed, patches)
     elif source == "imagenet":
         weights = _imagenet(backbone, bool(set(backbone.top) & set(blocks)), cache or default_cache(), progress)
     elif Path(source).is_dir():
@@ -79,13 +87,43 @@ def load_weights(
 
 def _random(backbone: Backbone, blocks: Sequence[str], image_size: int, seed: int) -> Weights:
     variables = backbone.init(np.random.default_rng(seed), image_size, backbone.up_to(backbone.last_of(blocks)))
+    return _drawn(backbone, variables, seed, {"source": "random", "scale": "He"})
+
+
+def _calibrated(
+    backbone: Backbone, blocks: Sequence[str], image_size: int, seed: int, patches: np.ndarray | None
+) -> Weights:
+    """Random weights up to the paper's features at least, so that they do not depend on what else is read, scaled."""
+    if patches is None:
+        raise UserError(
+            "calibrated weights are scaled on a study's training patches: `kimiajax table` makes and saves them; give "
+            "load_weights these `patches`, or the folder of a run's saved weights, RUN/weights/NETWORK"
+        )
+    patches = patches[:PATCHES]
+    if patches.dtype != np.uint8 or patches.shape[1:] != (image_size, image_size):
+        raise UserError(
+            f"patches for calibrated weights: {patches.dtype} {patches.shape}; gray uint8 [n {image_size} {image_size}]"
+            " are needed"
+        )
+    run = backbone.up_to(backbone.last_of([*blocks, backbone.features]))
+    variables = calibrate(backbone, backbone.init(np.random.default_rng(seed), image_size, run), patches, run)
+    about = {
+        "source": "calibrated",
+        "scale": "He, then each channel to a standard deviation of 1 on the patches",
+        "means": {"each": BIAS, "before_the_head": LAST_BIAS},
+        "patches": len(patches),
+        "patches_digest": digest({"patches": patches}),
+    }
+    return _drawn(backbone, of_blocks(variables, blocks), seed, about)
+
+
+def _drawn(backbone: Backbone, variables: Variables, seed: int, about: dict[str, Any]) -> Weights:
     lineage = {
         "format": LINEAGE_FORMAT,
         "network": backbone.name,
         "options": dict(backbone.options),
         "framework": None,
-        "source": "random",
-        "scale": "He",
+        **about,
         "seed": seed,
         **top_of(variables),
         "label_offset": 0,

@@ -485,3 +485,17 @@ def test_the_first_patches_are_shown_and_the_others_counted():
     assert render_applied(marked).startswith("The run: SYNTHETIC SCANS")
     alone = Applied(("s0",), ("a",), None, np.array([0]), np.ones((1, 1)), "share of votes")
     assert "0 s0" in render_applied(alone)
+
+
+def test_calibrated_weights_are_saved_in_the_run_and_predict_as_it_did(scans, cache, tmp_path, two):
+    flags = [*SMALL, *GENTLE, "--weights", "calibrated", "--rows", "fe_two", "hd_two", "--out", str(tmp_path / "run")]
+    assert main(["table", "quick", "--scans", str(scans), *flags, "--cache", str(cache)]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert load_converted(tmp_path / "run" / "weights" / "two").lineage == results["weights"]["two"]
+    for row in ("fe_two", "hd_two"):
+        applied = apply_row(tmp_path / "run" / row, scans, split="test", cache=cache)
+        with (tmp_path / "run" / "predictions" / f"{row}.csv").open() as file:
+            assert [int(line["predicted"]) for line in csv.DictReader(file)] == applied.predicted.tolist()
+    shutil.rmtree(tmp_path / "run" / "weights")
+    with pytest.raises(UserError, match=r"weights/two: no such file.*needs the two weights"):
+        apply_row(tmp_path / "run" / "fe_two", scans, cache=cache)
