@@ -17,5 +17,5 @@ def root_of(lineage: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_random(lineage: dict[str, Any]) -> bool:
-    """Whether weights began random, whatever scaled or trained them since."""
+    """Returns whether weights began random, whatever scaled or trained them since."""
     return root_of(lineage)["source"] in DRAWN

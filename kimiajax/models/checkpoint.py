@@ -43,7 +43,7 @@ class Weights:
 
     @property
     def random(self) -> bool:
-        """Whether they began random, whatever scaled or trained them since."""
+        """They began random, whatever scaled or trained them since."""
         return is_random(self.lineage)
 
     def save(self, folder: str | Path) -> None:

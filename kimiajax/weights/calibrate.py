@@ -85,7 +85,7 @@ def _moments(backbone: Backbone, variables: Variables, images: Float[jax.Array, 
 
 
 def _not_zero(variance: Any) -> Any:
-    """A channel that is the same everywhere is only centred."""
+    """Returns the variance, and 1 where it is 0, so that a channel which is the same everywhere is only centred."""
     return variance + (variance == 0)
 
 
