@@ -146,7 +146,6 @@ def _take_up(request: Request, rows: Sequence[Approach], studies: list[Study]) -
         study.manifest.write(study.folder.manifest)
         if distributed.is_first():
             _save_calibrated(study)
-        if distributed.is_first():
             study.results["pictures"] = study.folder.write_pictures(SCANS, _samples(study), 160)
         if results is None:
             continue

@@ -494,8 +494,8 @@ def test_calibrated_weights_are_saved_in_the_run_and_predict_as_it_did(scans, ca
     assert load_converted(tmp_path / "run" / "weights" / "two").lineage == results["weights"]["two"]
     for row in ("fe_two", "hd_two"):
         applied = apply_row(tmp_path / "run" / row, scans, split="test", cache=cache)
-        with (tmp_path / "run" / "predictions" / f"{row}.csv").open() as file:
-            assert [int(line["predicted"]) for line in csv.DictReader(file)] == applied.predicted.tolist()
+        lines = lines_of(tmp_path / "run" / "predictions" / f"{row}.csv")
+        assert applied.predicted.tolist() == [int(line["predicted"]) for line in lines]
     shutil.rmtree(tmp_path / "run" / "weights")
     with pytest.raises(UserError, match=r"weights/two: no such file.*needs the two weights"):
         apply_row(tmp_path / "run" / "fe_two", scans, cache=cache)
