@@ -49,8 +49,15 @@ def oriented(patch: UInt8[np.ndarray, "s s"]) -> Iterator[UInt8[np.ndarray, "s s
 
 def rim(patch: UInt8[np.ndarray, "s s"]) -> Int[np.ndarray, "4 n"]:
     """How a patch rises and falls along its outermost pixels: top, bottom, left, right."""
-    sides = np.stack([patch[0], patch[-1], patch[:, 0], patch[:, -1]])
-    return np.diff(sides.astype(np.int16), axis=1)
+    return rises(np.stack([patch[0], patch[-1], patch[:, 0], patch[:, -1]]).astype(np.int16))
+
+
+def rises(strips: Shaped[np.ndarray, "*n m"]) -> Shaped[np.ndarray, "*n k"]:
+    """From each pixel to the next but one: what alternates from pixel to pixel, as a camera's colour filters do, ends.
+
+    Neighbours would follow such a pattern, which is the same everywhere and tells nothing of places.
+    """
+    return strips[..., 2:] - strips[..., :-2]
 
 
 def fit_places(
@@ -103,7 +110,7 @@ def _groups(survey: Survey) -> list[np.ndarray]:
 
 
 def _outside(source: Gridded, scan: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What borders on each of some neighbouring places, [n 4 s-1], and at which sides that is tissue, [n 4]."""
+    """What borders on each of some neighbouring places, [n 4 s-2], and at which sides that is tissue, [n 4]."""
     size, (height, width) = source.patch_size, source.shape(scan)
     top, left = np.maximum(places.min(axis=0) - 1, 0)
     bottom, right = np.minimum(places.max(axis=0) + size + 1, (height, width))
@@ -119,4 +126,4 @@ def _outside(source: Gridded, scan: int, places: np.ndarray) -> tuple[np.ndarray
             outside[k, 2] = around[down, col - 1]
         if col + size < around.shape[1]:
             outside[k, 3] = around[down, col + size]
-    return np.diff(outside.astype(np.float32), axis=2), (outside == WHITE).mean(axis=2) < 0.5
+    return rises(outside.astype(np.float32)), (outside == WHITE).mean(axis=2) < 0.5
