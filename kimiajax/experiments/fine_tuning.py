@@ -11,7 +11,7 @@ from kimiajax.experiments.approach import Features, Outcome
 from kimiajax.experiments.config import TableConfig
 from kimiajax.experiments.network_rows import NetworkRow, described, modes_of, training_of, with_head
 from kimiajax.experiments.study import Phase, Study
-from kimiajax.features.gradcam import default_layer, grad_cam, overlay
+from kimiajax.features.gradcam import default_layer, grad_cam, overlay, spatial
 from kimiajax.models.backbone import Backbone, Variables, of_blocks
 from kimiajax.models.checkpoint import Weights
 from kimiajax.models.head import Classifier
@@ -259,9 +259,10 @@ def _explained(study: Study, learnt: Weights, predicted: np.ndarray) -> tuple[Pi
         return ()
     classifier = Classifier(learnt.backbone, learnt.backbone.trunk, study.manifest.num_scans)
     images = study.test[places]
-    maps = grad_cam(classifier, learnt.variables, images, classes=scans[places])
-    layer = default_layer(learnt.backbone)
-    cells = learnt.backbone.tap_shapes(learnt.variables, images.shape[1], learnt.backbone.trunk)[layer][:2]
+    size = images.shape[1]
+    layer = default_layer(learnt.backbone, size)
+    maps = grad_cam(classifier, learnt.variables, images, classes=scans[places], layer=layer)
+    cells = spatial(learnt.backbone, size)[layer]
     pictures = []
     for place, image, heat, guess in zip(places, images, maps.heat, predicted[places].tolist()):
         patch = patches[place]

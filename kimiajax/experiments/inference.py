@@ -181,4 +181,4 @@ def _check_explicable(finished: FinishedRow, known: Mapping[str, Approach], laye
             f"a network ({first_few(networks) or 'this run has none'})"
         )
     if learnt is not None:
-        path_of(learnt.backbone, layer)
+        path_of(learnt.backbone, layer, finished.results["config"]["image_size"])

@@ -24,6 +24,7 @@ from kimiajax.runtime.precision import products_in
 from kimiajax.shapes import Float, Int, Shaped, UInt8
 
 KERAS_VIS = "keras-vis"
+LEAST_CELLS = 2  # a side; a map of so few shows nothing
 # Matplotlib's "inferno" at nine equal steps, straight lines between: RGB, ever lighter from black to pale yellow.
 COLOURS = ("000004", "210c4a", "57106e", "8a226a", "bc3754", "e45a31", "f98e09", "f9cb35", "fcffa4")
 RAMP = np.array([list(bytes.fromhex(colour)) for colour in COLOURS])
@@ -65,7 +66,7 @@ def grad_cam(
         classes: whose linear score (not softmax) is explained, one for each image or one for all; by default the
             predicted one, whose score is the largest.
         layer: a block whose output has a height and a width, or "keras-vis" for the layer that keras-vis 0.4.1 took; by
-            default the last such block.
+            default the last such block with more than 2 x 2 cells.
         batch_size: images in one pass, which bounds the memory it takes; by default what suits the platform.
 
     Raises:
@@ -73,11 +74,11 @@ def grad_cam(
             without a head.
     """
     backbone, number = classifier.backbone, len(images)
-    path = path_of(backbone, layer)
     shape = (*images.shape, 3) if images.dtype == np.uint8 else images.shape
     if not number or shape != (number, *shape[1:2], *shape[1:2], 3):
         raise UserError(f"images of shape {images.shape}: give uint8 [n s s] or floats [n s s 3], at least one")
     backbone.check_size(shape[1])
+    path = path_of(backbone, layer, shape[1])
     if "head" not in variables["params"]:
         raise UserError("these variables have no head, and so no classes: train one first, as `fit` does")
     labels = None if classes is None else _labels(classes, number, classifier.num_classes)
@@ -177,26 +178,27 @@ def _shifted(path: tuple[str, ...], shift: Any) -> Iterator[list[jax.Array]]:
 
 
 @functools.cache
-def _spatial(backbone: Backbone) -> tuple[str, ...]:
-    """The blocks before the head whose output has a height and a width."""
-    size, blocks = backbone.smallest, backbone.trunk
-    shapes = backbone.tap_shapes(backbone.shapes(size, blocks), size, blocks)
-    return tuple(block for block in blocks if len(shapes[block]) == 3)
+def spatial(backbone: Backbone, size: int) -> dict[str, tuple[int, ...]]:
+    """Returns the height and width of the output of each block before the head that has them, at an image size."""
+    shapes = backbone.tap_shapes(backbone.shapes(size, backbone.trunk), size, backbone.trunk)
+    return {block: shapes[block][:2] for block in backbone.trunk if len(shapes[block]) == 3}
 
 
-def default_layer(backbone: Backbone) -> str:
-    """The last block before the head whose output has a height and a width."""
-    return _spatial(backbone)[-1]
+def default_layer(backbone: Backbone, size: int) -> str:
+    """Returns the last block before the head with more than 2 x 2 cells, or the last one with a height and a width."""
+    cells = spatial(backbone, size)
+    return next((block for block in reversed(cells) if min(cells[block]) > LEAST_CELLS), next(reversed(cells)))
 
 
-def path_of(backbone: Backbone, layer: str | None) -> tuple[str, ...]:
-    """The module that a layer is the output of."""
+def path_of(backbone: Backbone, layer: str | None, size: int) -> tuple[str, ...]:
+    """The module that a layer is the output of, for images of `size` x `size` pixels."""
+    known = spatial(backbone, size)
     if layer is None:
-        return (default_layer(backbone),)
+        return (default_layer(backbone, size),)
     if layer == KERAS_VIS:
-        return tuple((backbone.keras_vis or default_layer(backbone)).split("/"))
-    if layer not in _spatial(backbone):
-        choices = ", ".join((*_spatial(backbone), KERAS_VIS))
+        return tuple((backbone.keras_vis or next(reversed(known))).split("/"))
+    if layer not in known:
+        choices = ", ".join((*known, KERAS_VIS))
         raise UserError(f"no layer {layer!r} of {backbone.name} has a height and a width; choose from {choices}")
     return (layer,)
 

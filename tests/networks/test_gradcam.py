@@ -10,7 +10,7 @@ from support.networks import randomise
 
 from kimiajax.errors import UserError
 from kimiajax.features import gradcam
-from kimiajax.features.gradcam import OPACITY, RAMP, at_layer, default_layer, grad_cam, overlay
+from kimiajax.features.gradcam import OPACITY, RAMP, at_layer, default_layer, grad_cam, overlay, spatial
 from kimiajax.models import backbone as networks
 from kimiajax.models.head import Classifier
 from kimiajax.models.inception_v3 import convolutions
@@ -47,7 +47,9 @@ def double(tree):
 
 def path_of(name, layer):
     backbone = BACKBONES[name]
-    return tuple((backbone.keras_vis or default_layer(backbone) if layer == "keras-vis" else layer).split("/"))
+    return tuple(
+        (backbone.keras_vis or next(reversed(spatial(backbone, 224))) if layer == "keras-vis" else layer).split("/")
+    )
 
 
 def at(classifier, variables, image, label, layer):
@@ -172,6 +174,20 @@ def test_layers_have_the_shapes_that_are_documented(name, layer, shape):
     assert (found.activation.shape, found.gradient.shape) == (shape, shape)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "layer"),
+    [
+        ("inception_v3", 224, "mixed10"),
+        ("inception_v3", 96, "mixed7"),
+        ("vgg16", 96, "block5"),
+        ("vgg16", 64, "block4"),
+        ("cnn", 32, "block2"),
+    ],
+)
+def test_by_default_a_map_is_made_of_more_than_2_x_2_cells(name, size, layer):
+    assert default_layer(BACKBONES[name], size) == layer
+
+
 def resized(values, size):
     """Bilinear, between the pixels' centres."""
     centres = [(np.arange(size) + 0.5) * side / size - 0.5 for side in values.shape]
@@ -247,7 +263,7 @@ def test_a_class_without_evidence_has_no_heat(rng):
 def test_a_constant_map_has_no_heat(rng):
     """A layer of one pixel says nothing of where."""
     classifier, variables = classifier_of("cnn", 32, rng)
-    np.testing.assert_array_equal(grad_cam(classifier, variables, grays(rng, 2, 32)).heat, 0)
+    np.testing.assert_array_equal(grad_cam(classifier, variables, grays(rng, 2, 32), layer="block4").heat, 0)
     flat = gradcam.AtLayer(jnp.full((5, 5, 8), 0.1), jnp.full((5, 5, 8), 0.1), jnp.array(0), jnp.zeros(3))
     np.testing.assert_array_equal(gradcam.heat_map(flat, 224), 0)
 
