@@ -39,8 +39,8 @@ LAYOUTS = {
 def write_scan(path: Path, side: int, layout: str) -> None:
     """A scan file with one square scan."""
     rng = np.random.default_rng(side)
-    period = draw_tissue(Tissue.draw(rng), PERIOD, PERIOD, rng)
     whitened = [(int(r), int(c)) for r, c in rng.integers(0, side - PATCH, (max(1, (side // PATCH) ** 2 // 50), 2))]
+    period = draw_tissue(Tissue.draw(rng), PERIOD, PERIOD, rng)
     with h5py.File(path, "w") as file:
         scan = file.create_dataset("scan0/data", (side, side), np.uint8, **LAYOUTS[layout])
         for row in range(0, side, PERIOD):

@@ -90,7 +90,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def scans(shared):
     """A scan file of 4 synthetic scans, 16 training and 11 test patches of 80 x 80 pixels."""
-    options = {"num_scans": 4, "patch_size": 80, "grid": (4, 4), "test_patches": (2, 3), "seed": 5}
+    options = {"num_scans": 4, "patch_size": 80, "grid": (4, 4), "test_patches": (2, 3), "seed": 8}
     return shared("scans", lambda folder: write_synthetic_scans(folder / "scans.h5", **options)) / "scans.h5"
 
 

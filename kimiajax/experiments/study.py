@@ -36,7 +36,7 @@ from kimiajax.training.loop import Epoch, NonFiniteError, Record, fit, predict
 from kimiajax.training.steps import Training
 from kimiajax.weights.load import load_weights
 
-SYNTHETIC = {"num_scans": paper.NUM_SCANS, "patch_size": 112, "grid": (6, 7), "test_patches": (3, 8)}
+SYNTHETIC = {"num_scans": paper.NUM_SCANS, "patch_size": 96, "grid": (7, 8), "test_patches": (5, 9)}
 
 
 @dataclass(frozen=True, eq=False)

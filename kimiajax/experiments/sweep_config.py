@@ -80,7 +80,7 @@ DEMO = {"patches": (4, 8, 16), "depths": (0, 1, 2), "seeds": 2, "epochs": 2}
 DEMO |= {"rows": ("fe_inception_v3", "tl_inception_v3", "floor_histogram")}
 
 SWEEPS = {
-    "demo": ("Synthetic scans and random weights, small: shows the way, says nothing.", _around("demo", **DEMO)),
+    "demo": ("Synthetic scans and calibrated weights, small: shows the way, says nothing.", _around("demo", **DEMO)),
     "quick": ("A real scan file on a CPU: few epochs around 20 patches a scan.", _around("quick", seeds=3)),
     "paper": ("Around the paper's protocol in full; meant for a GPU.", _around("paper")),
 }

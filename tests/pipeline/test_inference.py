@@ -297,7 +297,7 @@ def test_a_row_predicts_for_its_runs_test_patches_what_it_did_in_the_run(run, sc
 
 def test_the_check_of_predictions_sees_more_than_one_scan(run):
     for row in ("cnn", "fe_two", "floor_histogram"):
-        assert len({line["predicted"] for line in lines_of(run / "predictions" / f"{row}.csv")}) > 2
+        assert len({line["predicted"] for line in lines_of(run / "predictions" / f"{row}.csv")}) > 1
 
 
 @pytest.mark.parametrize("row", ["cnn", "tl_two"])
@@ -307,10 +307,10 @@ def test_a_networks_scores_are_the_softmax_of_the_whole_network(run, exported, p
     logits = np.asarray(whole.apply(weights.variables, gray_to_unit_rgb(patches.test))[0])
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     by_id = {patch.patch_id: share for patch, share in zip(patches.manifest.split("test"), expected)}
-    applied = apply_row(run / row, [exported / "test" / "s1", exported / "test" / "s3" / "1.png"])
-    assert applied.ids[-1] == "1.png"
+    applied = apply_row(run / row, [exported / "test" / "s1", exported / "test" / "s3" / "4.png"])
+    assert applied.ids[-1] == "4.png"
     for name, scores in zip(applied.ids, applied.scores):
-        own = f"test/s3/{name}" if name == "1.png" else f"test/s1/{name}"
+        own = f"test/s3/{name}" if name == "4.png" else f"test/s1/{name}"
         np.testing.assert_allclose(scores, by_id[own.removesuffix(".png")], rtol=1e-4)
     assert applied.scans is None
 
@@ -345,7 +345,7 @@ def test_several_paths_are_one_list_and_no_patch_is_there_twice(run, scans, expo
     applied = apply_row(row, [one, scans, exported / "test" / "s3"])
     assert applied.ids[:2] == ("0.png", "train/s0/0_0")
     assert applied.ids[-3 - len(test.ids) : -3] == test.ids
-    assert applied.ids[-3:] == ("1.png", "2.png", "4.png")
+    assert applied.ids[-3:] == ("4.png", "5.png", "8.png")
     assert len(applied.ids) == len(applied.predicted) == len(applied.scores)
     np.testing.assert_array_equal(applied.scores[0], test.scores[test.ids.index("test/s1/0")])
     assert applied.scans is None, "of some it is not known"

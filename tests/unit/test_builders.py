@@ -45,7 +45,7 @@ def manual_dir(scans, tmp_path_factory):
 def data_dir(manual_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     done = prepare("kimia_path24", manual_dir, folder, allow_unverified=True)
-    assert (done.full_name, done.counts, done.reused) == (f"{NAME}:1.0.0", {"train": 47, "test": 11}, False)
+    assert (done.full_name, done.counts, done.reused) == (f"{NAME}:1.0.0", {"train": 48, "test": 11}, False)
     return folder
 
 
@@ -71,17 +71,17 @@ first = tfds.data_source("{NAME}", split="test", data_dir={str(tmp_path)!r})[0]
 print(first["image"].shape, first["image"].dtype, first["label"] in range(4), find_spec("tensorflow"))
 """)
     lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"{NAME}:1.0.0: 47 train and 11 test patches prepared, in {tmp_path}"), done.stderr
+    assert lines[0].startswith(f"{NAME}:1.0.0: 48 train and 11 test patches prepared, in {tmp_path}"), done.stderr
     assert lines[1].startswith("NOT VERIFIED, and every result will say so: is not the official file: MD5 ")
     assert lines[2:4] == [f"kimiajax table quick --dataset {NAME} --data-dir {tmp_path}", "0"]
     assert lines[4:] == ["(80, 80, 1) uint8 True None"]
-    assert "writing train patches: 47 patches" in done.stderr
+    assert "writing train patches: 48 patches" in done.stderr
 
 
 def test_records_are_the_files_patches(data_dir, manual_dir):
     with open_scans(manual_dir / FILE) as source:
         by_id = {patch.patch_id: patch for patch in cut_patches(source).patches}
-        for split, count in (("train", 47), ("test", 11)):
+        for split, count in (("train", 48), ("test", 11)):
             found = records(data_dir, split)
             assert len({record["patch_id"] for record in found}) == count
             for record in found:
@@ -114,7 +114,7 @@ def test_parts_of_one_split_serve_for_training_and_for_test(data_dir, manual_dir
                     own = by_name[patch.patch_id.partition("/")[2]]
                     assert (patch.patch_id.partition("/")[0], patch.scan) == (split, own.scan)
                     np.testing.assert_array_equal(found, file.read_patch(own))
-            assert len(patches.manifest.patches) == (58 if train == "test" else 47)
+            assert len(patches.manifest.patches) == (59 if train == "test" else 48)
 
 
 def test_labels_are_listed_beside_the_set_and_held_against_each_record(data_dir, tmp_path, monkeypatch):
@@ -319,7 +319,7 @@ def test_a_preparation_that_fails_leaves_nothing_and_the_next_one_works(official
     assert prepared_in(tmp_path) == []
     assert not list(tmp_path.rglob("incomplete.*"))
     monkeypatch.setattr(examples, "encode_gray", made)
-    assert prepare("kimia_path24", official, tmp_path).counts["train"] == 47
+    assert prepare("kimia_path24", official, tmp_path).counts["train"] == 48
 
 
 def test_a_disk_that_fills_is_told_in_a_line_and_nothing_is_left(manual_dir, tmp_path):
@@ -360,7 +360,7 @@ def test_a_set_that_another_process_prepares_meanwhile_is_taken(official, tmp_pa
 
     monkeypatch.setattr(KimiaPath24, "is_prepared", late)
     done = prepare("kimia_path24", official, tmp_path)
-    assert (done.reused, done.counts) == (True, {"train": 47, "test": 11})
+    assert (done.reused, done.counts) == (True, {"train": 48, "test": 11})
 
 
 def test_homogeneities_that_are_almost_one_make_sets_of_two_names():
@@ -371,7 +371,7 @@ def test_homogeneities_that_are_almost_one_make_sets_of_two_names():
 def test_a_full_disk_is_told_before_the_work(official, tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=2**16)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
-    with pytest.raises(UserError, match=r"58 patches take about 0.0 GiB, and 0.0 are free; make room"):
+    with pytest.raises(UserError, match=r"59 patches take about 0.0 GiB, and 0.0 are free; make room"):
         prepare("kimia_path24", official, tmp_path)
     assert prepared_in(tmp_path) == []
 
@@ -461,7 +461,7 @@ def test_examples_are_of_the_features_and_in_one_split_only(data_dir):
             assert (value.shape, value.dtype) == (features[key].shape, features[key].np_dtype)
     images = {split: {example["image"].tobytes() for example in found} for split, found in splits.items()}
     assert not images["train"] & images["test"]
-    assert {split: info.num_examples for split, info in builder.info.splits.items()} == {"train": 47, "test": 11}
+    assert {split: info.num_examples for split, info in builder.info.splits.items()} == {"train": 48, "test": 11}
 
 
 def test_nothing_but_the_module_itself_registers_the_builders():

@@ -3,8 +3,10 @@ import pytest
 
 from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patches import cut_patches
+from kimiajax.data.sources import synthetic
 from kimiajax.data.sources.synthetic import write_synthetic_scans
 from kimiajax.data.survey import WHITE
+from kimiajax.features.baselines import features_of, fit_standardised
 
 SMALL = {"num_scans": 3, "patch_size": 32, "grid": (6, 6), "test_patches": (2, 6)}
 
@@ -59,13 +61,48 @@ def test_no_training_patch_of_synthetic_scans_lies_over_a_whitened_place(path):
             assert np.mean(scans.read(patch.scan, patch.row, patch.col, 32, 32) == WHITE) <= 0.01
 
 
-def test_tissues_differ_more_from_scan_to_scan_than_within_one(path):
-    """Mean gray and contrast of patches: variance between scans against variance within."""
-    with open_scans(path) as scans:
-        patches = cut_patches(scans).split("train")
-        pixels = [scans.read(p.scan, p.row, p.col, 32, 32).astype(float) for p in patches]
-    seen = np.array([(image.mean(), image.std()) for image in pixels])
-    labels = np.array([p.scan for p in patches])
-    within = np.mean([seen[labels == scan].var(axis=0) for scan in range(3)], axis=0)
-    between = np.var([seen[labels == scan].mean(axis=0) for scan in range(3)], axis=0)
-    assert (between > within).any()
+def tissues(seed=0):
+    """12 patches of 96 x 96 of each of 12 scans, in an order of chance, and whose they are."""
+    rng, patches = np.random.default_rng(seed), []
+    for _ in range(12):
+        drawn = synthetic.draw_tissue(synthetic.Tissue.draw(rng), 5 * 96, 6 * 96, rng)
+        grid = drawn.reshape(5, 96, 6, 96).swapaxes(1, 2)
+        patches += [*grid[1:-1, 1:-1].reshape(-1, 96, 96)]
+    order = rng.permutation(len(patches))
+    return np.stack(patches)[order], np.repeat(np.arange(12), 12)[order]
+
+
+def energies(images):
+    """How much of each wavelength and direction a patch holds: 6 bands of 8 to 48 pixels by 4 directions."""
+    spectrum = np.abs(np.fft.rfft2(images - images.mean(axis=(1, 2), keepdims=True)))
+    y, x = np.fft.fftfreq(96)[:, None], np.fft.rfftfreq(96)[None]
+    band = np.digitize(1 / np.maximum(np.hypot(x, y), 1e-9), np.geomspace(8, 48, 7)) - 1
+    sector = (np.arctan2(y, x) % np.pi / (np.pi / 4)).astype(int) % 4
+    return np.stack([spectrum[:, (band == b) & (sector == s)].sum(axis=1) for b in range(6) for s in range(4)], axis=1)
+
+
+def accuracy(features, labels):
+    """Of a linear SVM that learns from two thirds and is tested on the others."""
+    learnt = fit_standardised(features[48:], labels[48:])
+    return np.mean(learnt.predict(features[:48]) == labels[:48])
+
+
+def test_structure_at_the_scale_of_glands_tells_scans_apart_and_gray_levels_and_neighbouring_pixels_hardly():
+    images, labels = tissues()
+    assert accuracy(energies(images), labels) > 0.8
+    assert accuracy(features_of("floor_lbp", images), labels) < 0.4
+    for gray in ("floor_mean_sd", "floor_bright", "floor_histogram"):
+        assert accuracy(features_of(gray, images), labels) < 2 / 12
+
+
+@pytest.mark.parametrize(
+    ("taken_out", "by", "told_by"),
+    [
+        ("MOSAIC", ((0, 0), (0, 0)), "floor_lbp"),
+        ("_ranks", lambda glands, size: glands / np.abs(glands).max(), "floor_histogram"),
+    ],
+)
+def test_what_hides_the_scans_from_simple_features_is_what_hides_them(monkeypatch, taken_out, by, told_by):
+    monkeypatch.setattr(synthetic, taken_out, by)
+    images, labels = tissues()
+    assert accuracy(features_of(told_by, images), labels) > 0.5

@@ -1,8 +1,9 @@
 """Scan files drawn by program, in the layout of Kimia_Path24.h5, for the demonstration and the tests.
 
-Each scan is a tissue of its own: a stroma of fibres, nuclei, glands and fat, whose densities, sizes, directions and
-stain differ from scan to scan and drift within a scan, so that neighbouring tissues overlap and no method is perfect.
-It stands for nothing but the file's layout.
+Each scan is a tissue of its own: the spacing, direction and form of its glands differ from scan to scan. Nothing else
+tells scans apart. Every square of a patch's size holds about the same gray levels in every scan, nuclei are the same
+everywhere, and a fixed pattern of 2 x 2 pixels hides the glands from what compares neighbouring pixels. A scan stands
+for nothing but the file's layout.
 """
 
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from scipy.ndimage import fourier_gaussian
 
 from kimiajax.data.sources.source import Track, no_track
 from kimiajax.data.survey import WHITE
@@ -20,94 +22,112 @@ from kimiajax.shapes import Float, UInt8
 
 GLASS = 243.0
 GLASS_NOISE = 2.0
+TISSUE = 236  # gray levels below this are tissue
+GRAY = 150  # the middle of a patch's gray levels
+CONTRAST = 32  # of glands: the rank of a pixel in its square, -1 to 1, times this
+NUCLEUS = 40  # how much darker a nucleus is
+NUCLEUS_SPACING = 6.0  # pixels
+LEVELLED = 40.0  # pixels, over which glands have the same mean and variance
+MOSAIC = ((-45, 15), (-15, 45))  # added to each 2 x 2 pixels
 
 
 @dataclass(frozen=True)
 class Tissue:
-    """What a scan's tissue looks like. Lengths in pixels, fractions in [0, 1], gray values 0 to 255."""
+    """What the glands of a scan look like.
 
-    stroma: float
-    fibre_contrast: float
-    fibre_width: float
-    fibre_angle: float
-    nuclei: float
-    nucleus_size: float
-    nucleus_gray: float
-    glands: float
-    gland_size: float
-    fat: float
-    fat_size: float
-    stain_drift: float
+    Attributes:
+        spacing: from gland to gland, in pixels, 10 to 32.
+        spread: of the spacing, relative to it, 0.07 to 0.15.
+        elongation: how many times longer than wide, 1 to 3.5.
+        direction: across their length, in radians, 0 to pi.
+        form: -0.5 to 0.5; above 0 bright rings, below 0 dark ones, 0 as much bright as dark.
+    """
+
+    spacing: float
+    spread: float
+    elongation: float
+    direction: float
+    form: float
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Tissue":
         return cls(
-            stroma=rng.uniform(140, 210),
-            fibre_contrast=rng.uniform(3, 22),
-            fibre_width=rng.uniform(1.2, 4.5),
-            fibre_angle=rng.uniform(0, np.pi),
-            nuclei=rng.uniform(0.03, 0.22),
-            nucleus_size=rng.uniform(1.6, 4.0),
-            nucleus_gray=rng.uniform(55, 110),
-            glands=rng.choice([0.0, rng.uniform(0.1, 0.45)]),
-            gland_size=rng.uniform(9, 22),
-            fat=rng.choice([0.0, 0.0, rng.uniform(0.1, 0.5)]),
-            fat_size=rng.uniform(7, 14),
-            stain_drift=rng.uniform(2, 6),
+            spacing=float(np.exp(rng.uniform(np.log(10), np.log(32)))),
+            spread=float(rng.uniform(0.07, 0.15)),
+            elongation=float(rng.choice([1.0, rng.uniform(1.8, 3.5)])),
+            direction=float(rng.uniform(0, np.pi)),
+            form=float(rng.uniform(-0.5, 0.5)),
         )
 
 
-class _Noise:
-    """Fields of Gaussian noise of a chosen length, mean 0 and variance 1, over one scan."""
-
-    def __init__(self, rng: np.random.Generator, height: int, width: int):
-        self._rng, self._shape = rng, (height, width)
-        self._y = np.fft.fftfreq(height).astype(np.float32)[:, None]
-        self._x = np.fft.rfftfreq(width).astype(np.float32)[None]
-
-    def __call__(self, length: float, *, along: float = 1.0, angle: float = 0.0, band: bool = False) -> np.ndarray:
-        """Varies over `length` pixels, `along` times slower in direction `angle`; `band` drops what is slower."""
-        cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-        u, v = self._x * cos + self._y * sin, self._y * cos - self._x * sin
-        q = np.float32(2 * (np.pi * length) ** 2) * ((u * np.float32(along)) ** 2 + v**2)
-        gain = q * np.exp(-q) if band else np.exp(-q)
-        spectrum = np.fft.rfft2(self._rng.standard_normal(self._shape, np.float32))
-        field = np.fft.irfft2(spectrum * gain, self._shape)
-        return (field - field.mean()) / field.std()
+def _standard(field: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+    """Returns a field with mean 0 and variance 1."""
+    return ((field - field.mean()) / field.std()).astype(np.float32)
 
 
-def _above(field: np.ndarray, fraction: float, edge: float = 0.15) -> Float[np.ndarray, "h w"]:
-    """A soft mask, in [0, 1], over the highest `fraction` of a field."""
-    level = np.float32(np.quantile(field[::4, ::4], 1 - fraction))
-    return 1 / (1 + np.exp(np.clip((level - field) / edge, -30, 30)))
+def _blurred(field: Float[np.ndarray, "h w"], length: float) -> Float[np.ndarray, "h w"]:
+    """Returns a field without what varies within `length` pixels; its edges meet."""
+    return np.fft.irfft2(fourier_gaussian(np.fft.rfft2(field), length, field.shape[1]), field.shape)
 
 
-def draw_tissue(tissue: Tissue, height: int, width: int, rng: np.random.Generator) -> UInt8[np.ndarray, "h w"]:
-    """One scan: tissue in the middle, noisy glass around it."""
-    noise = _Noise(rng, height, width)
-    region = noise(min(height, width) / 6)  # where densities are higher
-    gray = tissue.stroma + tissue.stain_drift * noise(min(height, width) / 4)
-    gray += tissue.fibre_contrast * noise(tissue.fibre_width, along=6.0, angle=tissue.fibre_angle)
-    nuclei = noise(tissue.nucleus_size, band=True) + 0.2 * region
-    inside = np.zeros_like(gray)
-    if tissue.glands:
-        gland = noise(tissue.gland_size, band=True)
-        epithelium, lumen = (_above(gland, tissue.glands), _above(gland, tissue.glands * 0.4))
-        nuclei += 0.9 * (epithelium - lumen)
-        gray -= 14 * (epithelium - lumen)
-        inside = lumen
-    gray += (225 - gray) * inside
-    nucleus = _above(nuclei, tissue.nuclei) * (1 - inside)
-    gray += (tissue.nucleus_gray + 12 * noise(1.0) - gray) * nucleus
-    if tissue.fat:
-        cells = np.abs(noise(tissue.fat_size, band=True))  # the zero lines are the membranes between fat cells
-        fat = _above(region + 0.5 * noise(tissue.fat_size * 3), tissue.fat) * _above(cells, 0.8, edge=0.05)
-        gray += (232 - gray) * fat
-    gray += 4 * noise(0.7)
+def _smooth(rng: np.random.Generator, shape: tuple[int, int], length: float) -> Float[np.ndarray, "h w"]:
+    """Noise that varies over `length` pixels, of mean 0 and variance 1."""
+    return _standard(_blurred(rng.standard_normal(shape, np.float32), length))
 
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
-    on_glass = np.hypot(y, x) + 0.07 * noise(min(height, width) / 12) > 1.02
-    glass = GLASS + GLASS_NOISE * rng.standard_normal(gray.shape, np.float32)
+
+def _waves(
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    wavelength: float,
+    spread: float,
+    elongation: float = 1.0,
+    direction: float = 0.0,
+) -> Float[np.ndarray, "h w"]:
+    """Noise of about one wavelength, in pixels, of mean 0 and variance 1.
+
+    `elongation`: how much longer its waves are along than across; `direction`: across, in radians.
+    """
+    y, x = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None]
+    across, along = x * np.cos(direction) + y * np.sin(direction), y * np.cos(direction) - x * np.sin(direction)
+    cycles = wavelength * np.hypot(across, elongation * along)
+    spectrum = np.fft.rfft2(rng.standard_normal(shape, np.float32)) * np.exp(-(((cycles - 1) / spread) ** 2) / 2)
+    return _standard(np.fft.irfft2(spectrum.astype(np.complex64), shape))
+
+
+def _glands(tissue: Tissue, shape: tuple[int, int], rng: np.random.Generator) -> Float[np.ndarray, "h w"]:
+    """Glands of the same mean and variance everywhere."""
+    waves = _waves(rng, shape, tissue.spacing, tissue.spread, tissue.elongation, tissue.direction)
+    drawn = (1 - abs(tissue.form)) * waves + 1.6 * tissue.form * np.sqrt(waves**2 + 0.1)
+    drawn -= _blurred(drawn, LEVELLED)
+    return drawn / np.sqrt(_blurred(drawn**2, LEVELLED))
+
+
+def _ranks(field: Float[np.ndarray, "h w"], size: int) -> Float[np.ndarray, "h w"]:
+    """The rank of each pixel within its square of `size` x `size`, -1 to 1."""
+    ranks = np.empty(field.shape, np.float32)
+    for row in range(0, field.shape[0], size):
+        for col in range(0, field.shape[1], size):
+            square = field[row : row + size, col : col + size]
+            order = np.argsort(square, axis=None, kind="stable")
+            found = np.empty(square.size, np.float32)
+            found[order] = np.linspace(-1, 1, square.size)
+            ranks[row : row + size, col : col + size] = found.reshape(square.shape)
+    return ranks
+
+
+def draw_tissue(
+    tissue: Tissue, height: int, width: int, rng: np.random.Generator, size: int = 96
+) -> UInt8[np.ndarray, "h w"]:
+    """One scan: tissue, and noisy glass in its corners. Each square of `size` x `size` holds the same gray levels."""
+    shape = (height, width)
+    gray = GRAY + CONTRAST * _ranks(_glands(tissue, shape, rng), size)
+    gray -= NUCLEUS / (1 + np.exp((1.3 - _waves(rng, shape, NUCLEUS_SPACING, 0.35)) / 0.3))
+    gray += 2 * _smooth(rng, shape, 0.6)
+    gray += np.tile(MOSAIC, (height // 2 + 1, width // 2 + 1))[:height, :width]
+
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    on_glass = np.hypot(y, x) + 0.07 * _smooth(rng, shape, min(shape) / 12) > 1.25
+    glass = GLASS + GLASS_NOISE * rng.standard_normal(shape, np.float32)
     return np.clip(np.where(on_glass, glass, gray), 0, 254).round().astype(np.uint8)
 
 
@@ -122,7 +142,7 @@ def _test_places(scan: np.ndarray, size: int, count: int, rng: np.random.Generat
         if len(places) % 3 != 2:
             row, col = row // size * size, col // size * size
         apart = all(abs(row - r) > size or abs(col - c) > size for r, c in places)
-        if apart and np.mean(scan[row : row + size, col : col + size] < 220) > 0.4:
+        if apart and np.mean(scan[row : row + size, col : col + size] < TISSUE) > 0.8:
             places.append((row, col))
     raise ValueError(f"no room for {count} test patches of {size} x {size} in a scan of {height} x {width}")
 
@@ -152,7 +172,7 @@ def write_synthetic_scans(
 
     def draw(number: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
         rng = np.random.default_rng([seed, number])
-        scan = draw_tissue(Tissue.draw(rng), height, width, rng)
+        scan = draw_tissue(Tissue.draw(rng), height, width, rng, patch_size)
         return scan, _test_places(scan, patch_size, int(rng.integers(test_patches[0], test_patches[1] + 1)), rng)
 
     with new_file(Path(path)) as aside, h5py.File(aside, "w") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
