@@ -13,6 +13,7 @@ from support.scan_files import tissue, write_scans
 
 from kimiajax import paper
 from kimiajax.cli.main import main
+from kimiajax.data.audit import near_duplicates
 from kimiajax.data.audit.audit import record_of, run_audit
 from kimiajax.data.audit.checks import FAILED, NOTE, PASSED, UNTOLD, check_exact
 from kimiajax.data.audit.copy_detection import CopyFinder
@@ -306,6 +307,16 @@ def test_patches_at_the_rim_of_tissue_that_are_strangers_are_no_duplicates(rng):
     assert near_pairs(train, test) == []
     (pair,) = near_pairs(train, np.rot90(train[7:8], 1, axes=(1, 2)))
     assert (pair.first, pair.second) == (7, 0)
+
+
+def test_a_pattern_that_all_pictures_share_makes_no_duplicates(rng, monkeypatch):
+    pattern = np.indices((THUMBNAIL, THUMBNAIL)).sum(axis=0) % 2 * 60
+    train, test = (np.stack([rim_of_tissue(rng) for _ in range(n)]) - pattern.astype(np.uint8) for n in (600, 40))
+    test[3] = train[7]
+    ((first, second, _),) = near_pairs(train, test)
+    assert (first, second) == (7, 3)
+    monkeypatch.setattr(near_duplicates, "MANY", 10**6)
+    assert len(near_pairs(train, test)) > 1, "the pattern would make some"
 
 
 def test_thousands_of_equal_patches_are_one_finding():

@@ -40,7 +40,7 @@ class Fits:
     turned: Float[np.ndarray, "t o"]
 
 
-def oriented(patch: UInt8[np.ndarray, "s s"]) -> Iterator[UInt8[np.ndarray, "s s"]]:
+def oriented(patch: Shaped[np.ndarray, "s s"]) -> Iterator[Shaped[np.ndarray, "s s"]]:
     """A patch in each of `ORIENTATIONS`."""
     for start in (patch, patch.T):
         for turns in range(4):

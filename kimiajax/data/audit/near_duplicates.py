@@ -9,13 +9,14 @@ from scipy.ndimage import gaussian_filter
 
 from kimiajax.data.audit.alignment import oriented
 from kimiajax.data.manifest import Patch
-from kimiajax.shapes import Float, Int, UInt8
+from kimiajax.shapes import Float, Int, Shaped, UInt8
 
 THUMBNAIL = 64  # side of the pictures that are compared, in pixels
 BITS = 12  # of 64 in which two perceptual hashes may differ to be looked at closely: random ones differ in 32
 DETAIL = 2.0  # pixels of a thumbnail: what varies more slowly, as a rim of tissue against glass does, proves nothing
 ALIKE = 0.6  # correlation of the rest from which they are called the same picture; strangers' stays under 0.35
 BLOCK = 2048  # hashes compared at a time
+MANY = 64  # pictures from which it is known what all share: a fixed pattern of a scanner, say, which proves nothing
 FLAT = 2.0  # standard deviation, in gray levels, under which a thumbnail shows nothing to compare
 
 
@@ -50,8 +51,10 @@ def perceptual_hash(thumbnails: UInt8[np.ndarray, "n s s"]) -> Int[np.ndarray, "
 def near_pairs(first: UInt8[np.ndarray, "n s s"], second: UInt8[np.ndarray, "m s s"]) -> list[Pair]:
     """Pictures of `second` that are nearly pictures of `first`, upright, turned or mirrored; the most alike first.
 
-    Hashes find what may be alike, and the correlation of the details of two thumbnails decides.
+    Hashes find what may be alike, and the correlation of the details of two thumbnails decides, without the details
+    that all pictures share.
     """
+    shared = _shared(np.concatenate([first, second]))
     seen = np.flatnonzero(first.std(axis=(1, 2)) >= FLAT)
     hashes = perceptual_hash(first[seen])
     found: dict[tuple[int, int], float] = {}
@@ -61,15 +64,30 @@ def near_pairs(first: UInt8[np.ndarray, "n s s"], second: UInt8[np.ndarray, "m s
             distance = np.bitwise_count(perceptual_hash(block)[:, None] ^ hashes[None])
             for there, here in np.argwhere(distance <= BITS).tolist():
                 key = int(seen[here]), start + there
-                alike = float(_detail(first[key[0]]) @ _detail(block[there]))
+                alike = float(_detail(first[key[0]], shared) @ _detail(block[there], shared))
                 if alike >= ALIKE:
                     found[key] = max(alike, found.get(key, 0))
     return sorted((Pair(*key, alike) for key, alike in found.items()), key=lambda pair: -pair.alike)
 
 
-def _detail(picture: UInt8[np.ndarray, "s s"]) -> Float[np.ndarray, " p"]:
-    """What varies quickly in a picture, as a row of mean 0 and length 1; a constant one is all 0."""
-    gray = picture.astype(np.float32)
+def _shared(pictures: UInt8[np.ndarray, "n s s"]) -> Float[np.ndarray, "p k"]:
+    """Returns an orthonormal basis of the mean picture's details, turned and mirrored; of few pictures, none."""
+    if len(pictures) < MANY:
+        return np.empty((pictures[0].size, 0), np.float32)
+    mean = pictures.mean(axis=0, dtype=np.float32)
+    basis, sizes, _ = np.linalg.svd(np.stack([_fine(turned) for turned in oriented(mean)], axis=1), full_matrices=False)
+    return basis[:, sizes > 1e-3 * max(float(sizes[0]), 1.0)]
+
+
+def _fine(gray: Shaped[np.ndarray, "s s"]) -> Float[np.ndarray, " p"]:
+    """What varies quickly in a picture, as a row of mean 0."""
+    gray = gray.astype(np.float32)
     fine = (gray - gaussian_filter(gray, DETAIL)).ravel()
-    fine -= fine.mean()
+    return fine - fine.mean()
+
+
+def _detail(picture: UInt8[np.ndarray, "s s"], shared: Float[np.ndarray, "p k"]) -> Float[np.ndarray, " p"]:
+    """What varies quickly in a picture and is not shared, as a row of length 1; a constant one is all 0."""
+    fine = _fine(picture)
+    fine -= shared @ (shared.T @ fine)
     return fine / max(float(np.linalg.norm(fine)), 1e-6)
