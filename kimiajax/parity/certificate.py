@@ -61,6 +61,8 @@ LEGEND = {
     "unjudged_relative_l2": "ours against the reference in float32, all images; at most bound + reference_relative_l2",
     "flips": "images whose largest entry is another one than in the reference in float32; must be 0",
     "fault": "why the stage fails, or null",
+    "losses": "of a protocol, by mode of trained batch normalisation: of each step's batch, and of all images after "
+    "each epoch. Its stages' relative_l2 are the largest relative difference of any loss, and at most 1e-9 in float64",
     "job.patches": "indices into /test_data/patches of the three test patches that are an image's channels",
     "job.labels": "the scan of each image's first patch, counted from 0 among the scans chosen",
     "job.judged": "the first so many images are computed in float64 too, and are the batch that is trained on",
@@ -124,6 +126,7 @@ class Certificate:
     inputs: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
+    losses: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
 
     @property
     def first_divergence(self) -> str | None:
@@ -224,10 +227,10 @@ def _compare_one(name: str, sides: Sides) -> Comparison:
     double = relative_l2(sides.ours_double[name], sides.judge[name])
     fault = None if double <= DOUBLE else f"{name}: relative L2 {double:.1e} in float64 is over {DOUBLE:.0e}"
     return Comparison(
-        max_abs=_finite(np.abs(sides.ours[name] - sides.judge[name]).max(initial=0)),
-        relative_l2=_finite(relative_l2(sides.ours[name], sides.judge[name])),
-        reference_relative_l2=_finite(relative_l2(sides.reference[name], sides.judge[name])),
-        double_relative_l2=_finite(double),
+        max_abs=finite(np.abs(sides.ours[name] - sides.judge[name]).max(initial=0)),
+        relative_l2=finite(relative_l2(sides.ours[name], sides.judge[name])),
+        reference_relative_l2=finite(relative_l2(sides.reference[name], sides.judge[name])),
+        double_relative_l2=finite(double),
         fault=fault,
     )
 
@@ -249,7 +252,7 @@ def _compare_zero(name: str, sides: Sides, whole: float) -> Comparison:
         share = float(np.linalg.norm(side[name].ravel())) / whole
         if not share <= most:
             fault = f"{name} is 0 but for rounding in the reference, and here {share:.1e} of the whole"
-    return Comparison(max_abs=_finite(np.abs(sides.ours[name]).max(initial=0)), fault=fault)
+    return Comparison(max_abs=finite(np.abs(sides.ours[name]).max(initial=0)), fault=fault)
 
 
 def _compare_together(stage: str, sides: Sides, zeros: set[str]) -> Comparison:
@@ -266,7 +269,7 @@ def _compare_together(stage: str, sides: Sides, zeros: set[str]) -> Comparison:
     )
     largest = max(float(np.abs(sides.ours[name] - sides.judge[name]).max(initial=0)) for name in names)
     compared = _bounded(stage, ours, reference, judge, relative_l2(ours, reference), None)
-    return replace(compared, max_abs=_finite(largest))
+    return replace(compared, max_abs=finite(largest))
 
 
 def _unfit(name: str, sides: Sides, shape: tuple[int, ...], *, double: bool, zero: bool = False) -> str | None:
@@ -307,11 +310,11 @@ def _bounded(
     elif double is not None and not double <= DOUBLE:
         fault = f"relative L2 {double:.1e} in float64 is over {DOUBLE:.0e}"
     largest = np.abs(ours.astype(np.float64) - judge).max(initial=0)
-    double = None if double is None else _finite(double)
-    return Comparison(_finite(largest), _finite(error), own, bound, double, _finite(whole), fault=fault)
+    double = None if double is None else finite(double)
+    return Comparison(finite(largest), finite(error), own, bound, double, finite(whole), fault=fault)
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
     """JSON has no NaN."""
     return float(value) if np.isfinite(value) else None
 

@@ -10,25 +10,36 @@ def render(certificate: Certificate) -> str:
     """The certificate as a table for a screen or a pipe."""
     parts = []
     if certificate.stages:
-        parts = [
-            _headline(certificate),
-            _table(certificate),
-            f"max abs and relative L2: ours in float32 against {certificate.reference} in float64; the bound is "
-            f"{FACTOR:g} x {certificate.reference}'s own error in float32, or a floor. float64: ours in float64 "
-            f"against the same, bound {DOUBLE:.0e}, array by array. A step's errors are those of what it changed. "
-            "flips: images with another largest logit.",
-        ]
+        parts = [_headline(certificate), _table(certificate), _legend(certificate)]
     return as_text(*parts, f"{certificate.verdict}{_why(certificate)}")
+
+
+def _legend(certificate: Certificate) -> str:
+    if certificate.job["batches"]:
+        return (
+            "The largest differences of any step's loss, and of any epoch's mean loss by stored statistics. max abs "
+            f"and relative: ours in float32 against {certificate.reference} in float64. float64: ours against the "
+            f"same, bound {DOUBLE:.0e}."
+        )
+    return (
+        f"max abs and relative L2: ours in float32 against {certificate.reference} in float64; the bound is "
+        f"{FACTOR:g} x {certificate.reference}'s own error in float32, or a floor. float64: ours in float64 "
+        f"against the same, bound {DOUBLE:.0e}, array by array. A step's errors are those of what it changed. "
+        "flips: images with another largest logit."
+    )
 
 
 def _headline(certificate: Certificate) -> str:
     job, weights = certificate.job, certificate.weights
     versions = ", ".join(f"{name} {version}" for name, version in certificate.versions["reference"].items())
     scans = "synthetic scans" if certificate.inputs["synthetic"] else certificate.inputs["scans"]
+    what = f"{job['judged']} of them judged in float64 and trained on"
+    if job["batches"]:
+        epochs, steps = len(job["batches"]), len(job["batches"][0])
+        what = f"trained after {job['boundary']} for {epochs} epochs of {steps} steps"
     return (
         f"{certificate.network} at {job['size']} x {job['size']}, {weights['source']} ({weights['sha256'][:12]}), "
-        f"against {versions}: {len(job['patches'])} images from {scans}, input {job['input']}, {job['judged']} of them "
-        "judged in float64 and trained on."
+        f"against {versions}: {len(job['patches'])} images from {scans}, input {job['input']}, {what}."
     )
 
 
@@ -36,7 +47,8 @@ def _table(certificate: Certificate) -> Table:
     table = new_table()
     for title in ("stage", "shape"):
         table.add_column(title, no_wrap=True)
-    for title in ("max abs", "relative L2", f"{certificate.reference}'s own", "bound", "float64", "flips"):
+    relative = "relative" if certificate.job["batches"] else "relative L2"
+    for title in ("max abs", relative, f"{certificate.reference}'s own", "bound", "float64", "flips"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("")
     for stage in certificate.stages:
@@ -65,6 +77,9 @@ def _why(certificate: Certificate) -> str:
         return f": {certificate.reason}"
     if certificate.verdict == FAILED:
         return f": {certificate.network} and {certificate.reference} part at {certificate.first_divergence}"
+    if certificate.job["batches"]:
+        losses = sum(len(losses["float64"]) for losses in certificate.losses.values())
+        return f": {certificate.network} trains as in {certificate.reference}, at each of {losses} losses"
     images, judged = len(certificate.job["patches"]), certificate.job["judged"]
     left_out = f"; not compared: {', '.join(certificate.not_compared)}" if certificate.not_compared else ""
     return (

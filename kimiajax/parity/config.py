@@ -15,14 +15,16 @@ class ParityConfig:
     """A weight file of that framework, or `random`: every array random, saved by the framework itself."""
     scans: Path | None = None
     """A scan file to take images from; by default one drawn by a program."""
-    image_size: int = 224
-    """Side of the networks' input in pixels."""
+    image_size: int | None = None
+    """Side of the networks' input in pixels; by default 224, and 150 with `--protocol`."""
     input: Literal["unit", "native"] = "unit"
     """What images are mapped onto: [0, 1], as in the study, or the input that the weights were trained on."""
     resize: Literal["nearest", "bilinear", "box"] = "box"
     """Filter from patch to input, as Pillow defines it."""
     steps: int = 3
     """Training steps; the first and the last are compared."""
+    protocol: bool = False
+    """Compare the losses of the study's fine-tuning instead: every step of three epochs on 96 patches, with Keras."""
     conv: Literal["plain", "fast"] = "plain"
     """How this project's side convolves: as XLA does, or by Winograd's algorithm, for a CPU."""
     seed: int = 0
@@ -32,6 +34,12 @@ class ParityConfig:
     out: Path | None = None
     """Folder for parity.json; by default runs/parity/NETWORK-REFERENCE."""
 
+    @property
+    def size(self) -> int:
+        """Side of the networks' input in pixels."""
+        return self.image_size or (150 if self.protocol else 224)
+
     def folder(self, network: str) -> Path:
         """Where the certificate goes."""
-        return self.out or Path("runs") / "parity" / f"{network}-{self.reference}"
+        what = f"{network}-{self.reference}-protocol" if self.protocol else f"{network}-{self.reference}"
+        return self.out or Path("runs") / "parity" / what

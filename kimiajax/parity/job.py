@@ -8,6 +8,10 @@ Names of outputs: `decoded` [n 3 h w] and `resized` [n 3 s s], uint8; `input` [n
 `logits` [n ...]; of the judged images as one batch: `loss`, `gradients/ARRAY`, and `step K/ARRAY`, what K steps have
 changed an array by, of every array that trains or has changed; `predictions`, the logits of all images after the last
 step, and `eta`, their eta_p, eta_w and eta_total.
+
+Of a protocol, which is a job with batches, instead: `input`, and by mode of trained batch normalisation `MODE/loss`
+[steps], the mean loss of each step's batch, and `MODE/evaluation` [epochs], that of all images after each epoch, by
+stored statistics.
 """
 
 import dataclasses
@@ -40,6 +44,8 @@ class Job:
     batch_norm_momentum: of running statistics where batch normalisation trains.
     hidden: width of the head's hidden layer.
     seed: of random weights and of the head.
+    batches: of a protocol, epoch by epoch and step by step, the places of the step's images; else none.
+    modes: of a protocol, of trained batch normalisation: "inference", "keras2017".
     """
 
     network: str
@@ -64,6 +70,8 @@ class Job:
     batch_norm_momentum: float
     hidden: int
     seed: int
+    batches: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    modes: tuple[str, ...] = ()
 
     @property
     def num_scans(self) -> int:
@@ -75,4 +83,9 @@ class Job:
     @staticmethod
     def read(folder: Path) -> "Job":
         fields: dict[str, Any] = json.loads((folder / "job.json").read_text())
-        return Job(**{**fields, "patches": tuple(map(tuple, fields["patches"])), "labels": tuple(fields["labels"])})
+        return Job(**{name: _tuples(value) for name, value in fields.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """A list, of lists perhaps, as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

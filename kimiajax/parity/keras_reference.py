@@ -10,10 +10,12 @@ os.environ["KERAS_BACKEND"] = "jax"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_ENABLE_X64"] = "1" if sys.argv[-1] == "float64" else "0"
 
+import functools
 import platform
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import keras
@@ -65,12 +67,16 @@ def run(job: Job, dtype: str, folder: Path) -> Outputs:
     assert job.application is not None
     compute_in(dtype)
     outputs = read_images(job)
-    count = job.judged if dtype == "float64" else len(job.patches)
+    count = job.judged if dtype == "float64" and not job.batches else len(job.patches)
     pixels = outputs["resized"].transpose(0, 2, 3, 1).astype(dtype)
     images = pixels / 255 if job.input == "unit" else keras_networks.preprocess_of(job.application)(pixels.copy())
     outputs["input"] = np.asarray(images, dtype)
     images = outputs["input"][:count]
 
+    if job.batches:
+        for mode in job.modes:
+            outputs |= {f"{mode}/{name}": array for name, array in train_protocol(job, mode, images, folder).items()}
+        return outputs
     model = keras_networks.build(job.application, job.size, job.classes)
     load(model, job.weights)
     taps = keras_networks.block_outputs(model, job.layers, job.pooled)
@@ -79,16 +85,75 @@ def run(job: Job, dtype: str, folder: Path) -> Outputs:
     if job.features in taps:
         outputs["features"] = outputs[f"block/{job.features}"]
 
-    hidden = keras.layers.Dense(job.hidden, activation="relu", name="head_hidden")
-    logits = keras.layers.Dense(job.num_scans, name="head_logits")
-    classifier = keras.Model(model.input, logits(hidden(keras_networks.head_input(taps, job.bottleneck))))
-    with np.load(folder / "head.npz") as head:
-        hidden.set_weights([head["hidden/kernel"], head["hidden/bias"]])
-        logits.set_weights([head["logits/kernel"], head["logits/bias"]])
+    classifier = keras.Model(model.input, with_head(job, keras_networks.head_input(taps, job.bottleneck), folder))
     keras_networks.train_after(classifier, keras_networks.block_layers(model, job.layers)[job.boundary])
     assert {variable.dtype for variable in classifier.weights} == {dtype}
     outputs |= train_steps(job, classifier, images)
     return outputs
+
+
+def with_head(job: Job, features: Any, folder: Path) -> Any:
+    """The logits of the job's head on a bottleneck's symbolic output."""
+    hidden = keras.layers.Dense(job.hidden, activation="relu", name="head_hidden")
+    logits = keras.layers.Dense(job.num_scans, name="head_logits")
+    output = logits(hidden(features))
+    with np.load(folder / "head.npz") as head:
+        hidden.set_weights([head["hidden/kernel"], head["hidden/bias"]])
+        logits.set_weights([head["logits/kernel"], head["logits/bias"]])
+    return output
+
+
+class Inference(keras.layers.Layer):
+    """A model whose batch normalisation stays on its stored statistics, whatever the model around it is called with.
+
+    Called as `model(x, training=False)` within another model, as Keras' guide to transfer learning has it, Keras 3
+    overrides it in training (keras-team/keras#20285).
+    """
+
+    def __init__(self, model: keras.Model):
+        super().__init__()
+        self.model = model
+
+    def call(self, x: Any) -> Any:
+        return self.model(x, training=False)
+
+
+def train_protocol(job: Job, mode: str, images: np.ndarray, folder: Path) -> Outputs:
+    """The losses of a protocol: of each step's batch, and of all images after each epoch."""
+    assert job.application is not None
+    model = keras_networks.build(job.application, job.size, job.classes)
+    load(model, job.weights)
+    taps = keras_networks.block_outputs(model, job.layers, job.pooled)
+    boundary = keras_networks.block_layers(model, job.layers)[job.boundary].output
+    stored = keras.Model(model.input, boundary).predict(images, batch_size=32, verbose="0")
+    after = keras.Model(boundary, keras_networks.head_input(taps, job.bottleneck))
+    start = keras.Input(stored.shape[1:])
+    features = Inference(after)(start) if mode == "inference" else after(start)
+    classifier = keras.Model(start, with_head(job, features, folder))
+    labels, cross_entropy = np.array(job.labels), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def loss_of(trained: list, others: list, batch: Any, labels: Any, training: bool) -> tuple:
+        logits, others = classifier.stateless_call(  # pyright: ignore[reportAssignmentType]  # three with losses only
+            trained, others, batch, training=training
+        )
+        return cross_entropy(labels, logits), others
+
+    gradient_of = jax.jit(jax.value_and_grad(loss_of, has_aux=True), static_argnums=4)
+    evaluate = jax.jit(functools.partial(loss_of, training=False))
+    optimizer = keras.optimizers.SGD(job.learning_rate, momentum=job.momentum)
+    optimizer.build(classifier.trainable_variables)
+    trained, others, state = (
+        [variable.value for variable in variables]
+        for variables in (classifier.trainable_variables, classifier.non_trainable_variables, optimizer.variables)
+    )
+    losses, evaluations = [], []
+    for epoch in job.batches:
+        for batch in map(list, epoch):
+            (loss, others), gradients = gradient_of(trained, others, stored[batch], labels[batch], True)
+            trained, state = optimizer.stateless_apply(state, gradients, trained)
+            losses.append(np.asarray(loss))
+        evaluations.append(np.asarray(evaluate(trained, others, stored, labels)[0]))
+    return {"loss": np.array(losses), "evaluation": np.array(evaluations)}
 
 
 def train_steps(job: Job, classifier: keras.Model, images: np.ndarray) -> Outputs:

@@ -39,7 +39,7 @@ def run_single(job: Job, weights: Weights, head: Variables) -> Outputs:
         StageError: with the outputs of the stages before.
     """
     try:
-        outputs = _images(job, weights)
+        outputs = images_of(job, weights)
     except Exception as error:
         raise StageError("decoded", error, {}) from error
     with jax.default_matmul_precision("float32"):  # as in the study; by itself jax computes in TF32 on a GPU
@@ -50,7 +50,7 @@ def bottleneck(job: Job, weights: Weights) -> np.ndarray:
     """What a head gets, for all images."""
     backbone = weights.backbone
     run = jax.jit(lambda variables, x: backbone.apply(variables, x, backbone.trunk)[0])
-    return np.asarray(run(weights.variables, _images(job, weights)["input"]))
+    return np.asarray(run(weights.variables, images_of(job, weights)["input"]))
 
 
 def run_double(job: Job, weights: Weights, head: Variables, images: np.ndarray) -> Outputs:
@@ -86,7 +86,8 @@ def _networks(job: Job, weights: Weights, head: Variables, images: np.ndarray, o
     return outputs
 
 
-def _images(job: Job, weights: Weights) -> Outputs:
+def images_of(job: Job, weights: Weights) -> Outputs:
+    """`decoded`, `resized` and `input` of all images."""
     with Scans(job.scans) as scans:
         patches = {index: scans.read_test_patch(index) for image in job.patches for index in image}
     resized = {index: resize(patch, job.size, job.resize) for index, patch in patches.items()}

@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from kimiajax.models.backbone import Variables
 from kimiajax.models.checkpoint import Weights
 from kimiajax.models.conv_autotune import choose_way
 from kimiajax.models.registry import BACKBONES
-from kimiajax.parity import ours
+from kimiajax.parity import ours, protocol
 from kimiajax.parity.certificate import FAILED, NOT_RUN, VERIFIED, Certificate, Sides, compare, translate
 from kimiajax.parity.config import ParityConfig
 from kimiajax.parity.job import Job
@@ -57,14 +58,18 @@ def run_parity(network: str, config: ParityConfig, progress: Silent | None = Non
     """
     progress = progress or Silent()
     check_least(config, steps=1, seed=0)
+    if config.protocol and config.reference != "keras":
+        raise UserError(f"--protocol: is compared with Keras, not with {config.reference}; add --reference keras")
+    if config.protocol and config.input != "unit":
+        raise UserError("--protocol: is the study's, with images in [0, 1]; leave --input out")
     comparable = [name for name, files in all_files(config.reference) if _is_comparable(name, files, config.reference)]
     if network not in comparable and network in BACKBONES:
         which = f"{config.reference}, and its mapping names none" if config.reference == "keras" else config.reference
         raise UserError(f"parity {network}: there is no such network in {which}; choose from {', '.join(comparable)}")
     if network not in comparable:
         raise UserError(f"parity {network or 'NETWORK'}: no such network; choose from {', '.join(comparable)}")
-    BACKBONES[network].check_size(config.image_size)
-    choose_way(config.conv, BACKBONES[network], config.image_size, 1)  # which refuses what cannot be had here
+    BACKBONES[network].check_size(config.size)
+    choose_way(config.conv, BACKBONES[network], config.size, 1)  # which refuses what cannot be had here
     for file in (config.scans, None if config.weights == "random" else Path(config.weights)):
         if file is not None and not file.exists():
             raise UserError(f"{file}: no such file; give the path of one")
@@ -95,11 +100,11 @@ def prepare(network: str, config: ParityConfig, folder: Path, progress: Silent) 
     scans = config.scans
     if scans is None:
         scans = folder / "scans.h5"
-        patch = config.image_size + config.image_size // 4  # no whole multiple: filters differ
-        write_synthetic_scans(
-            scans, num_scans=SCANS, patch_size=patch, grid=(4, 4), test_patches=(2, 2), seed=config.seed
-        )
-    patches, labels = _choose_images(scans)
+        patch = config.size + config.size // 4  # no whole multiple: filters differ
+        drawn: dict[str, Any] = {"num_scans": SCANS, "grid": (4, 4), "test_patches": (IMAGES_PER_SCAN, IMAGES_PER_SCAN)}
+        drawn = protocol.SYNTHETIC if config.protocol else drawn
+        write_synthetic_scans(scans, patch_size=patch, seed=config.seed, **drawn)
+    patches, labels = protocol.choose_patches(scans) if config.protocol else _choose_images(scans)
     backbone = BACKBONES[network]
     boundary, hidden = backbone.before(backbone.fine_tuned[0]), backbone.hidden
     if boundary is None or hidden is None:
@@ -114,7 +119,7 @@ def prepare(network: str, config: ParityConfig, folder: Path, progress: Silent) 
         scans=str(scans),
         patches=patches,
         labels=labels,
-        size=config.image_size,
+        size=config.size,
         resize=config.resize,
         input=config.input,
         judged=2,
@@ -130,6 +135,7 @@ def prepare(network: str, config: ParityConfig, folder: Path, progress: Silent) 
         batch_norm_momentum=0.99,
         hidden=hidden,
         seed=config.seed,
+        **(protocol.plan(len(labels), backbone, config.seed) if config.protocol else {}),
     )
     if random:
         job.write(folder)
@@ -191,7 +197,8 @@ def add_head(job: Job, weights: Weights, folder: Path) -> tuple[Job, Variables]:
 def run_reference(job: Job, reference: str, folder: Path, progress: Silent) -> tuple[Outputs, Outputs, dict]:
     """The reference's outputs in single and in double precision, and its versions, each from a process of its own."""
     job.write(folder)
-    progress.say(f"{reference}: float32 on {len(job.patches)} images, float64 on {job.judged}")
+    judged = len(job.patches) if job.batches else job.judged
+    progress.say(f"{reference}: float32 on {len(job.patches)} images, float64 on {judged}")
     with _running(reference, folder, "float32") as single, _running(reference, folder, "float64") as double:
         _wait(reference, "float32", single)
         _wait(reference, "float64", double)
@@ -248,12 +255,13 @@ def certify(
     tables = files_of(job.network, reference).tables
     table = {name: entry for part in (*tables, module.HEAD_TABLE) for name, entry in part.items()}
     single, judge = translate(single, table), translate(judge, table)
-    images = judge["input"][: job.judged]
-    outputs, failure = _attempt(lambda: ours.run_single(job, weights, head))
-    double, failure_in_double = _attempt(lambda: ours.run_double(job, weights, head, images))
+    side = protocol if job.batches else ours
+    images = judge["input"] if job.batches else judge["input"][: job.judged]
+    outputs, failure = _attempt(lambda: side.run_single(job, weights, head))
+    double, failure_in_double = _attempt(lambda: side.run_double(job, weights, head, images))
     sides, failure = Sides(outputs, double, single, judge), failure or failure_in_double
     blocks = weights.backbone.held_by(weights.variables)
-    stages = compare(job, blocks, sides, failure)
+    stages = protocol.compare(job, sides) if job.batches else compare(job, blocks, sides, failure)
     with Scans(job.scans) as scans:
         synthetic = scans.synthetic
     left_out = [b for b in weights.backbone.blocks if b not in blocks]
@@ -274,4 +282,5 @@ def certify(
         inputs={"scans": Path(job.scans).name, "synthetic": synthetic, "decoded_sha256": digest},
         versions={"reference": versions, "kimiajax": environment},
         stages=tuple(stages),
+        losses=protocol.losses(job, sides),
     )
