@@ -2,8 +2,8 @@
 
 The folder holds `patches.npz` (gray uint8 patches of both splits, and their scans) and the weights, `vgg16.h5` and
 `inception_v3.h5`. The protocol is that of `kimiajax table quick`: features into a linear SVM; a head on bottleneck
-features by RMSprop, then head and last blocks together by SGD, batch normalisation in inference mode as Keras' guide to
-transfer learning has it; and a small network from scratch by Adam.
+features by RMSprop, then head and last blocks together by SGD, batch normalisation in inference mode; and a small
+network from scratch by Adam.
 """
 
 from pathlib import Path
@@ -19,6 +19,17 @@ NETWORKS = {
     "vgg16": {"build": keras.applications.VGG16, "features": "fc2", "from": "block5_conv1", "hidden": 256},
     "inception_v3": {"build": keras.applications.InceptionV3, "features": "avg_pool", "from": None, "hidden": 1024},
 }
+
+
+class Inference(layers.Layer):
+    """A model that stays in inference mode: `model(x, training=False)` does not, within a model that is trained."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def call(self, x):
+        return self.model(x, training=False)
 
 
 def main(folder: Path, config: dict) -> dict:
@@ -58,7 +69,7 @@ def fine_tune(name, whole, train, scans, test, classes, config):
     head.fit(bottleneck, scans, batch_size=32, epochs=config["head_epochs"], verbose=0)
 
     images = keras.Input(train.shape[1:])
-    model = keras.Model(images, head(trunk(images, training=False)))
+    model = keras.Model(images, head(Inference(trunk)(images)))
     trunk.trainable = True
     train_from = network["from"]
     names = [layer.name for layer in trunk.layers]
