@@ -1,3 +1,4 @@
+import importlib
 import json
 
 import numpy as np
@@ -8,7 +9,12 @@ from support.runs import SMALL as SMALL_TABLE
 from benchmarks import choices, curves, cut, resize, suite
 from benchmarks.workloads import features
 from kimiajax.cli.main import main
+from kimiajax.data.manifest import read_manifest
+from kimiajax.data.open_scans import open_scans
+from kimiajax.data.patch_arrays import prepare_patches
+from kimiajax.data.patches import Rules
 from kimiajax.errors import UserError
+from kimiajax.evaluation.metrics import kimia_scores
 from kimiajax.models.registry import BACKBONES
 from kimiajax.training.freezing import TrainableBlocks
 from kimiajax.training.summary import list_blocks
@@ -159,3 +165,58 @@ def test_curves_of_runs_without_fine_tuning_are_refused(tmp_path, scans):
     assert main(command) == 0
     with pytest.raises(UserError, match="no row was fine-tuned"):
         curves.main([str(out), "--out", str(tmp_path / "curves.json")])
+
+
+@pytest.mark.parity
+def test_the_keras_script_cuts_the_patches_of_a_manifest_and_writes_losses_and_eta(
+    small_run, scans, tmp_path, monkeypatch
+):
+    import keras
+
+    from benchmarks.peers import keras_protocol
+
+    manifest = read_manifest(small_run / "manifest.csv")
+    found = keras_protocol.read_patches(scans, small_run / "manifest.csv", 32, "box")
+    with open_scans(scans) as source:
+        ours = prepare_patches(source, Rules(), 32, manifest=manifest)
+    for split, pixels in (("train", ours.train), ("test", ours.test)):
+        images, labels = found[split]
+        np.testing.assert_array_equal(images, np.repeat(pixels[..., None], 3, axis=-1).astype("float32") / 255)
+        np.testing.assert_array_equal(labels, manifest.labels(split))
+
+    weights, out = tmp_path / "vgg16.weights.h5", tmp_path / "out.json"
+    keras.applications.VGG16(weights=None, include_top=False, input_shape=(32, 32, 3)).save_weights(weights)
+    flags = ["--scans", scans, "--manifest", small_run / "manifest.csv", "--weights", weights, "--out", out]
+    short = ["--image-size", 32, "--seeds", 3, "--head-epochs", 2, "--epochs", 1]
+    monkeypatch.setattr("sys.argv", ["keras_protocol.py", "vgg16", *map(str, [*flags, *short])])
+    keras_protocol.main()
+    written = json.loads(out.read_text())
+    assert [(each["row"], each["head_optimizer"], len(each["losses"])) for each in written["results"]] == [
+        ("HD", "rmsprop", 2),
+        ("TL", "rmsprop", 1),
+        ("HD", "rmsprop2017", 2),
+        ("TL", "rmsprop2017", 1),
+    ]
+    for each in written["results"]:
+        scores = kimia_scores(manifest.labels("test"), np.array(each["predicted"], np.int32), 4)
+        assert each["eta_total"] == pytest.approx(scores.eta_total)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["keras_protocol", "keras_table"])
+def test_the_keras_scripts_keep_batch_normalisation_on_stored_statistics_where_they_say_so(name):
+    """Which calling the model with `training=False` does not."""
+    import keras
+
+    peer = importlib.import_module(f"benchmarks.peers.{name}")
+
+    def mean_after_training(around):
+        inside, outside = keras.Input((4,)), keras.Input((4,))
+        model = keras.Model(inside, keras.layers.BatchNormalization(name="bn")(inside))
+        whole = keras.Model(outside, keras.layers.Dense(1)(around(model)(outside)))
+        whole.compile(keras.optimizers.SGD(0.0), "mse")
+        whole.fit(np.full((8, 4), 5.0), np.zeros((8, 1)), verbose="0")
+        return model.get_layer("bn").get_weights()[2]
+
+    assert not mean_after_training(peer.Inference).any()
+    assert mean_after_training(lambda model: lambda x: model(x, training=False)).all()
