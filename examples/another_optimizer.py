@@ -6,8 +6,8 @@ The first line of the table is the paper's RMSprop by `kj.Optimization`, which i
 
     python examples/another_optimizer.py [--scans PATH]
 
-Seen on synthetic scans and random weights, which say nothing of tissue: after 20 epochs a loss of 1.055 by RMSprop,
-0.503 by AdamW, 0.254 by Lion; 36, 52 and 51 % of test patches correct, in intervals that overlap.
+Seen on synthetic scans and random weights, which say nothing of tissue: after 20 epochs a loss of 0.004 by RMSprop,
+0.135 by AdamW, 0.013 by Lion; 73, 67 and 75 % of test patches correct, in intervals that overlap.
 """
 
 import optax

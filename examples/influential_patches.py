@@ -8,8 +8,8 @@ gives them too, and holds the first way to account.
 
     python examples/influential_patches.py [--scans PATH]
 
-Seen on synthetic scans and random weights, which say nothing of tissue: test/s2/4 of scan 2, taken for scan 0, owes
-it to train/s0/672_224 (-11.5) and four others of scan 0, against train/s2/560_0 (13.8) and four others of scan 2.
+Seen on synthetic scans and random weights, which say nothing of tissue: test/s2/1 of scan 2, taken for scan 6, owes
+it to train/s6/0_672 (-148) and four others of scan 6, against train/s2/112_336 (224) and four others of scan 2.
 """
 
 import jax

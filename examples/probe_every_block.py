@@ -7,7 +7,7 @@ the study's linear SVM, on features of mean 0 and deviation 1: blocks differ in 
 
     python examples/probe_every_block.py [--scans PATH] [--out FILE.png or .svg]
 
-Seen on synthetic scans and random weights, which say nothing of tissue: 69 % correct after the stem, 34 to 48 % deeper.
+Seen on synthetic scans and random weights, which say nothing of tissue: 83 % correct after the stem, 65 to 82 % deeper.
 """
 
 from pathlib import Path

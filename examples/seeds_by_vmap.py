@@ -10,8 +10,8 @@ what other test patches would change as an interval of the mean over seeds.
 
 Seen on synthetic scans and random weights, which say nothing of tissue:
 
-    mean 43.6%; between seeds, standard deviation 4.5%
-    95 % interval of the mean, over test patches: 35.7% to 51.6%
+    mean 73.3%; between seeds, standard deviation 1.3%
+    95 % interval of the mean, over test patches: 63.1% to 82.7%
 """
 
 import jax

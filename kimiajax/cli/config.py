@@ -134,7 +134,7 @@ class PredictConfig:
     grad_cam: Path | None = None
     """A folder to write, with a picture of each patch and where the network looks in it; it must not exist yet."""
     layer: str | None = None
-    """Of these pictures: a block, or `keras-vis`; by default the last block that has a height and a width."""
+    """Of these pictures: a block, or `keras-vis`; by default the last block with more than 2 x 2 cells."""
     cache: Path | None = None
     """Folder for what serves again: surveys, patches, weights, features; by default the user's cache folder."""
 

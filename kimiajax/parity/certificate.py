@@ -62,7 +62,7 @@ LEGEND = {
     "flips": "images whose largest entry is another one than in the reference in float32; must be 0",
     "fault": "why the stage fails, or null",
     "losses": "of a protocol, by mode of trained batch normalisation: of each step's batch, and of all images after "
-    "each epoch. Its stages' relative_l2 are the largest relative difference of any loss, and at most 1e-9 in float64",
+    "each epoch. Its stages' relative_l2 are the largest relative difference of any loss. Its batches are job.batches",
     "job.patches": "indices into /test_data/patches of the three test patches that are an image's channels",
     "job.labels": "the scan of each image's first patch, counted from 0 among the scans chosen",
     "job.judged": "the first so many images are computed in float64 too, and are the batch that is trained on",

@@ -22,7 +22,7 @@ class ParityConfig:
     resize: Literal["nearest", "bilinear", "box"] = "box"
     """Filter from patch to input, as Pillow defines it."""
     steps: int = 3
-    """Training steps; the first and the last are compared."""
+    """Training steps; the first and the last are compared. `--protocol` takes those of its three epochs."""
     protocol: bool = False
     """Compare the losses of the study's fine-tuning instead: every step of three epochs on 96 patches, with Keras."""
     conv: Literal["plain", "fast"] = "plain"
@@ -32,12 +32,14 @@ class ParityConfig:
     require: bool = False
     """End with an exit status that is not 0 where the reference is not installed."""
     out: Path | None = None
-    """Folder for parity.json; by default runs/parity/NETWORK-REFERENCE."""
+    """Folder for parity.json; by default runs/parity/NETWORK-REFERENCE, or runs/parity/NETWORK-REFERENCE-protocol."""
 
     @property
     def size(self) -> int:
         """Side of the networks' input in pixels."""
-        return self.image_size or (150 if self.protocol else 224)
+        if self.image_size is not None:
+            return self.image_size
+        return 150 if self.protocol else 224
 
     def folder(self, network: str) -> Path:
         """Where the certificate goes."""

@@ -37,7 +37,7 @@ class Job:
     size: side of the network's input.
     resize: the filter from patch to input, as Pillow names it.
     input: "unit" for [0, 1] as in the study, "native" for what the weights were trained on.
-    judged: how many of the images are computed in double precision, and trained on.
+    judged: how many of the images are computed in double precision, and trained on; of a protocol all.
     boundary: the last block that does not train; all after it do.
     steps: training steps; the first and the last are compared.
     learning_rate, momentum: of SGD.

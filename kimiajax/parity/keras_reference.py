@@ -67,7 +67,7 @@ def run(job: Job, dtype: str, folder: Path) -> Outputs:
     assert job.application is not None
     compute_in(dtype)
     outputs = read_images(job)
-    count = job.judged if dtype == "float64" and not job.batches else len(job.patches)
+    count = job.judged if dtype == "float64" else len(job.patches)
     pixels = outputs["resized"].transpose(0, 2, 3, 1).astype(dtype)
     images = pixels / 255 if job.input == "unit" else keras_networks.preprocess_of(job.application)(pixels.copy())
     outputs["input"] = np.asarray(images, dtype)

@@ -1,6 +1,9 @@
 """This project's side of a job, through the functions that the study itself runs."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,13 +63,23 @@ def run_double(job: Job, weights: Weights, head: Variables, images: np.ndarray) 
     Args:
         images: the judge's own input, so that nothing before it counts.
     """
+    with in_double(weights.variables, head) as (_, variables, head):
+        return _networks(job, Weights(variables, weights.lineage), head, images.astype(np.float64), {})
+
+
+@contextlib.contextmanager
+def in_double(*trees: Variables) -> Iterator[tuple[Any, ...]]:
+    """Within, jax computes in double precision on the CPU: gives that device, and the trees in float64.
+
+    Raises:
+        UserError: a platform without it.
+    """
     try:
         (cpu, *_) = jax.local_devices(backend="cpu")
     except RuntimeError as error:
         raise UserError("float64 runs on the CPU, which JAX_PLATFORMS leaves out: add `,cpu` to it") from error
     with jax.enable_x64(True), jax.default_device(cpu):
-        variables, head = jax.tree.map(lambda array: array.astype(np.float64), (weights.variables, head))
-        return _networks(job, Weights(variables, weights.lineage), head, images.astype(np.float64), {})
+        yield (cpu, *jax.tree.map(lambda array: array.astype(np.float64), trees))
 
 
 def _networks(job: Job, weights: Weights, head: Variables, images: np.ndarray, outputs: Outputs) -> Outputs:

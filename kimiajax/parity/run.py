@@ -59,7 +59,7 @@ def run_parity(network: str, config: ParityConfig, progress: Silent | None = Non
     progress = progress or Silent()
     check_least(config, steps=1, seed=0)
     if config.protocol and config.reference != "keras":
-        raise UserError(f"--protocol: is compared with Keras, not with {config.reference}; add --reference keras")
+        raise UserError(f"--protocol: is compared with Keras, not with {config.reference}; give --reference keras")
     if config.protocol and config.input != "unit":
         raise UserError("--protocol: is the study's, with images in [0, 1]; leave --input out")
     comparable = [name for name, files in all_files(config.reference) if _is_comparable(name, files, config.reference)]
@@ -122,7 +122,7 @@ def prepare(network: str, config: ParityConfig, folder: Path, progress: Silent) 
         size=config.size,
         resize=config.resize,
         input=config.input,
-        judged=2,
+        judged=len(patches) if config.protocol else 2,
         application=model and model.application,
         layers=dict(model.layers) if model else {},
         features=backbone.features,
@@ -197,8 +197,7 @@ def add_head(job: Job, weights: Weights, folder: Path) -> tuple[Job, Variables]:
 def run_reference(job: Job, reference: str, folder: Path, progress: Silent) -> tuple[Outputs, Outputs, dict]:
     """The reference's outputs in single and in double precision, and its versions, each from a process of its own."""
     job.write(folder)
-    judged = len(job.patches) if job.batches else job.judged
-    progress.say(f"{reference}: float32 on {len(job.patches)} images, float64 on {judged}")
+    progress.say(f"{reference}: float32 on {len(job.patches)} images, float64 on {job.judged}")
     with _running(reference, folder, "float32") as single, _running(reference, folder, "float64") as double:
         _wait(reference, "float32", single)
         _wait(reference, "float64", double)
@@ -256,7 +255,7 @@ def certify(
     table = {name: entry for part in (*tables, module.HEAD_TABLE) for name, entry in part.items()}
     single, judge = translate(single, table), translate(judge, table)
     side = protocol if job.batches else ours
-    images = judge["input"] if job.batches else judge["input"][: job.judged]
+    images = judge["input"][: job.judged]
     outputs, failure = _attempt(lambda: side.run_single(job, weights, head))
     double, failure_in_double = _attempt(lambda: side.run_double(job, weights, head, images))
     sides, failure = Sides(outputs, double, single, judge), failure or failure_in_double

@@ -29,10 +29,11 @@ def render_table(results: dict[str, Any]) -> str:
 def _table(rows: Sequence[dict[str, Any]], several: bool, published: bool) -> Table:
     """Rows of a run of one seed or of several, whose spreads take the place of some columns."""
     table = new_table()
+    table.collapse_padding = True
     for name in ["approach"] if several else ["scheme", "approach"]:
         table.add_column(name, no_wrap=True)
     if published:
-        table.add_column("weights", overflow="fold", min_width=8)
+        table.add_column("weights", overflow="fold", min_width=10)
     counts = [] if several else ["correct"]
     papers = (SCORES[-1:] if several else SCORES) if published else ()
     for name in (*SCORES, *counts, *(score.replace("eta_", "paper ") for score in papers), "s"):

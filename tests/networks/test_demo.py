@@ -18,7 +18,6 @@ def broken(eta):
     kept = {
         "every network is above 3 times chance": min(eta[row] for row in NETWORK) > 3 * guess,
         "gray levels stay under twice chance": gray < 2 * guess,
-        "every network is above gray levels": min(eta[row] for row in NETWORK) > gray,
         "the best network is above LBP": max(eta[row] for row in NETWORK) > eta["floor_lbp"],
         "fine-tuning is above its head": eta["tl_inception_v3"] > eta["hd_inception_v3"],
         "no row is perfect": max(eta.values()) < 1,
@@ -48,4 +47,3 @@ def test_each_promise_can_be_broken():
         ({"fe_inception_v3": 1.0}, "no row is perfect"),
     ):
         assert broken({**sound, **change}) == [promise]
-    assert "every network is above gray levels" in broken({**sound, "floor_bright": 0.45})

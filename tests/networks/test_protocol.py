@@ -127,7 +127,12 @@ def test_a_difference_of_a_thousandth_in_one_step_fails_and_is_named(setting):
 
 
 def test_what_the_protocol_cannot_be_compared_on_is_refused(scans, capsys):
-    flags = ["--weights", "random", "--image-size", "32", "--protocol"]
-    assert main(["parity", "two", "--reference", "torch", *flags]) != 0
-    with pytest.raises(UserError, match="on 96 test patches of two scans or more"):
+    for flags, word in (
+        (["--reference", "torch"], "--protocol: is compared with Keras, not with torch"),
+        (["--reference", "keras", "--input", "native"], "leave --input out"),
+        (["--reference", "keras", "--image-size", "0"], "too small"),
+    ):
+        assert main(["parity", "vgg16", "--weights", "random", "--protocol", *flags]) == 2
+        assert word in capsys.readouterr().err
+    with pytest.raises(UserError, match="has 11 test patches of 4 scans, and --protocol needs 96"):
         protocol.choose_patches(scans)

@@ -319,6 +319,14 @@ def test_a_pattern_that_all_pictures_share_makes_no_duplicates(rng, monkeypatch)
     assert len(near_pairs(train, test)) > 1, "the pattern would make some"
 
 
+def test_a_picture_with_many_near_copies_is_found_each_time(rng):
+    """It makes much of the mean picture, and is not what all pictures share."""
+    train = np.stack([rim_of_tissue(rng) for _ in range(100)])
+    copies = np.clip(train[7] + rng.normal(scale=6, size=(32, *train[7].shape)), 0, 255).astype(np.uint8)
+    found = near_pairs(np.concatenate([train, copies]), train[7:8])
+    assert {pair.first for pair in found} >= {7, *range(100, 132)}
+
+
 def test_thousands_of_equal_patches_are_one_finding():
     patches = [Patch(f"train/s0/{k}", 0, "train", sha256="a" * 64) for k in range(5000)]
     check = check_exact(Manifest((*patches, Patch("test/s0/0", 0, "test", sha256="a" * 64)), 8, 1))

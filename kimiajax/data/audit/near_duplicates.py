@@ -16,6 +16,8 @@ BITS = 12  # of 64 in which two perceptual hashes may differ to be looked at clo
 DETAIL = 2.0  # pixels of a thumbnail: what varies more slowly, as a rim of tissue against glass does, proves nothing
 ALIKE = 0.6  # correlation of the rest from which they are called the same picture; strangers' stays under 0.35
 BLOCK = 2048  # hashes compared at a time
+SHARED = 0.5  # of a picture's details, by norm, that nine of ten pictures must share; strangers share under 0.1
+SAMPLE = 500  # pictures that are asked for it
 MANY = 64  # pictures from which it is known what all share: a fixed pattern of a scanner, say, which proves nothing
 FLAT = 2.0  # standard deviation, in gray levels, under which a thumbnail shows nothing to compare
 
@@ -71,12 +73,19 @@ def near_pairs(first: UInt8[np.ndarray, "n s s"], second: UInt8[np.ndarray, "m s
 
 
 def _shared(pictures: UInt8[np.ndarray, "n s s"]) -> Float[np.ndarray, "p k"]:
-    """Returns an orthonormal basis of the mean picture's details, turned and mirrored; of few pictures, none."""
+    """Returns an orthonormal basis of the details that nearly all pictures share, turned and mirrored; else none.
+
+    The mean picture tells them. It holds details of a picture with many copies, too: those only the copies have.
+    """
+    none = np.empty((THUMBNAIL**2, 0), np.float32)
     if len(pictures) < MANY:
-        return np.empty((pictures[0].size, 0), np.float32)
+        return none
     mean = pictures.mean(axis=0, dtype=np.float32)
     basis, sizes, _ = np.linalg.svd(np.stack([_fine(turned) for turned in oriented(mean)], axis=1), full_matrices=False)
-    return basis[:, sizes > 1e-3 * max(float(sizes[0]), 1.0)]
+    basis = basis[:, sizes > 1e-3 * max(float(sizes[0]), 1.0)]
+    some = pictures[:: max(1, len(pictures) // SAMPLE)]
+    shares = [np.linalg.norm(basis.T @ fine) / max(np.linalg.norm(fine), 1e-6) for fine in map(_fine, some)]
+    return basis if np.quantile(shares, 0.1) > SHARED else none
 
 
 def _fine(gray: Shaped[np.ndarray, "s s"]) -> Float[np.ndarray, " p"]:

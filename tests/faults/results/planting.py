@@ -54,6 +54,12 @@ def guessing(guess):
     return lambda lines: [lines[0], f"{lines[1].rsplit(',', 1)[0]},{guess}\n", *lines[2:]]
 
 
+def guessing_otherwise(lines):
+    """Changes the prediction in the second line to another scan."""
+    start, guess = lines[1].rsplit(",", 1)
+    return [lines[0], f"{start},{(int(guess) + 1) % 4}\n", *lines[2:]]
+
+
 def of_another_scan(line):
     """A line that says its patch is of another scan."""
     patch_id, scan, rest = line.split(",", 2)

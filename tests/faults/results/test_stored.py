@@ -13,7 +13,7 @@ from faults.results.planting import (
     PREDICTIONS,
     ROW,
     folder_instead,
-    guessing,
+    guessing_otherwise,
     of,
     results,
     results_of,
@@ -138,7 +138,11 @@ def test_the_table_is_the_same_when_it_is_computed_again(run, copy, scans, way):
 
 
 PARTS = {  # damage of another of a run's files -> how, and what the line says beside the run's folder
-    "predictions edited": (of(PREDICTIONS, guessing(3)), f"{PREDICTIONS}: was changed since results.json", MENDS),
+    "predictions edited": (
+        of(PREDICTIONS, guessing_otherwise),
+        f"{PREDICTIONS}: was changed since results.json",
+        MENDS,
+    ),
     "predictions swapped": (
         of(PREDICTIONS, lambda lines: [lines[0], lines[2], lines[1], *lines[3:]]),
         f"{PREDICTIONS}: was changed since results.json",
