@@ -25,7 +25,7 @@ from kimiajax.parity.ours import images_of, in_double
 from kimiajax.parity.reference import Outputs
 from kimiajax.training.engines import JitEngine
 from kimiajax.training.freezing import TrainableBlocks, TrainedMode
-from kimiajax.training.input_feeds import Feed, feed_of
+from kimiajax.training.input_feeds import feed_of
 from kimiajax.training.optimizer import Optimization
 from kimiajax.training.steps import Plan, Training, order_of
 
@@ -116,7 +116,7 @@ def _train(
     variables["params"]["head"] = head
     labels, key = np.array(job.labels, np.int32), jax.random.key(job.seed)
     steps = Plan(len(labels), BATCH, engine.rows(BATCH))
-    feed: Feed = feed_of("resident", engine, training, steps, stored, labels, key)
+    feed = feed_of("resident", engine, training, steps, stored, labels, key)
 
     @jax.jit
     def evaluation(variables: Variables, stored: Array) -> jax.Array:

@@ -12,7 +12,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -42,6 +41,7 @@ NEEDS = {"keras": ("keras",), "torch": ("torch", "torchvision", "timm")}
 REMEDY = {"keras": "pip install 'kimiajax[parity]'", "torch": "pip install torch torchvision timm"}
 TORCH = ("vgg16", "inception_v3")
 SCANS, IMAGES_PER_SCAN = 4, 2
+SYNTHETIC = {"num_scans": SCANS, "grid": (4, 4), "test_patches": (IMAGES_PER_SCAN, IMAGES_PER_SCAN)}
 LEARNING_RATE = 1e-4  # the study's
 
 
@@ -101,8 +101,7 @@ def prepare(network: str, config: ParityConfig, folder: Path, progress: Silent) 
     if scans is None:
         scans = folder / "scans.h5"
         patch = config.size + config.size // 4  # no whole multiple: filters differ
-        drawn: dict[str, Any] = {"num_scans": SCANS, "grid": (4, 4), "test_patches": (IMAGES_PER_SCAN, IMAGES_PER_SCAN)}
-        drawn = protocol.SYNTHETIC if config.protocol else drawn
+        drawn = protocol.SYNTHETIC if config.protocol else SYNTHETIC
         write_synthetic_scans(scans, patch_size=patch, seed=config.seed, **drawn)
     patches, labels = protocol.choose_patches(scans) if config.protocol else _choose_images(scans)
     backbone = BACKBONES[network]
