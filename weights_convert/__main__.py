@@ -12,6 +12,8 @@ from pathlib import Path
 from kimiajax.runtime.exit_codes import ended
 from weights_convert.convert import FRAMEWORKS, convert
 from weights_convert.export import export, must_be_new
+from weights_convert.keras_graph import CHANNELS
+from weights_convert.keras_said import BACKENDS
 from weights_convert.mappings import all_files
 
 
@@ -31,6 +33,12 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("file", type=Path)
         command.add_argument("out", type=Path, help="folder to write; must not exist")
         command.add_argument("--no-top", action="store_true", help="leave the ImageNet classes out")
+        command.add_argument(
+            "--with-head", action="store_true", help="take a head of a hidden dense layer and one of logits"
+        )
+        if framework == "keras":
+            for name, choices in (("backend", BACKENDS), ("data-format", CHANNELS)):
+                command.add_argument(f"--{name}", choices=list(choices), help="of a file that does not say it")
         if framework == "torch":
             command.add_argument(
                 "--fold-scale", action="store_true", help="multiply batch normalisation's scale into the kernels"
@@ -60,6 +68,9 @@ def _convert(arguments: argparse.Namespace) -> list[str]:
         top=not arguments.no_top,
         fold=getattr(arguments, "fold_scale", False),
         normalised=getattr(arguments, "imagenet_normalised", False),
+        head=arguments.with_head,
+        backend=getattr(arguments, "backend", None),
+        data_format=getattr(arguments, "data_format", None),
     )
     weights.save(arguments.out)
     lineage = weights.lineage
@@ -73,6 +84,9 @@ def _convert(arguments: argparse.Namespace) -> list[str]:
         lines.append(f"head: of a fine-tuned network, {classes} classes")
     if lineage["options"]:
         lines.append("network: " + ", ".join(f"{name}={value}" for name, value in lineage["options"].items()))
+    within = lineage["says"].get("within")
+    lines += [f"taken out of {within}"] if within else []
+    lines += [f"changed: {change}" for change in lineage["changes"]]
     if lineage["left_out"]:
         lines.append("left out: " + ", ".join(lineage["left_out"]))
     return lines

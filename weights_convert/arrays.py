@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ PICKLE = (
     "`safetensors.torch.save_file(torch.load('x.pth', weights_only=True), 'x.safetensors')`"
 )
 KERAS_MEMBER = "model.weights.h5"  # of a `.keras` archive
+DESCRIPTIONS = ("config.json", "metadata.json")  # the others
+LARGEST_RATIO = 20  # to which an archive's arrays may unfold; those of a trained network shrink little
+LARGEST_DESCRIPTION = 2**24  # bytes; that of Inception-v3 takes 300 thousand
 ZIP_SIGNATURE = b"PK\x03\x04"
 # What zipfile raises over a damaged archive, besides an OSError for a place before its first byte.
 DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zlib.error)
@@ -36,11 +39,40 @@ SAFETENSORS_TYPES = {"F32": "float32", "F16": "float16", "F64": "float64", "BF16
 
 @dataclass(frozen=True)
 class Stored:
-    """An array in a file, not yet read: the file may be another one, and large."""
+    """An array in a file, not yet read: the file may be another one, and large.
+
+    Attributes:
+        name: what it is called in the file.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray]
+    name: str = ""
+
+    def changed(self, change: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...] | None = None) -> "Stored":
+        """Returns this array as `change` makes it, of another shape perhaps, when it is read."""
+        return replace(self, shape=self.shape if shape is None else shape, read=lambda: change(self.read()))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A weight file that is open.
+
+    Attributes:
+        framework: whose it is, "keras" or "torch".
+        networks: the arrays of each network that may lie in it, by the names of tables; keys are places in the file.
+            One network's arrays may be another's as well, under other names.
+        layout: the file's kind.
+        lineage: what an exported file says of its weights.
+        said: what a file of Keras' says of itself.
+    """
+
+    framework: str
+    networks: dict[str, dict[str, Stored]]
+    layout: str
+    lineage: Any = None
+    said: Any = None
 
 
 def framework_of(path: Path) -> str:
@@ -72,29 +104,40 @@ def framework_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def open_keras(path: Path) -> Iterator[h5py.File]:
-    """The HDF5 file itself, or the one inside a `.keras` archive, copied out for as long as it is read."""
+def open_keras(path: Path) -> Iterator[tuple[h5py.File, dict[str, bytes]]]:
+    """The HDF5 file itself, or the one inside a `.keras` archive, copied out for as long as it is read, with the
+    archive's descriptions of the model."""
     with path.open("rb") as stream:
         archived = stream.read(len(ZIP_SIGNATURE)) == ZIP_SIGNATURE
     if not archived:
         with open_hdf5(path, "weights") as file:
-            yield file
+            yield file, {}
         return
     with tempfile.TemporaryDirectory(prefix="kimiajax-") as folder:
         inner = Path(folder) / KERAS_MEMBER
         with _archive(path) as archive:
+            described = {name: _described(archive, name, path) for name in DESCRIPTIONS if name in archive.NameToInfo}
             member = archive.getinfo(KERAS_MEMBER)
-            if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:  # could unfold to any size
-                raise UserError(
-                    f"{path}: its arrays are compressed or encrypted, which Keras does not do; save it from Keras again"
-                )
-            with archive.open(member) as source, inner.open("wb") as target:
+            if member.flag_bits & 1:
+                raise UserError(f"{path}: is encrypted, which Keras does not do; save it from Keras again")
+            if member.file_size > LARGEST_RATIO * member.compress_size:
+                ratio = f"{member.file_size / max(1, member.compress_size):,.0f} times its size"
+                raise UserError(f"{path}: {KERAS_MEMBER} would unfold to {ratio}; save it from Keras again")
+            with archive.open(KERAS_MEMBER) as source, inner.open("wb") as target:
                 try:
                     shutil.copyfileobj(source, target, 2**22)
                 except OSError as error:  # of a full disk, which does not say where
                     raise OSError(error.errno, error.strerror, str(inner)) from error
         with _opened(inner, path) as file:
-            yield file
+            yield file, described
+
+
+def _described(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+    with archive.open(name) as member:
+        text = member.read(LARGEST_DESCRIPTION + 1)
+    if len(text) > LARGEST_DESCRIPTION:
+        raise UserError(f"{path}: {name} is out of all proportion; save it from Keras again")
+    return text
 
 
 def _opened(inner: Path, path: Path) -> h5py.File:
@@ -132,10 +175,11 @@ def _check_list(path: Path) -> None:
 
 @contextlib.contextmanager
 def open_safetensors(path: Path) -> Iterator[dict[str, Stored]]:
-    """The arrays of a safetensors file by name, readable for as long as it is open.
+    """The arrays of a safetensors file of torch's by name, readable for as long as it is open.
 
     Raises:
-        UserError: a damaged file, or one with a header out of all proportion.
+        UserError: a damaged file, one with a header out of all proportion, or one that says that it is another
+            framework's.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -151,6 +195,11 @@ def open_safetensors(path: Path) -> Iterator[dict[str, Stored]]:
                 raise UserError(
                     f"{path}: {quoted(odd[0])} is a name that no line can show; fetch or save the file again"
                 )
+            framework = (file.metadata() or {}).get("format", "pt")
+            if framework not in ("pt", "np"):
+                raise UserError(
+                    f"{path}: says that its arrays lie as {quoted(framework)} has them; save them from torch"
+                )
             yield {name: _stored(file, name) for name in names}
     except SafetensorError as error:
         reason = quoted(str(error), 300)[1:-1]  # it quotes the file
@@ -160,4 +209,5 @@ def open_safetensors(path: Path) -> Iterator[dict[str, Stored]]:
 def _stored(file: Any, name: str) -> Stored:
     described = file.get_slice(name)
     dtype: str = described.get_dtype()
-    return Stored(tuple(described.get_shape()), SAFETENSORS_TYPES.get(dtype, dtype), lambda: file.get_tensor(name))
+    shape = tuple(described.get_shape())
+    return Stored(shape, SAFETENSORS_TYPES.get(dtype, dtype), lambda: file.get_tensor(name), name)

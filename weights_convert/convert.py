@@ -3,30 +3,74 @@
 import contextlib
 import datetime
 import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from kimiajax import __version__
 from kimiajax.errors import UserError
 from kimiajax.io.files import sha256_file
 from kimiajax.io.json_records import parse_json
 from kimiajax.io.pytrees import digest
-from kimiajax.models.backbone import Backbone, Variables
+from kimiajax.models.backbone import Backbone, Flat, Variables
 from kimiajax.models.checkpoint import LINEAGE_FORMAT, Weights, origin_of, published_lineage, top_of
 from kimiajax.models.head import Classifier
 from kimiajax.models.registry import BACKBONES
+from kimiajax.text import first_few, quoted
 from weights_convert import keras_h5, safetensors
-from weights_convert.arrays import Stored, framework_of
-from weights_convert.mapping import IMAGENET, Destination, Files, Table
+from weights_convert.arrays import Opened, Stored, framework_of
+from weights_convert.held import AS_PUBLISHED, Held, Stated, Wanted
+from weights_convert.mapping import IMAGENET, Destination, Table
 from weights_convert.mappings import all_files, files_of
 
 FRAMEWORKS = {"keras": keras_h5, "torch": safetensors}
 LONGEST_LIST = 2_000  # characters of what is wrong with a file
 BACKGROUND_CLASSES = 1001  # TensorFlow-Slim's ImageNet classes, whose first is the background
+NARROWED = {"float16": "widened", "bfloat16": "widened", "float64": "rounded"}  # types that are taken as float32
+
+
+@contextlib.contextmanager
+def reading(
+    network: str,
+    path: Path,
+    *,
+    framework: str | None = None,
+    head: bool = False,
+    backend: str | None = None,
+    data_format: str | None = None,
+) -> Iterator[tuple[Opened, Table, Held]]:
+    """Opens a weight file and finds the network in it.
+
+    Gives the file, the table of the network's names, and the arrays with what the file says of them. Arguments and
+    errors are those of `convert`.
+    """
+    found = framework_of(path)
+    if framework not in (None, found):
+        raise UserError(
+            f"{path}: seems to be a file of {found}, not of {framework}; name {found} in its place, or give a file of "
+            f"{framework}"
+        )
+    if found != "keras" and (backend or data_format):
+        raise UserError(f"{path}: {found} has one layout; leave the backend and the order of axes out")
+    published = published_lineage(BACKBONES[network], path) is not None
+    stated = Stated(head, published, backend, data_format)
+    with FRAMEWORKS[found].open_arrays(path) as opened:
+        if not any(opened.networks.values()):
+            raise UserError(f"{path}: holds no weights; give a file of {network}")
+        place, table = _choose(network, opened, path)
+        held = Held(
+            {name: stored for name, stored in opened.networks[place].items() if name in table},
+            {stored.name: stored for each in opened.networks.values() for stored in each.values()},
+        )
+        FRAMEWORKS[found].hold(opened, place, held, _wanted(network, found, table), stated, path)
+        yield opened, table, held
 
 
 def convert(
@@ -35,69 +79,82 @@ def convert(
     *,
     framework: str | None = None,
     top: bool = True,
+    head: bool = False,
     fold: bool = False,
     normalised: bool = False,
+    backend: str | None = None,
+    data_format: str | None = None,
 ) -> Weights:
     """Reads a weight file of a network.
 
+    The network may lie within another model, or have another head than its classes: what is not the network's is left
+    out, and the lineage names it under `left_out`. What the file says of itself is held against what reading it
+    assumes; the lineage has it under `says`, and under `changes` what was done to the arrays for it.
+
     Args:
         network: a key of `BACKBONES` that has a mapping.
-        path: a file that Keras saved (`.h5`, of 2017 or of today, `.weights.h5`, `.keras`), or torchvision's or timm's
+        path: a file that Keras saved (`.h5`, of 2016 or of today, `.weights.h5`, `.keras`), or torchvision's or timm's
             arrays as `.safetensors`; with or without top.
         framework: "keras" or "torch" where the file must be of that one; by default either.
         top: false leaves the ImageNet classes, and VGG16's dense layers, out.
+        head: take a person's own head of the study's form: a hidden dense layer with a ReLU, and one of logits.
         fold: multiply the scale of batch normalisation into the kernels and means, for a network that has none.
             Inference is the same but for rounding; statistics of mini-batches are not.
         normalised: torch's Inception-v3 was trained on ImageNet-normalised images and not on [-1, 1], as timm's
             `gluon_in1k` was; the arrays do not show it.
+        backend: what Keras ran on, for a file that does not say it: "theano", whose kernels are turned, or
+            "tensorflow".
+        data_format: "channels_last" or "channels_first", for a file of weights alone with dense layers on a flattened
+            image that does not say it.
 
     Raises:
-        UserError: an option that does not apply, no such file, not such a file, another network's, or arrays missing,
-            extra, misshapen, of another type or not finite; they are counted, and listed as far as a line goes.
+        UserError: an option that does not apply, no such file, not such a file, another network's, one that contradicts
+            itself or does not say enough, or arrays missing, extra, misshapen, of another type or not finite; they are
+            counted, and listed as far as a line goes.
     """
-    found = framework_of(path)
-    if framework not in (None, found):
-        raise UserError(
-            f"{path}: seems to be a file of {found}, not of {framework}; name {found} in its place, or give a file of "
-            f"{framework}"
-        )
-    module = FRAMEWORKS[found]
-    files = files_of(network, found)
-    convention = files.convention
-    if fold and not convention.options.get("scale"):
-        raise UserError(f"{path}: {found}'s {network} has no batch normalisation with a scale; leave the folding out")
-    if normalised and (found != "torch" or convention.expected_input == IMAGENET):
-        raise UserError(f"{path}: what {found}'s {network} was trained on is known; leave the normalisation out")
-    with module.open_arrays(path) as (arrays, layout, attributes):
-        left_out = [name for name in arrays if module.is_unused(name)]
-        arrays = {name: stored for name, stored in arrays.items() if name not in left_out}
-        if not arrays:
-            raise UserError(f"{path}: holds no weights; give a file of {network}")
-        table = _choose_table(network, files, arrays, found, path)
-        backbone = BACKBONES[network].variant(**convention.options)
-        variables = _place(backbone, arrays, table, path)
-    exported = _exported_lineage(network, attributes, variables, path)
-    if not top and "predictions" in variables["params"]:
-        left_out += [name for name in table if table[name][0][1] in backbone.top and name in arrays]
-        variables["params"] = {k: v for k, v in variables["params"].items() if k not in backbone.top}
+    with reading(network, path, framework=framework, head=head, backend=backend, data_format=data_format) as (
+        opened,
+        table,
+        held,
+    ):
+        found = opened.framework
+        convention = files_of(network, found).convention
+        if fold and not convention.options.get("scale"):
+            raise UserError(
+                f"{path}: {found}'s {network} has no batch normalisation with a scale; leave the folding out"
+            )
+        if normalised and (found != "torch" or convention.expected_input == IMAGENET):
+            raise UserError(f"{path}: what {found}'s {network} was trained on is known; leave the normalisation out")
+        if "scale" in _fields(network) and any(to[-1] == "scale" for to, _ in table.values()):
+            held.options["scale"] = True
+        backbone = BACKBONES[network].variant(**{**convention.options, **held.options})
+        variables = _place(backbone, held, table, path)
+        left_out = list(held.left_out)
+        if not top and "predictions" in variables["params"]:
+            left_out += [name for name in table if table[name][0][1] in backbone.top and name in held.arrays]
+            variables["params"] = {k: v for k, v in variables["params"].items() if k not in backbone.top}
+    exported = _exported_lineage(network, opened.lineage, variables, path)
     options = dict(backbone.options)
     if fold:
         del options["scale"]
         variables = fold_scale(variables)
+    expected_input = convention.expected_input if held.expected_input is AS_PUBLISHED else held.expected_input
     lineage = {
         "format": LINEAGE_FORMAT,
         "network": network,
         "options": options,
         "framework": found,
-        "layout": layout,
+        "layout": opened.layout,
         "source": path.name,
         "source_sha256": sha256_file(path),
         "published": published_lineage(backbone, path),
+        "says": held.says,
+        "changes": held.changes,
         **top_of(variables),
         "label_offset": int(top_of(variables)["classes"] == BACKGROUND_CLASSES),
-        "expected_input": IMAGENET if normalised else convention.expected_input,
-        "batch_norm_epsilon": convention.batch_norm_epsilon,
-        "batch_norm_scale": ("kept" if options.get("scale") else "folded") if "scale" in convention.options else None,
+        "expected_input": IMAGENET if normalised else expected_input,
+        "batch_norm_epsilon": held.options.get("epsilon", convention.batch_norm_epsilon),
+        "batch_norm_scale": "kept" if options.get("scale") else "folded" if fold else None,
         "left_out": _summary(left_out),
         "converter": f"kimiajax {__version__}",
         "converted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -107,17 +164,36 @@ def convert(
     return Weights(variables, lineage)
 
 
-def _exported_lineage(network: str, attributes: dict[str, Any], variables: Variables, path: Path) -> dict[str, object]:
+def _wanted(network: str, framework: str, table: Table) -> Wanted:
+    """Returns what a file of a network is held against."""
+    backbone, files = BACKBONES[network], files_of(network, framework)
+    today = files.tables[0]
+    layers = {to[1:-1]: _layer(name) for name, (to, _) in today.items()}
+    shapes = backbone.tap_shapes(backbone.shapes(backbone.smallest, backbone.trunk), backbone.smallest, backbone.trunk)
+    return Wanted(
+        title=backbone.name,
+        layers={_layer(name): _layer(name) if table is today else layers[to[1:-1]] for name, (to, _) in table.items()},
+        described=files.model.described if files.model else {},
+        top={block: {name for name, (to, _) in table.items() if to[1] == block} for block in backbone.top},
+        widths=_widths(backbone),
+        channels=shapes[backbone.bottleneck][-1],
+        flat=backbone.bottleneck != "pooled",
+        epsilon=files.convention.batch_norm_epsilon,
+        takes_epsilon="epsilon" in _fields(network),
+    )
+
+
+def _exported_lineage(network: str, written: Any, variables: Variables, path: Path) -> dict[str, object]:
     """What an exported file says of its weights: they were trained where it says, not by the framework it is for.
 
     Raises:
         UserError: its arrays are not those that were exported.
     """
-    if keras_h5.LINEAGE not in attributes:
+    if written is None:
         return {}
     parent, inherited, same = None, {}, False
     with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError):
-        parent = parse_json(attributes[keras_h5.LINEAGE])
+        parent = parse_json(written)
         inherited = {key: parent[key] for key in ("label_offset", "expected_input")}
         origin_of(parent)
         told = parent["format"], parent["network"], parent["digest"]
@@ -130,20 +206,54 @@ def _exported_lineage(network: str, attributes: dict[str, Any], variables: Varia
     return {"parent": parent, **inherited}
 
 
-def _choose_table(network: str, files: Files, arrays: dict[str, Stored], framework: str, path: Path) -> Table:
-    """The table of the network that shares most names with the file: two spellings may exist.
+def _fields(network: str) -> Iterable[str]:
+    """The options that the network has."""
+    return BACKBONES[network].module.__dataclass_fields__
+
+
+def _layer(name: str) -> str:
+    return re.split(r"[/.](?=[^/.]*$)", name)[0]
+
+
+def _widths(backbone: Backbone) -> dict[str, int]:
+    """How many values the dense blocks before the classes give."""
+    blocks = backbone.top[:-1]
+    if not blocks:
+        return {}
+    arrays: Flat = flatten_dict(backbone.shapes(backbone.smallest)["params"])
+    return {block: leaf.shape[0] for (block, *_, kind), leaf in arrays.items() if block in blocks and kind == "bias"}
+
+
+def _choose(network: str, opened: Opened, path: Path) -> tuple[str, Table]:
+    """The place in a file, and the table of the network, that share most names: two spellings may exist.
 
     Raises:
-        UserError: the file's arrays are named as another network's, or as no known one's.
+        UserError: the file's arrays are named as another network's, or as no known one's, or two networks lie in it.
     """
     shared = {
-        name: max(len(_own(table) & arrays.keys()) for table in each.tables) for name, each in all_files(framework)
+        (name, place): [(len(_own(table) & arrays.keys()), len(table.keys() & arrays.keys())) for table in each.tables]
+        for name, each in all_files(opened.framework)
+        for place, arrays in opened.networks.items()
     }
-    if not shared[network] or shared[network] < max(shared.values()):
-        likely = max(shared, key=shared.__getitem__)
-        seen = f"{likely} weights" if shared[likely] else "weights of no network known here"
-        raise UserError(f"{path}: holds {seen} ({', '.join(list(arrays)[:3])}, ...); {network} ones are needed")
-    return max(files.tables, key=lambda table: len(table.keys() & arrays.keys()))
+    most = {name: max(max(counts) for (of, _), counts in shared.items() if of == name) for name, _ in shared}
+    if not most[network][0] or most[network][0] < max(most.values())[0]:
+        likely = max(most, key=most.__getitem__)
+        seen = f"{likely} weights" if most[likely][0] else "weights of no network known here"
+        names = first_few(stored.name for arrays in opened.networks.values() for stored in arrays.values())
+        raise UserError(f"{path}: holds {seen} ({names}); {network} ones are needed")
+    places = [place for place in opened.networks if max(shared[network, place]) == most[network]]
+    place = min(places, key=len)
+    apart = [other for other in places if not _overlap(opened.networks[place], opened.networks[other])]
+    if apart:
+        raise UserError(
+            f"{path}: holds two networks {network}, in {quoted(place)} and in {quoted(apart[0])}; give the file of one"
+        )
+    counts = shared[network, place]
+    return place, files_of(network, opened.framework).tables[counts.index(max(counts))]
+
+
+def _overlap(one: dict[str, Stored], other: dict[str, Stored]) -> bool:
+    return bool({stored.name for stored in one.values()} & {stored.name for stored in other.values()})
 
 
 def _own(table: Table) -> set[str]:
@@ -151,8 +261,9 @@ def _own(table: Table) -> set[str]:
     return {name for name, (to, _) in table.items() if to[1] not in ("predictions", "head")}
 
 
-def _place(backbone: Backbone, arrays: dict[str, Stored], table: Table, path: Path) -> Variables:
+def _place(backbone: Backbone, held: Held, table: Table, path: Path) -> Variables:
     """Every array in its place, or one error that lists what is wrong."""
+    arrays = held.arrays
     groups = {name: _group(backbone, to) for name, (to, _) in table.items()}
     present = {"blocks"} | {groups[name] for name in arrays if name in groups}
     table = {name: entry for name, entry in table.items() if groups[name] in present}
@@ -164,10 +275,10 @@ def _place(backbone: Backbone, arrays: dict[str, Stored], table: Table, path: Pa
             f"{backbone.mapping}: its table and the arrays of {backbone.name} part at {'/'.join(odd)}; mend it"
         )
 
-    _check_type(arrays, path)
     faults = [f"missing: {name}" for name in table if name not in arrays]
     faults += [f"extra: {name} {stored.shape}" for name, stored in arrays.items() if name not in table]
     variables: Variables = {"params": {}}
+    types: Counter[str] = Counter()
     for name, (to, layout) in table.items():
         if name not in arrays:
             continue
@@ -175,10 +286,14 @@ def _place(backbone: Backbone, arrays: dict[str, Stored], table: Table, path: Pa
         if stored.shape != shape:
             faults.append(f"shape: {name} is {stored.shape}, must be {shape}")
             continue
-        if stored.dtype != "float32":
-            faults.append(f"type: {name} is {stored.dtype}, must be float32")
+        if stored.dtype != "float32" and stored.dtype not in NARROWED:
+            faults.append(f"type: {name} is {stored.dtype}, must be float32, or float16, bfloat16 or float64")
             continue
         array = np.ascontiguousarray(layout.read(stored.read()))
+        if stored.dtype != "float32":
+            types[stored.dtype] += 1
+            with np.errstate(over="ignore"):  # infinity, which is told below
+                array = array.astype(np.float32)
         if not np.isfinite(array).all():
             faults.append(f"values: {name} holds NaN or infinity")
         elif to[-1] == "var" and (array < 0).any():
@@ -195,6 +310,7 @@ def _place(backbone: Backbone, arrays: dict[str, Stored], table: Table, path: Pa
             f"{path}: {count} of {backbone.name}: {_listed(faults)}; give {backbone.name}'s file as its framework "
             "saved it"
         )
+    held.changes += [f"{count} arrays {NARROWED[dtype]} from {dtype}" for dtype, count in sorted(types.items())]
     return variables
 
 
@@ -207,12 +323,6 @@ def _group(backbone: Backbone, destination: Destination) -> str:
     """Which arrays a file holds all or none of: the blocks', the top's, the head's."""
     block = destination[1]
     return "top" if block in backbone.top else "head" if block == "head" else "blocks"
-
-
-def _check_type(arrays: dict[str, Stored], path: Path) -> None:
-    types = {stored.dtype for stored in arrays.values()}
-    if len(types) == 1 and types != {"float32"}:
-        raise UserError(f"{path}: all {len(arrays)} arrays are {types.pop()}; float32 is needed: save them so")
 
 
 def _expected_shapes(

@@ -1,7 +1,7 @@
 """What a mapping says of a network's files in another framework: of each array where it goes and how it lies there."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -62,11 +62,14 @@ class KerasModel:
         layers: block -> the layer whose output is the block's; "max_pooling2d#1" is the second that Keras numbered.
             "pooled" is the mean of the block before it and needs none.
         order: the layers that have arrays, as `model.layers` has them; where none is given, as in the table.
+        described: what Keras' configuration says of these layers, which files are held against (`keras_graph`), and of
+            "output", what the last block gives, and "head", what a head takes; by default nothing.
     """
 
     application: str
     layers: dict[str, str]
     order: tuple[str, ...] = ()
+    described: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from weights_convert.arrays import Stored, open_safetensors
+from kimiajax.text import quoted
+from weights_convert.arrays import Opened, Stored, open_safetensors
+from weights_convert.held import Held, Stated, Wanted, check_top, take_head
 from weights_convert.mapping import AS_IS, DENSE_OUT_IN, Layout, Table
 
 
@@ -22,12 +23,40 @@ HEAD_TABLE = {
 
 
 def is_unused(name: str) -> bool:
-    """Whether it is one of the arrays that have no place here: the auxiliary classifier, and a counter of batches."""
+    """Returns whether it is an array without a place here: of the auxiliary classifier, or a counter of batches."""
     return name.startswith("AuxLogits.") or name.endswith(".num_batches_tracked")
 
 
 @contextlib.contextmanager
-def open_arrays(path: Path) -> Iterator[tuple[dict[str, Stored], str, dict[str, Any]]]:
-    """The arrays of a file, the layout's name, and no attributes."""
+def open_arrays(path: Path) -> Iterator[Opened]:
+    """Opens a file: its arrays as they are named, and without each prefix that some of the names have.
+
+    Raises:
+        UserError: a damaged file.
+    """
     with open_safetensors(path) as arrays:
-        yield arrays, "safetensors", {}
+        networks: dict[str, dict[str, Stored]] = {"": arrays}
+        for name, stored in arrays.items():
+            parts = name.split(".")
+            for end in range(1, len(parts) - 1):
+                prefix = ".".join(parts[:end]) + "."
+                networks.setdefault(prefix, {})[name.removeprefix(prefix)] = stored
+        yield Opened("torch", networks, "safetensors")
+
+
+def hold(opened: Opened, place: str, held: Held, wanted: Wanted, stated: Stated, path: Path) -> None:
+    """Takes a network's arrays without the prefix that a training program left, and leaves out what is beside them.
+
+    Raises:
+        UserError: no head of the study's form where one is asked for.
+    """
+    if place:
+        held.changes.append(f"the prefix {quoted(place)} of its names left out")
+    tops = {name.split(".")[0] for names in wanted.top.values() for name in names}
+    own = {layer.split(".")[0] for layer in wanted.layers} - tops
+    for name, stored in opened.networks[place].items():
+        if name.split(".")[0] in own and not is_unused(name):
+            held.arrays[name] = stored
+    check_top(held, wanted)
+    if stated.head:
+        take_head(held, wanted, ".", path)

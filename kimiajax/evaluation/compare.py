@@ -11,6 +11,7 @@ from kimiajax.evaluation import statistics
 from kimiajax.evaluation.claims import LEVEL
 from kimiajax.evaluation.statistics import Pair
 from kimiajax.io.json_records import changes
+from kimiajax.io.lineage import identity_of
 from kimiajax.runs.layout import NO_RESULT
 from kimiajax.runs.reader import StoredRun
 from kimiajax.runs.warnings import warnings_of
@@ -134,7 +135,7 @@ def _differences(a: StoredRun, b: StoredRun) -> list[str]:
         return {
             "preset": run.results["preset"],
             "settings": config,
-            "weights": {network: lineage["digest"][:12] for network, lineage in first["weights"].items()},
+            "weights": {network: identity_of(lineage, 12) for network, lineage in first["weights"].items()},
             "training patches": _training(run),
             "program": {"version": first["environment"]["kimiajax"], "revision": first["environment"]["revision"]},
             "devices": first["environment"]["devices"],

@@ -9,6 +9,7 @@ from kimiajax.errors import UserError
 from kimiajax.experiments.artifacts import digest_of_learnt, load_learnt
 from kimiajax.experiments.config import setting_of
 from kimiajax.features.svm import LinearSVM
+from kimiajax.io.lineage import identity_of
 from kimiajax.models.backbone import Backbone
 from kimiajax.models.checkpoint import Weights
 from kimiajax.models.conv_autotune import choose_way
@@ -82,8 +83,8 @@ class FinishedRow(NamedTuple):
             )
         except UserError as error:
             raise UserError(f"{error}; {told}") from error
-        if loaded.lineage["digest"] != needed["digest"]:
-            raise UserError(f"{source}: holds other weights, of digest {loaded.lineage['digest'][:12]}; {told}")
+        if identity_of(loaded.lineage) != identity_of(needed):
+            raise UserError(f"{source}: holds other weights, of digest {identity_of(loaded.lineage, 12)}; {told}")
         return self.convolving(loaded)
 
     def convolving(self, loaded: Weights) -> Weights:

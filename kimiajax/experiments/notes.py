@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from kimiajax import paper
 from kimiajax.experiments.approach import Approach
 from kimiajax.experiments.study import Study, mixed_lineages
+from kimiajax.io.lineage import as_read
 
 
 def notes_of(study: Study, rows: Sequence[Approach]) -> list[str]:
@@ -49,6 +50,8 @@ def _of_weights(study: Study) -> list[str]:
     random = [network for network, loaded in weights.items() if loaded.random]
     if random:
         notes.append(f"{' and '.join(random)}: random weights, so their rows say nothing about pre-training.")
+    read = {network: as_read(loaded.lineage) for network, loaded in weights.items()}
+    notes += [f"{network}, as its file asks: {done}." for network, done in read.items() if done]
     tuned = [network for network, loaded in weights.items() if "trained_blocks" in loaded.lineage]
     if tuned:
         notes.append(f"{' and '.join(tuned)}: weights that an earlier run fine-tuned, so not pre-trained ones alone.")

@@ -8,6 +8,7 @@ from kimiajax.errors import UserError
 from kimiajax.experiments.artifacts import digest_of_learnt, load_learnt
 from kimiajax.io.files import sha256_file
 from kimiajax.io.json_records import differences, is_sealed
+from kimiajax.io.lineage import identity_of as weights_of
 from kimiajax.io.pytrees import refuse_unreadable
 from kimiajax.runs.layout import NO_RESULT, SCHEMA_VERSION, RunFolder
 
@@ -23,7 +24,7 @@ def identity_of(results: dict[str, Any]) -> dict[str, Any]:
         "classes": data["names"],
         "manifest_sha256": data["manifest_sha256"],
         "pixels_sha256": data["pixels_sha256"],
-        "weights": {network: lineage["digest"] for network, lineage in results["weights"].items()},
+        "weights": {network: weights_of(lineage) for network, lineage in results["weights"].items()},
         "conv": {network: choice["way"] for network, choice in results["conv"].items()},
         "statistic_groups": results["statistic_groups"],
     }

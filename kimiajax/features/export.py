@@ -22,6 +22,7 @@ from kimiajax.features.extract import batch_size_for, extract_taps
 from kimiajax.features.taps import blocks_to, source_of, tap_of
 from kimiajax.io.cache import new_array
 from kimiajax.io.files import csv_text, new_folder, sha256_file, write_text
+from kimiajax.io.lineage import as_read
 from kimiajax.models.checkpoint import Weights
 from kimiajax.models.conv_autotune import choose_way
 from kimiajax.models.registry import BACKBONES
@@ -110,6 +111,8 @@ def export_features(
         choice = choose_way(conv, backbone, image_size, batch, precision=precision, cache=cache)
         progress.say(f"{network}: {choice.way} convolutions ({choice.reason})")
         loaded = replace(loaded, conv=choice.way)
+        if done := as_read(loaded.lineage):
+            progress.say(f"{network}, as its file asks: {done}")
         options = {"manifest": manifest, "patch_size": patch_size, "mpp": mpp, "cache": cache, "track": progress.track}
         parts = read_inputs(path, rules or Rules(), image_size, resize, **options)
         shape = (sum(len(part.ids) for part in parts), *shape_of(loaded, tap, image_size))

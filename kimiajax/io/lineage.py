@@ -19,3 +19,22 @@ def root_of(lineage: dict[str, Any]) -> dict[str, Any]:
 def is_random(lineage: dict[str, Any]) -> bool:
     """Returns whether weights began random, whatever scaled or trained them since."""
     return root_of(lineage)["source"] in DRAWN
+
+
+def identity_of(lineage: dict[str, Any], length: int | None = None) -> str:
+    """Returns what tells weights from others: their arrays' digest, as far as `length`, and the network's options."""
+    options = "".join(f", {name} {value}" for name, value in sorted(lineage.get("options", {}).items()))
+    return f"{lineage['digest'][:length]}{options}"
+
+
+def as_read(lineage: dict[str, Any]) -> str | None:
+    """Returns what was done to a weight file's arrays for what the file says of itself; None where nothing was."""
+    origin = root_of(lineage)
+    done = list(origin.get("changes", []))
+    within = origin.get("says", {}).get("within")
+    done += [f"taken out of {within}"] if within else []
+    if origin["framework"] == "keras" and origin.get("left_out"):
+        done.append(f"left out: {', '.join(origin['left_out'])}")
+    if "epsilon" in origin.get("options", {}):
+        done.append(f"batch normalisation with epsilon {origin['options']['epsilon']}")
+    return "; ".join(done) or None

@@ -1,6 +1,7 @@
 """DenseNet-121 as Keras builds it (Huang, Liu, van der Maaten and Weinberger, arXiv:1608.06993)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -28,25 +29,25 @@ class NormConv(nn.Module):
 
     features: int
     size: int
-    momentum: float
+    norm: Callable[..., BatchNorm]
 
     @nn.compact
     def __call__(
         self, x: Float[jax.Array, "b h w c"], how: Normalisation, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b h w d"]:
-        x = nn.relu(BatchNorm(EPSILON, self.momentum, name="bn")(x, how, mask))
+        x = nn.relu(self.norm(name="bn")(x, how, mask))
         return Conv(self.features, (self.size, self.size), use_bias=False, name="conv")(x)
 
 
 class Stem(nn.Module):
-    momentum: float
+    norm: Callable[..., BatchNorm]
 
     @nn.compact
     def __call__(
         self, x: Float[jax.Array, "b h w c"], how: Normalisation, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b _ _ 64"]:
         x = Conv(64, (7, 7), 2, "VALID", use_bias=False, name="conv")(zero_padded(x, 3))
-        x = nn.relu(BatchNorm(EPSILON, self.momentum, name="bn")(x, how, mask))
+        x = nn.relu(self.norm(name="bn")(x, how, mask))
         return max_pool(zero_padded(x, 1), 3, 2)  # [b 56 56 64]
 
 
@@ -54,15 +55,15 @@ class DenseBlock(nn.Module):
     """Layers of two convolutions, each of which sees the outputs of all before it."""
 
     layers: int
-    momentum: float
+    norm: Callable[..., BatchNorm]
 
     @nn.compact
     def __call__(
         self, x: Float[jax.Array, "b h w c"], how: Normalisation, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b h w d"]:
         for number in range(1, self.layers + 1):
-            y = NormConv(4 * GROWTH, 1, self.momentum, name=f"layer{number}_conv1")(x, how, mask)
-            y = NormConv(GROWTH, 3, self.momentum, name=f"layer{number}_conv2")(y, how, mask)
+            y = NormConv(4 * GROWTH, 1, self.norm, name=f"layer{number}_conv1")(x, how, mask)
+            y = NormConv(GROWTH, 3, self.norm, name=f"layer{number}_conv2")(y, how, mask)
             x = jnp.concatenate([x, y], axis=-1)
         return x
 
@@ -70,13 +71,13 @@ class DenseBlock(nn.Module):
 class Norm(nn.Module):
     """Batch normalisation and ReLU."""
 
-    momentum: float
+    norm: Callable[..., BatchNorm]
 
     @nn.compact
     def __call__(
         self, x: Float[jax.Array, "b h w c"], how: Normalisation, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b h w c"]:
-        return nn.relu(BatchNorm(EPSILON, self.momentum, name="bn")(x, how, mask))
+        return nn.relu(self.norm(name="bn")(x, how, mask))
 
 
 class DenseNet121(nn.Module):
@@ -84,11 +85,12 @@ class DenseNet121(nn.Module):
 
     The taps are the stem's [b 56 56 64], the dense blocks' as in the table above, the transitions' of half their
     height, width and channels, norm [b 7 7 1024], pooled [b 1024] and predictions [b classes], which are logits. Any
-    size from 32 x 32 serves.
+    size from 32 x 32 serves. `epsilon` is that of batch normalisation, by default Keras'.
     """
 
     num_classes: int = 1000
     momentum: float = 0.99
+    epsilon: float | None = None
 
     @nn.compact
     def __call__(
@@ -98,16 +100,17 @@ class DenseNet121(nn.Module):
         how: Normalisation = INFERENCE,
         mask: Shaped[jax.Array, " b"] | None = None,
     ) -> tuple[Float[jax.Array, "b ..."], dict[str, Float[jax.Array, "b ..."]]]:
+        norm = partial(BatchNorm, self.epsilon or EPSILON, self.momentum)
         taps = {}
         for name in blocks:
             if name == "stem":
-                x = Stem(self.momentum, name=name)(x, how, mask)
+                x = Stem(norm, name=name)(x, how, mask)
             elif name in DENSE:
-                x = DenseBlock(DENSE[name], self.momentum, name=name)(x, how, mask)
+                x = DenseBlock(DENSE[name], norm, name=name)(x, how, mask)
             elif name in TRANSITIONS:
-                x = _halved(NormConv(x.shape[-1] // 2, 1, self.momentum, name=name)(x, how, mask))
+                x = _halved(NormConv(x.shape[-1] // 2, 1, norm, name=name)(x, how, mask))
             elif name == "norm":
-                x = Norm(self.momentum, name=name)(x, how, mask)
+                x = Norm(norm, name=name)(x, how, mask)
             elif name == "pooled":
                 x = x.mean(axis=(1, 2))
             else:

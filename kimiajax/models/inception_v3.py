@@ -6,8 +6,9 @@ in which Keras creates them, which is how its weight files number them. torchvis
 differs in two points, each an option: its batch normalisation scales, and its average pools count the padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -143,8 +144,7 @@ class ConvUnit(nn.Module):
     """Convolution, batch normalisation, ReLU."""
 
     spec: Conv
-    momentum: float
-    scale: bool
+    norm: Callable[..., BatchNorm]
 
     @nn.compact
     def __call__(
@@ -152,13 +152,12 @@ class ConvUnit(nn.Module):
     ) -> Float[jax.Array, "b _ _ d"]:
         c = self.spec
         x = conv.Conv(c.features, (c.height, c.width), c.stride, c.padding, use_bias=False, name="conv")(x)
-        return nn.relu(BatchNorm(EPSILON, self.momentum, self.scale, name="bn")(x, how, mask))
+        return nn.relu(self.norm(name="bn")(x, how, mask))
 
 
 class Mixed(nn.Module):
     branches: tuple
-    momentum: float
-    scale: bool
+    norm: Callable[..., BatchNorm]
     count_padding: bool
 
     @nn.compact
@@ -173,7 +172,7 @@ class Mixed(nn.Module):
             if isinstance(layer, Fork):
                 return jnp.concatenate([run(name + "a", layer.left, y), run(name + "b", layer.right, y)], axis=-1)
             assert isinstance(layer, Conv)
-            return ConvUnit(layer, self.momentum, self.scale, name=name)(y, how, mask)
+            return ConvUnit(layer, self.norm, name=name)(y, how, mask)
 
         outputs = []
         for branch in _named(self.branches):
@@ -190,13 +189,14 @@ class InceptionV3(nn.Module):
     The taps are the blocks' outputs as in the tables above, pooled [b 2048], predictions [b classes]; the last are
     logits, of which Keras' network gives the softmax. Any size from 75 x 75 serves. `how` tells each batch
     normalisation what to do, and padded images (mask false) count in no statistics of a mini-batch. `scale` and
-    `count_padding` make it torchvision's network.
+    `count_padding` make it torchvision's network; `epsilon` is that of its batch normalisation, by default Keras'.
     """
 
     num_classes: int = 1000
     momentum: float = 0.99
     scale: bool = False
     count_padding: bool = False
+    epsilon: float | None = None
 
     @nn.compact
     def __call__(
@@ -206,10 +206,11 @@ class InceptionV3(nn.Module):
         how: Normalisation = INFERENCE,
         mask: Shaped[jax.Array, " b"] | None = None,
     ) -> tuple[Float[jax.Array, "b ..."], dict[str, Float[jax.Array, "b ..."]]]:
+        norm = partial(BatchNorm, self.epsilon or EPSILON, self.momentum, self.scale)
         taps = {}
         for name in blocks:
             if name in MIXED:
-                mixed = Mixed(MIXED[name], self.momentum, self.scale, self.count_padding, name=name)
+                mixed = Mixed(MIXED[name], norm, self.count_padding, name=name)
                 x = mixed(x, how, mask)
             elif name == "pooled":
                 x = x.mean(axis=(1, 2))

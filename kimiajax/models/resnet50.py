@@ -1,6 +1,7 @@
 """ResNet-50 as Keras builds it (He, Zhang, Ren and Sun, arXiv:1512.03385): strides in a block's first convolution."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -26,7 +27,7 @@ class ConvNorm(nn.Module):
     features: int
     size: int
     stride: int
-    momentum: float
+    norm: Callable[..., BatchNorm]
     padding: str = "SAME"
 
     @nn.compact
@@ -34,17 +35,17 @@ class ConvNorm(nn.Module):
         self, x: Float[jax.Array, "b h w c"], how: Normalisation, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b _ _ d"]:
         x = Conv(self.features, (self.size, self.size), self.stride, self.padding, name="conv")(x)
-        return BatchNorm(EPSILON, self.momentum, name="bn")(x, how, mask)
+        return self.norm(name="bn")(x, how, mask)
 
 
 class Stem(nn.Module):
-    momentum: float
+    norm: Callable[..., BatchNorm]
 
     @nn.compact
     def __call__(
         self, x: Float[jax.Array, "b h w c"], how: Normalisation, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b _ _ 64"]:
-        x = nn.relu(ConvNorm(64, 7, 2, self.momentum, "VALID", name="conv1")(zero_padded(x, 3), how, mask))
+        x = nn.relu(ConvNorm(64, 7, 2, self.norm, "VALID", name="conv1")(zero_padded(x, 3), how, mask))
         return max_pool(zero_padded(x, 1), 3, 2)  # [b 56 56 64]
 
 
@@ -53,14 +54,14 @@ class Bottleneck(nn.Module):
 
     features: int
     stride: int
-    momentum: float
+    norm: Callable[..., BatchNorm]
 
     @nn.compact
     def __call__(
         self, x: Float[jax.Array, "b h w c"], how: Normalisation, mask: Shaped[jax.Array, " b"] | None
     ) -> Float[jax.Array, "b _ _ d"]:
         def run(name: str, y: jax.Array, features: int, size: int, stride: int = 1) -> jax.Array:
-            return ConvNorm(features, size, stride, self.momentum, name=name)(y, how, mask)
+            return ConvNorm(features, size, stride, self.norm, name=name)(y, how, mask)
 
         wide = 4 * self.features
         shortcut = x if x.shape[-1] == wide else run("shortcut", x, wide, 1, self.stride)
@@ -73,11 +74,13 @@ class ResNet50(nn.Module):
     """Runs the named blocks, by default all of them, on the input of the first.
 
     The taps are the stem's [b 56 56 64], the blocks' as in the table above, pooled [b 2048] and predictions
-    [b classes], which are logits. Any size from 32 x 32 serves.
+    [b classes], which are logits. Any size from 32 x 32 serves. `epsilon` is that of batch
+    normalisation, by default Keras'.
     """
 
     num_classes: int = 1000
     momentum: float = 0.99
+    epsilon: float | None = None
 
     @nn.compact
     def __call__(
@@ -87,12 +90,13 @@ class ResNet50(nn.Module):
         how: Normalisation = INFERENCE,
         mask: Shaped[jax.Array, " b"] | None = None,
     ) -> tuple[Float[jax.Array, "b ..."], dict[str, Float[jax.Array, "b ..."]]]:
+        norm = partial(BatchNorm, self.epsilon or EPSILON, self.momentum)
         taps = {}
         for name in blocks:
             if name == "stem":
-                x = Stem(self.momentum, name=name)(x, how, mask)
+                x = Stem(norm, name=name)(x, how, mask)
             elif name in BOTTLENECKS:
-                x = Bottleneck(*BOTTLENECKS[name], self.momentum, name=name)(x, how, mask)
+                x = Bottleneck(*BOTTLENECKS[name], norm, name=name)(x, how, mask)
             elif name == "pooled":
                 x = x.mean(axis=(1, 2))
             else:

@@ -2,6 +2,7 @@
 
 from rich.table import Table
 
+from kimiajax.io.lineage import as_read
 from kimiajax.parity.certificate import DOUBLE, FACTOR, FAILED, LEAVES, NOT_RUN, Certificate
 from kimiajax.report.console import as_text, new_table
 
@@ -37,10 +38,12 @@ def _headline(certificate: Certificate) -> str:
     if job["batches"]:
         epochs, steps = len(job["batches"]), len(job["batches"][0])
         what = f"trained after {job['boundary']} for {epochs} epochs of {steps} steps"
-    return (
+    headline = (
         f"{certificate.network} at {job['size']} x {job['size']}, {weights['source']} ({weights['sha256'][:12]}), "
         f"against {versions}: {len(job['patches'])} images from {scans}, input {job['input']}, {what}."
     )
+    done = as_read(weights["lineage"])
+    return f"{headline} The arrays of the file, for both sides: {done}." if done else headline
 
 
 def _table(certificate: Certificate) -> Table:

@@ -45,6 +45,7 @@ class Job:
     hidden: width of the head's hidden layer.
     seed: of random weights and of the head.
     batches: of a protocol, epoch by epoch and step by step, the places of the step's images; else none.
+    epsilon: of batch normalisation, where the weight file asks for another than the network's.
     modes: of a protocol, of trained batch normalisation: "inference", "keras2017".
     """
 
@@ -72,6 +73,7 @@ class Job:
     seed: int
     batches: tuple[tuple[tuple[int, ...], ...], ...] = ()
     modes: tuple[str, ...] = ()
+    epsilon: float | None = None
 
     @property
     def num_scans(self) -> int:

@@ -9,15 +9,19 @@ from typing import Any
 import keras
 
 
-def build(application: str, size: int, classes: int | None) -> keras.Model:
+def build(application: str, size: int, classes: int | None, epsilon: float | None = None) -> keras.Model:
     """A network of `keras.applications`, or of "module:function", random, for images of this size; with logits of so
-    many classes, or no top."""
-    return _builder(application)(
+    many classes, or no top; with another epsilon of batch normalisation, where one is given."""
+    model = _builder(application)(
         weights=None,
         include_top=classes is not None,
         input_shape=(size, size, 3),
         **({} if classes is None else {"classes": classes, "classifier_activation": None}),
     )
+    for layer in model.layers:
+        if epsilon is not None and isinstance(layer, keras.layers.BatchNormalization):
+            layer.epsilon = epsilon
+    return model
 
 
 def preprocess_of(application: str) -> Callable[[Any], Any]:

@@ -77,7 +77,7 @@ def run(job: Job, dtype: str, folder: Path) -> Outputs:
         for mode in job.modes:
             outputs |= {f"{mode}/{name}": array for name, array in train_protocol(job, mode, images, folder).items()}
         return outputs
-    model = keras_networks.build(job.application, job.size, job.classes)
+    model = keras_networks.build(job.application, job.size, job.classes, job.epsilon)
     load(model, job.weights)
     taps = keras_networks.block_outputs(model, job.layers, job.pooled)
     for block, value in keras.Model(model.input, taps)(images, training=False).items():
@@ -121,7 +121,7 @@ class Inference(keras.layers.Layer):
 def train_protocol(job: Job, mode: str, images: np.ndarray, folder: Path) -> Outputs:
     """The losses of a protocol: of each step's batch, and of all images after each epoch."""
     assert job.application is not None
-    model = keras_networks.build(job.application, job.size, job.classes)
+    model = keras_networks.build(job.application, job.size, job.classes, job.epsilon)
     load(model, job.weights)
     taps = keras_networks.block_outputs(model, job.layers, job.pooled)
     boundary = keras_networks.block_layers(model, job.layers)[job.boundary].output

@@ -19,7 +19,7 @@ from kimiajax.data.config import check_least, json_fields
 from kimiajax.data.sources.scan_file import Scans
 from kimiajax.data.sources.synthetic import write_synthetic_scans
 from kimiajax.errors import UserError
-from kimiajax.io.files import sha256_file
+from kimiajax.io.lineage import as_read
 from kimiajax.models.backbone import Variables
 from kimiajax.models.checkpoint import Weights
 from kimiajax.models.conv_autotune import choose_way
@@ -33,6 +33,7 @@ from kimiajax.runtime.environment import describe_environment
 from kimiajax.runtime.progress import Silent
 from kimiajax.weights.load import check_dense_size
 from weights_convert.convert import FRAMEWORKS, convert
+from weights_convert.export import write_as_today
 from weights_convert.mapping import Files
 from weights_convert.mappings import all_files, files_of
 
@@ -142,19 +143,35 @@ def prepare(network: str, config: ParityConfig, folder: Path, progress: Silent) 
         with _running(config.reference, folder, "make") as process:
             _wait(config.reference, "make", process)
     weights = dataclasses.replace(convert(network, Path(job.weights), framework=config.reference), conv=config.conv)
-    _check(job, weights)
-    return dataclasses.replace(job, classes=weights.lineage["classes"]), weights
+    _check(job, weights, config.reference)
+    if needs_rewriting(weights):  # of which the reference would read nothing, or something else
+        as_today = folder / f"as_read.{SUFFIX[config.reference]}"
+        write_as_today(network, Path(job.weights), as_today)
+        job = dataclasses.replace(job, weights=str(as_today))
+    epsilon = weights.lineage["options"].get("epsilon")
+    return dataclasses.replace(job, classes=weights.lineage["classes"], epsilon=epsilon), weights
 
 
-def _check(job: Job, weights: Weights) -> None:
+def needs_rewriting(weights: Weights) -> bool:
+    """Returns whether a file's arrays were turned, reordered, widened or found within another model: what it says of
+    itself, which a reference does not read."""
+    return as_read(weights.lineage) is not None
+
+
+def _check(job: Job, weights: Weights, reference: str) -> None:
     """Raises UserError for weights that a comparison cannot take."""
+    convention = files_of(job.network, reference).convention
+    options = {name: value for name, value in weights.lineage["options"].items() if name != "epsilon"}
+    if options != dict(BACKBONES[job.network].variant(**convention.options).options):
+        said = ", ".join(f"{name}={value}" for name, value in options.items())
+        raise UserError(f"{job.weights}: is {job.network} with {said}, which {reference} has not; give another file")
+    if job.input == "native" and weights.lineage["expected_input"] != convention.expected_input:
+        raise UserError(f"{job.weights}: says that it was trained on another input than published; leave --input out")
     params = weights.variables["params"]
     if "fc1" in params:
         check_dense_size(weights.variables, weights.backbone, job.size, job.weights)
     if "head" in params:
         raise UserError(f"{job.weights}: holds a fine-tuned network with its head; give the file that it started from")
-    if job.input == "native" and weights.lineage["expected_input"] is None:
-        raise UserError(f"{job.weights}: does not say what input it was trained on; leave --input native out")
 
 
 def _choose_images(scans: Path) -> tuple[tuple, tuple]:
@@ -272,11 +289,11 @@ def certify(
         reference,
         not_compared=tuple(left_out),
         weights={
-            "source": Path(job.weights).name,
-            "sha256": sha256_file(Path(job.weights)),
+            "source": weights.lineage["source"],
+            "sha256": weights.lineage["source_sha256"],
             "lineage": weights.lineage,
         },
-        job={**dataclasses.asdict(job), "weights": Path(job.weights).name, "scans": Path(job.scans).name},
+        job={**dataclasses.asdict(job), "weights": weights.lineage["source"], "scans": Path(job.scans).name},
         inputs={"scans": Path(job.scans).name, "synthetic": synthetic, "decoded_sha256": digest},
         versions={"reference": versions, "kimiajax": environment},
         stages=tuple(stages),

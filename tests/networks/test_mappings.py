@@ -49,12 +49,13 @@ def test_its_logits_are_those_of_keras_and_not_those_of_kernels_that_are_exchang
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_names_of_the_published_file_give_the_same_arrays(saved, tmp_path, network):
     path = saved(network, True).path
-    with h5py.File(path) as source, h5py.File(tmp_path / "published.h5", "w") as target:
+    published = tmp_path / f"{network}_weights_tf_dim_ordering_tf_kernels.h5"
+    with h5py.File(path) as source, h5py.File(published, "w") as target:
         for layer, group in source["model_weights"].items():
             name = OTHER_NAMES[network].get(layer, layer)
             for leaf, array in group.get(layer, {}).items():
                 target[f"{name}/{name}/{leaf}:0"] = array[...]
-    one, other = (convert(network, each).lineage for each in (path, tmp_path / "published.h5"))
+    one, other = (convert(network, each).lineage for each in (path, published))
     assert one["digest"] == other["digest"]
     assert one["layout"] != other["layout"]
 

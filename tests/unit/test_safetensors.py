@@ -157,19 +157,12 @@ def nan(shape):
             {"features.0.weight": np.zeros((3, 3, 3, 64), np.float32)},
             r"shape: features.0.weight is \(3, 3, 3, 64\), must be \(64, 3, 3, 3\)",
         ),
-        ({"features.0.bias": np.zeros(64, np.float16)}, "type: features.0.bias is float16, must be float32"),
+        ({"features.0.bias": np.zeros(64, np.int32)}, "type: features.0.bias is I32, must be float32"),
     ],
 )
 def test_one_wrong_array_is_one_line(arrays, tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as caught:
         convert("vgg16", saved(arrays, tmp_path, **changes))
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_in_float16_is_one_line_and_not_one_for_each_array(arrays, tmp_path):
-    halved = {name: array.astype(np.float16) for name, array in arrays.items()}
-    with pytest.raises(UserError, match="all 32 arrays are float16; float32 is needed") as caught:
-        convert("vgg16", saved(halved, tmp_path))
     assert "\n" not in str(caught.value)
 
 

@@ -1,7 +1,12 @@
 """Inception-v3's arrays in Keras' files, and in torchvision's and timm's, which give them the same names."""
 
+import functools
+import itertools
+
 from kimiajax.models import inception_v3
 from kimiajax.models.inception_v3 import Conv, Fork
+from weights_convert import keras_graph
+from weights_convert.keras_graph import Described
 from weights_convert.keras_h5 import HEAD_TABLE, batch_norm, dense
 from weights_convert.mapping import (
     AS_IS,
@@ -26,6 +31,37 @@ KERAS: Table = {  # by rank, in Keras' order of creation
     },
     **dense("predictions", "predictions"),
     **HEAD_TABLE,
+}
+
+
+def _described() -> Described:
+    described, rank = {}, itertools.count()
+
+    def run(layer: object, x: str) -> str:
+        if layer is inception_v3.MAX:
+            return keras_graph.pool("max", 3, 2, "valid", x)
+        if layer is inception_v3.AVERAGE:
+            return keras_graph.pool("average", 3, 1, "same", x)
+        if isinstance(layer, Fork):
+            return keras_graph.concatenated(run(layer.left, x), run(layer.right, x))
+        assert isinstance(layer, Conv)
+        number = next(rank)
+        padding = "none" if (layer.height, layer.width) == (1, 1) else layer.padding.lower()
+        described[f"conv2d#{number}"] = keras_graph.convolution(layer.stride, padding), x
+        described[f"batch_normalization#{number}"] = "batch normalisation", f"conv2d#{number}"
+        return keras_graph.relu(f"batch_normalization#{number}")
+
+    x = keras_graph.INPUT
+    for branches in inception_v3.MIXED.values():
+        ends = [functools.reduce(lambda y, layer: run(layer, y), branch, x) for branch in branches]
+        x = keras_graph.concatenated(*ends) if len(ends) > 1 else ends[0]
+    head = "dense", keras_graph.mean(x)
+    return described | {"output": ("", x), "head": head, "predictions": head}
+
+
+SCALED = KERAS | {  # Keras 1 gave every batch normalisation a scale
+    f"batch_normalization#{rank}/gamma": (("params", block, unit, "bn", "scale"), AS_IS)
+    for rank, (block, unit) in enumerate(inception_v3.convolutions())
 }
 LAYERS = {"stem": "max_pooling2d#1"} | {name: name for name in inception_v3.BLOCKS if name not in ("stem", "pooled")}
 
@@ -106,9 +142,12 @@ TORCH: Table = {
     **layer("fc", DENSE_OUT_IN, "predictions"),
 }
 
+MODEL = KerasModel("InceptionV3", LAYERS, _order(), _described())
 FILES = {
     "keras": Files(
-        (KERAS,), Convention({}, MINUS_ONE_TO_ONE, inception_v3.EPSILON), KerasModel("InceptionV3", LAYERS, _order())
+        (KERAS, SCALED),
+        Convention({}, MINUS_ONE_TO_ONE, inception_v3.EPSILON),
+        MODEL,
     ),
     # torchvision's `transform_input` takes its usual normalisation to this range before the first convolution.
     "torch": Files(

@@ -1,6 +1,8 @@
 """ResNet-50's arrays in Keras' files."""
 
 from kimiajax.models import resnet50
+from weights_convert import keras_graph
+from weights_convert.keras_graph import Described
 from weights_convert.keras_h5 import HEAD_TABLE, batch_norm, dense, renamed
 from weights_convert.mapping import CAFFE, Convention, Files, KerasModel, Table
 
@@ -27,6 +29,27 @@ KERAS: Table = {
     **dense("predictions", "predictions"),
     **HEAD_TABLE,
 }
+
+
+def _described() -> Described:
+    described = {}
+
+    def unit(layer: str, x: str, stride: int = 1, padding: str = "none") -> str:
+        described[f"{layer}_conv"] = keras_graph.convolution(stride, padding), x
+        described[f"{layer}_bn"] = "batch normalisation", f"{layer}_conv"
+        return f"{layer}_bn"
+
+    x = keras_graph.relu(unit("conv1", keras_graph.padded(3, keras_graph.INPUT), 2, "valid"))
+    x = keras_graph.pool("max", 3, 2, "valid", keras_graph.padded(1, x))
+    for block, (_, stride) in resnet50.BOTTLENECKS.items():
+        shortcut = unit(f"{block}_0", x, stride) if _projects(block) else x
+        y = keras_graph.relu(unit(f"{block}_1", x, stride))
+        y = keras_graph.relu(unit(f"{block}_2", y, padding="same"))
+        x = keras_graph.relu(keras_graph.added(shortcut, unit(f"{block}_3", y)))
+    head = "dense", keras_graph.mean(x)
+    return described | {"output": ("", x), "head": head, "predictions": head}
+
+
 LAYERS = {"stem": "pool1_pool", "predictions": "predictions"} | {name: f"{name}_out" for name in resnet50.BOTTLENECKS}
 
 
@@ -42,8 +65,11 @@ def _order() -> tuple[str, ...]:
 
 PUBLISHED = renamed(KERAS, {"predictions": "probs"})
 
+MODEL = KerasModel("ResNet50", LAYERS, _order(), _described())
 FILES = {
     "keras": Files(
-        (KERAS, PUBLISHED), Convention({}, CAFFE, resnet50.EPSILON), KerasModel("ResNet50", LAYERS, _order())
+        (KERAS, PUBLISHED),
+        Convention({}, CAFFE, resnet50.EPSILON),
+        MODEL,
     ),
 }

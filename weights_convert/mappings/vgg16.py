@@ -10,6 +10,8 @@ import math
 import numpy as np
 
 from kimiajax.models import vgg16
+from weights_convert import keras_graph
+from weights_convert.keras_graph import Described
 from weights_convert.keras_h5 import HEAD_TABLE, dense
 from weights_convert.mapping import (
     CAFFE,
@@ -53,6 +55,21 @@ KERAS: Table = {
     **dense("predictions", "predictions"),
     **HEAD_TABLE,
 }
+
+
+def _described() -> Described:
+    described, x = {}, keras_graph.INPUT
+    for block, (_, count) in vgg16.CONVOLUTIONS.items():
+        for n in range(1, count + 1):
+            described[f"{block}_conv{n}"] = keras_graph.convolution(), x
+            x = keras_graph.relu(f"{block}_conv{n}")
+        x = keras_graph.pool("max", 2, 2, "valid", x)
+    described |= {"output": ("", x), "head": ("dense", keras_graph.flattened(x))}
+    described["fc1"] = described["head"]
+    described |= {after: ("dense", keras_graph.relu(fc)) for fc, after in (("fc1", "fc2"), ("fc2", "predictions"))}
+    return described
+
+
 LAYERS = {block: f"{block}_pool" for block in vgg16.CONVOLUTIONS} | {name: name for name in vgg16.BACKBONE.top}
 
 
@@ -74,6 +91,7 @@ TORCHVISION = {
     **layer("classifier.3", DENSE_OUT_IN, "fc2", "dense"),
     **layer("classifier.6", DENSE_OUT_IN, "predictions"),
 }
+FEATURES_ALONE = {name.removeprefix("features."): entry for name, entry in _convolutions().items()}
 TIMM = {
     **_convolutions(),
     **layer("pre_logits.fc1", DENSE_OUT_C_H_W, "fc1", "dense"),
@@ -82,6 +100,6 @@ TIMM = {
 }
 
 FILES = {
-    "keras": Files((KERAS,), Convention({}, CAFFE, None), KerasModel("VGG16", LAYERS)),
-    "torch": Files((TORCHVISION, TIMM), Convention({}, IMAGENET, None)),
+    "keras": Files((KERAS,), Convention({}, CAFFE, None), KerasModel("VGG16", LAYERS, described=_described())),
+    "torch": Files((TORCHVISION, TIMM, FEATURES_ALONE), Convention({}, IMAGENET, None)),
 }

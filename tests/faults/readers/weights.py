@@ -63,7 +63,10 @@ class Small(Backbone):
     def size_for(self, values):
         return self.smallest
 
-    def shapes(self, size, blocks, *, num_classes):
+    def tap_shapes(self, shapes, size, blocks):
+        return {"block1": (1, 1, 2)}
+
+    def shapes(self, size, blocks=("block1", "predictions"), *, num_classes=3):
         tree = {to: (*shape[:-1], num_classes) if "predictions" in to else shape for to, shape in LEAVES.items()}
         kept = {to: jax.ShapeDtypeStruct(shape, np.float32) for to, shape in tree.items() if to[1] in blocks}
         return unflatten_dict(kept)
@@ -82,6 +85,7 @@ def keras_files(folder):
         layers.setdefault(layer, {})[leaf] = array
     paths = [folder / name for name in ("old.h5", "new.h5", "x.weights.h5", "x.keras")]
     with h5py.File(paths[0], "w") as old, h5py.File(paths[1], "w") as new, h5py.File(paths[2], "w") as numbered:
+        old.attrs["backend"] = new.attrs["backend"] = b"tensorflow"
         old.attrs["layer_names"] = [layer.encode() for layer in layers]
         for layer, leaves in layers.items():
             variables = numbered.create_group(f"layers/{layer}/vars")
@@ -116,7 +120,7 @@ def weights_of_keras(folder):
         choose = chooser(number)
         path.unlink(missing_ok=True)
         path.write_bytes(whole[choose(3)])
-        rebuild(path, choose, KERAS_ITEMS, ["name", keras_h5.LINEAGE])
+        rebuild(path, choose, KERAS_ITEMS, ["name", "backend", "keras_version", "model_config", keras_h5.LINEAGE])
         asked(lambda: see_weights(path), path)
 
     half = fuzz(lambda blows: read_anew(path, damaged(blows, whole), lambda: see_weights(path)), BLOWS, 2)

@@ -69,6 +69,7 @@ def keras_arrays(network, draw=array):
 
 def keras_file(path, arrays):
     with h5py.File(path, "w") as file:
+        file.attrs["backend"] = "tensorflow"
         for name, values in arrays.items():
             file[f"{name.split('/')[0]}/{name}"] = values
     return path

@@ -1,4 +1,4 @@
-"""Archives of Keras: the arrays alone are unpacked."""
+"""Archives of Keras: the arrays are unpacked, their descriptions read, and nothing else."""
 
 import io
 import shutil
@@ -10,11 +10,11 @@ import pytest
 
 from faults.harness import files_of, nothing_changes, refused
 from faults.weights.planting import block1, drop, keras_file, ones, refused_whole, turned
-from weights_convert.arrays import KERAS_MEMBER
+from weights_convert.arrays import DESCRIPTIONS, KERAS_MEMBER
 
 
 @pytest.mark.fault("pickles")
-def test_of_an_archive_the_arrays_alone_are_unpacked_whatever_the_others_are_named(
+def test_of_an_archive_arrays_and_descriptions_alone_are_read_whatever_the_others_are_named(
     scans, tmp_path, monkeypatch, archive
 ):
     read, opened = zipfile.ZipFile.open, []
@@ -29,7 +29,7 @@ def test_of_an_archive_the_arrays_alone_are_unpacked_whatever_the_others_are_nam
     before = files_of(tmp_path)
     ended = block1(scans, file, tmp_path / "out")
     assert ended.status == 0, ended
-    assert opened == [KERAS_MEMBER]
+    assert set(opened) == {KERAS_MEMBER, *DESCRIPTIONS}
     assert {name for name in files_of(tmp_path) if not name.startswith("out/")} == set(before)
     assert not list(tmp_path.rglob("*evil*"))
 
