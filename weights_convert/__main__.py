@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from kimiajax.runtime.exit_codes import ended
+from kimiajax.runtime.shell import standard_settings
 from weights_convert.convert import FRAMEWORKS, convert
 from weights_convert.export import export, must_be_new
 from weights_convert.mappings import all_files
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     return ended(lambda: _run(arguments), "debug" in arguments, program="weights_convert")
 
 
+@standard_settings()
 def _run(arguments: argparse.Namespace) -> int:
     lines = _export(arguments) if arguments.command == "export" else _convert(arguments)
     print("\n".join(lines))

@@ -7,6 +7,7 @@ import platform
 from kimiajax import __version__
 from kimiajax.models.registry import BACKBONES, GROUP
 from kimiajax.runtime.environment import PACKAGES, _revision, _version, describe_environment, describe_machine
+from kimiajax.runtime.shell import check_xla_flags
 from kimiajax.text import first_line
 
 OPTIONAL = (  # beside these, what some commands need or are compared with
@@ -21,6 +22,7 @@ def for_an_issue() -> str:
     A device that cannot be started is told like anything else: that may be what the report is of.
     """
     try:
+        check_xla_flags(os.environ.get("XLA_FLAGS", ""))
         found = describe_environment()
     except Exception as error:  # whatever a driver makes JAX raise
         found = {"kimiajax": __version__, "revision": _revision(), "python": platform.python_version()}

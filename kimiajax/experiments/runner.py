@@ -35,12 +35,14 @@ from kimiajax.runs.seeds import summarise
 from kimiajax.runtime import distributed
 from kimiajax.runtime.environment import describe_environment
 from kimiajax.runtime.progress import Silent
+from kimiajax.runtime.shell import standard_settings
 from kimiajax.runtime.signals import Interruption
 from kimiajax.training.diagnosis import learnt_nothing, lost_head
 
 PICTURE_SIDE = {"table": 224, "floor": 96, "retrieval": 96, "blocks": 96}  # the most, in pixels
 
 
+@standard_settings()
 def run_table(
     preset: str, config: TableConfig, progress: Silent | None = None, interruption: Interruption | None = None
 ) -> dict[str, Any]:

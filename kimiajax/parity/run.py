@@ -31,6 +31,7 @@ from kimiajax.parity.job import Job
 from kimiajax.parity.reference import Outputs
 from kimiajax.runtime.environment import describe_environment
 from kimiajax.runtime.progress import Silent
+from kimiajax.runtime.shell import drop_variables, standard_settings
 from kimiajax.weights.load import check_dense_size
 from weights_convert.convert import FRAMEWORKS, convert
 from weights_convert.mapping import Files
@@ -45,6 +46,7 @@ SYNTHETIC = {"num_scans": SCANS, "grid": (4, 4), "test_patches": (IMAGES_PER_SCA
 LEARNING_RATE = 1e-4  # the study's
 
 
+@standard_settings()
 def run_parity(network: str, config: ParityConfig, progress: Silent | None = None) -> Certificate:
     """Computes the same things with this project and with a reference framework, and compares them.
 
@@ -211,8 +213,10 @@ def run_reference(job: Job, reference: str, folder: Path, progress: Silent) -> t
 def _running(reference: str, folder: Path, what: str) -> Iterator[subprocess.Popen]:
     """A process of the reference, gone when the block ends; the end of the pipe to it is its end too."""
     command = [sys.executable, "-P", "-m", f"kimiajax.parity.{reference}_reference", str(folder), what]
+    own = dict(os.environ)
+    drop_variables(own)
     with subprocess.Popen(
-        command, text=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command, text=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=own
     ) as process:
         try:
             yield process

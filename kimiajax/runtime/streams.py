@@ -1,0 +1,54 @@
+"""The three streams that a command gets from its shell: closed, full or of few letters, they end no work."""
+
+import contextlib
+import io
+import os
+import sys
+from typing import IO
+
+
+def settle() -> None:
+    """Opens what is closed of stdin, stdout and stderr on the null device, for a command to call first.
+
+    A file that is opened later would take the free number, and what C libraries tell would be written into it. And a
+    letter that a stream's encoding lacks is replaced, whatever prints it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        mode, flags = ("r", os.O_RDONLY) if number == 0 else ("w", os.O_WRONLY)
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, flags)
+            os.dup2(opened, number)  # which processes inherit
+            if opened != number:
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", errors="replace", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
+
+
+def tell(text: str) -> None:
+    """Writes a line to stderr, where somebody or something takes it."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr)
+    flush(sys.stderr)
+
+
+def flush(stream: IO[str]) -> OSError | None:
+    """Passes on what a stream holds; where that fails, it and all that follows goes to the null device.
+
+    Returns:
+        Why it failed.
+    """
+    try:
+        stream.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):  # it may be no file
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+            stream.flush()
+        return error
+    return None
