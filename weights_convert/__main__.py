@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from kimiajax.runtime import streams
 from kimiajax.runtime.exit_codes import ended
 from kimiajax.runtime.shell import standard_settings
 from weights_convert.convert import FRAMEWORKS, convert
@@ -17,6 +18,9 @@ from weights_convert.mappings import all_files
 
 
 def main(argv: list[str] | None = None) -> int:
+    if argv is None:
+        streams.in_utf8()
+    streams.settle()
     shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     shared.add_argument("--debug", action="store_true", help="show where an error comes from")
     parser = argparse.ArgumentParser(

@@ -51,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     `parity` returns 3 where the networks differ, and 4 under `--require` where the reference is not installed; `table`
     returns 3, as `sweep`, where a row's training stopped, and `data audit` where a check failed.
     """
+    if argv is None:
+        streams.in_utf8()
     streams.settle()
     warnings.formatwarning = _as_line
     for variable in shell.drop_variables(os.environ):

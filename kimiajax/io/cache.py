@@ -80,7 +80,7 @@ class ArrayCache:
 def load_arrays(folder: Path, shapes: Shapes, dtype: type) -> dict[str, np.ndarray] | None:
     """Arrays that were kept, mapped into memory; None where one is lacking or damaged, and all are computed again."""
     try:
-        digests = json.loads((folder / DIGESTS).read_text())
+        digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
         damaged = [name for name in shapes if sha256_file(folder / f"{name}.npy") != digests[name]]
         mapped = np.lib.format.open_memmap  # which reads plain arrays and nothing else
         sound = () if damaged else shapes
@@ -98,8 +98,8 @@ def load_arrays(folder: Path, shapes: Shapes, dtype: type) -> dict[str, np.ndarr
 def load_text(path: Path) -> str | None:
     """A text that was kept beside arrays; None where it is lacking or damaged."""
     try:
-        digests = json.loads((path.parent / DIGESTS).read_text())
-        return path.read_text() if sha256_file(path) == digests[path.stem] else None
+        digests = json.loads((path.parent / DIGESTS).read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8") if sha256_file(path) == digests[path.stem] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -107,7 +107,7 @@ def load_text(path: Path) -> str | None:
 def vouch_for(folder: Path) -> None:
     """Notes the digests of a folder's files, by which `load_arrays` and `load_text` know them."""
     digests = {path.stem: sha256_file(path) for path in sorted(folder.iterdir()) if path.name != DIGESTS}
-    (folder / DIGESTS).write_text(json.dumps(digests))
+    (folder / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
 
 
 def let_go(arrays: Iterable[np.ndarray]) -> None:

@@ -206,17 +206,23 @@ def run_reference(job: Job, reference: str, folder: Path, progress: Silent) -> t
     for dtype in ("float32", "float64"):
         with np.load(folder / f"{dtype}.npz") as arrays:
             outputs.append(dict(arrays))
-    return *outputs, json.loads((folder / "float32.json").read_text())
+    return *outputs, json.loads((folder / "float32.json").read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
 def _running(reference: str, folder: Path, what: str) -> Iterator[subprocess.Popen]:
     """A process of the reference, gone when the block ends; the end of the pipe to it is its end too."""
     command = [sys.executable, "-P", "-m", f"kimiajax.parity.{reference}_reference", str(folder), what]
-    own = dict(os.environ)
+    own = {**os.environ, "KERAS_HOME": str(folder)}  # not the user's, whose keras.json may name another layout
     drop_variables(own)
     with subprocess.Popen(
-        command, text=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=own
+        command,
+        env=own,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
     ) as process:
         try:
             yield process

@@ -43,7 +43,7 @@ def describe_machine() -> dict[str, object]:
 def processor_facts() -> dict[str, str]:
     """What Linux says of the first core, by name; nothing elsewhere."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     pairs = (line.split(":", 1) for line in lines if ":" in line)
     return {name.strip(): value.strip() for name, value in reversed(list(pairs))}
 

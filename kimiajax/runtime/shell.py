@@ -208,7 +208,7 @@ def xla_flags(text: str) -> dict[str, str]:
         flags = shlex.split(text)
     except ValueError:  # a quotation mark alone
         flags = text.split()
-    pairs = dict(flag.partition("=")[::2] for flag in flags)
+    pairs = {name: value for name, _, value in (flag.partition("=") for flag in flags)}
     return {
         name: value or "true" for name, value in sorted(pairs.items()) if not QUIET_FLAGS.fullmatch(name.lstrip("-"))
     }

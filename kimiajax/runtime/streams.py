@@ -29,6 +29,16 @@ def settle() -> None:
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
 
 
+def in_utf8() -> None:
+    """Begins this process anew where Python would take the names of files for ASCII, as the locale C asks it to.
+
+    Libraries that are written in C++ take no name that Python could not decode.
+    """
+    if sys.getfilesystemencoding().lower() not in ("utf-8", "utf8"):
+        command = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, "PYTHONUTF8": "1"})
+
+
 def tell(text: str) -> None:
     """Writes a line to stderr, where somebody or something takes it."""
     with contextlib.suppress(OSError):

@@ -107,7 +107,7 @@ def _save(kept: ArrayCache, key: str, trained: Sequence[Trained]) -> None:
             for name, leaf in (item for names in named for item in names.items()):
                 entry.arrays[name][...] = leaf
             histories = [[asdict(epoch) for epoch in history] for _, history in trained]
-            (entry.folder / HISTORIES).write_text(json.dumps(histories))
+            (entry.folder / HISTORIES).write_text(json.dumps(histories), encoding="utf-8")
     except (OSError, UserError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         warnings.warn(f"{kept.folder / key}: cannot keep heads ({why}); later runs train them anew", stacklevel=2)

@@ -6,6 +6,7 @@ and written shard by shard, which needs neither, in this process or on the worke
 """
 
 import itertools
+import shlex
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -49,8 +50,8 @@ class KimiaPath24(PatchSet):
         if len(named) == 1:
             return named[0]
         if others := named or [path for path in files if path.suffix.lower() in (".h5", ".hdf5")]:
-            there = first_few(map(shown, others))
-            raise UserError(f"{manual_dir}: holds no {FILE}, but {there}; give the file itself with --manual-dir")
+            there, one = first_few(map(shown, others)), shlex.join(["--manual-dir", str(others[0])])
+            raise UserError(f"{manual_dir}: holds no {FILE}, but {there}; name the file itself, as {one} does")
         raise UserError(f"{manual_dir}: holds no {FILE}; {cls.MANUAL_DOWNLOAD_INSTRUCTIONS}")
 
     def problem_of(self, source: Source) -> str | None:

@@ -169,7 +169,7 @@ def about_of(path: Path, ours: bool) -> dict[str, Any]:
     if not ours:
         return {}
     try:
-        about = json.loads((path / "metadata.json").read_text())
+        about = json.loads((path / "metadata.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         about = None
     if not isinstance(about, dict) or not ABOUT.issubset(about):

@@ -247,7 +247,8 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
             ]
             for split, of in self._shards.items()
         }
-        (self.data_path / RECORDS).write_text(json.dumps(records))  # so that nobody has to read images for their labels
+        # So that nobody has to read images for their labels.
+        (self.data_path / RECORDS).write_text(json.dumps(records), encoding="utf-8")
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[Split, list[Any]]:
         found, rules = self._found or self.find(Path(dl_manager.manual_dir)), self.rules()
