@@ -60,7 +60,7 @@ FLAX = {"flax_fix_rng_separator": False, "flax_preserve_adopted_names": False, "
 # Variables that change no figure: which devices there are, what is told, what is kept, how processes meet.
 KEPT = re.compile(
     r"JAX_(PLATFORMS|PLATFORM_NAME|XLA_BACKEND|BACKEND_TARGET|FORCE_TPU_INIT|GPU_MAGMA_PATH|\w+_VISIBLE_DEVICES"
-    r"|NUM_CPU_DEVICES|DEFAULT_DEVICE|CPU_ENABLE_ASYNC_DISPATCH|PJRT_CLIENT_CREATE_OPTIONS"
+    r"|NUM_CPU_DEVICES|CPU_ENABLE_ASYNC_DISPATCH|PJRT_CLIENT_CREATE_OPTIONS"
     r"|ENABLE_COMPILATION_CACHE|COMPILATION_CACHE_(DIR|MAX_SIZE)|PERSISTENT_CACHE_\w+"
     r"|LOG_\w+|LOGGING_LEVEL|DEBUG_LOG_MODULES|COMPILER_DETAILED_LOGGING_\w+|EXPLAIN_CACHE_MISSES|DUMP_\w+|INCLUDE_\w+"
     r"|CAPTURED_CONSTANTS_\w+|PPRINT_USE_COLOR|TRACEBACK_\w+|TRACER_ERROR_\w+|SOURCE_URL_SCHEMA|HLO_SOURCE_\w+"
@@ -129,13 +129,11 @@ def standard_settings() -> Iterator[None]:
     with _lock:
         if not _within:
             with ThreadPoolExecutor(1) as fresh:  # a thread within no context: the values of the process
-                values = fresh.submit(_options).result()
-            _before.update({name: value for name, value in values.items() if value != _wanted(name)})
+                _before.update(fresh.submit(_differing).result())
             _set({name: _wanted(name) for name in _before})
         _within += 1
     try:
-        ruled = [f"{name}={value}" for name, value in _options().items() if value != _wanted(name)]
-        if ruled:
+        if ruled := [f"{name}={value}" for name, value in _differing().items()]:
             raise UserError(
                 f"{', '.join(ruled)}: a context around this call, or this version of JAX ({jax.__version__}), holds to "
                 "it, and figures would differ; call from outside that context"
@@ -165,6 +163,11 @@ def _options() -> dict[str, Any]:
     return {name: _plain(value) for name, value in found.items()}
 
 
+def _differing() -> dict[str, Any]:
+    """Those that are not as the program sets them."""
+    return {name: value for name, value in _options().items() if value != _wanted(name)}
+
+
 def _plain(value: Any) -> Any:
     return value.name.lower() if isinstance(value, enum.Enum) else value
 
@@ -183,7 +186,7 @@ def _set(values: dict[str, Any]) -> None:
 
 def recorded() -> dict[str, str]:
     """What holds here, may change figures, and is no setting of the program's: values by variable, flag or option."""
-    odd = {name: str(value) for name, value in _options().items() if value != _wanted(name)}
+    odd = {name: str(value) for name, value in _differing().items()}
     unknown = {
         name: value
         for name, value in os.environ.items()

@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 import sys
-from typing import IO
+from typing import Any
 
 
 def settle() -> None:
@@ -18,15 +18,21 @@ def settle() -> None:
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, flags)
-            os.dup2(opened, number)  # which processes inherit
-            if opened != number:
-                os.close(opened)
+            os.set_inheritable(_opened(flags, number), True)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, encoding="utf-8", errors="replace", closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
+
+
+def _opened(flags: int, number: int) -> int:
+    """The null device under a number, the lowest free one perhaps."""
+    opened = os.open(os.devnull, flags)
+    if opened != number:
+        os.dup2(opened, number)
+        os.close(opened)
+    return number
 
 
 def in_utf8() -> None:
@@ -46,7 +52,7 @@ def tell(text: str) -> None:
     flush(sys.stderr)
 
 
-def flush(stream: IO[str]) -> OSError | None:
+def flush(stream: Any) -> OSError | None:
     """Passes on what a stream holds; where that fails, it and all that follows goes to the null device.
 
     Returns:
