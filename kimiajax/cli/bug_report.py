@@ -7,7 +7,7 @@ import platform
 from kimiajax import __version__
 from kimiajax.models.registry import BACKBONES, GROUP
 from kimiajax.runtime.environment import PACKAGES, _revision, _version, describe_environment, describe_machine
-from kimiajax.runtime.shell import check_xla_flags
+from kimiajax.runtime.shell import check_xla_flags, recorded
 from kimiajax.text import first_line
 
 OPTIONAL = (  # beside these, what some commands need or are compared with
@@ -30,6 +30,7 @@ def for_an_issue() -> str:
         found |= {"platform": platform.platform(), "devices": f"cannot be started: {said}", **describe_machine()}
     flags = str(found["xla_flags"] or "").split()
     found["xla_flags"] = " ".join(flag.partition("=")[0] if "/" in flag else flag for flag in flags) or None
+    found["shell"] = ", ".join(recorded())  # names: a value may be a path
     for told_elsewhere in ("kimiajax", "packages"):
         del found[told_elsewhere]
     added = {entry.name: entry.dist for entry in importlib.metadata.entry_points(group=GROUP)}

@@ -12,6 +12,7 @@ from support.networks import TWO
 from support.python import run
 from support.stored_runs import manifest_of, write_run
 
+from kimiajax.cli.bug_report import for_an_issue
 from kimiajax.cli.main import main
 from kimiajax.errors import UserError
 from kimiajax.evaluation.compare import compare_runs
@@ -196,6 +197,13 @@ def test_what_no_program_can_set_is_recorded_and_what_changes_no_figure_is_not(m
     said |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "JAX_NO_SUCH": "1"}
     os.environ.update(said, XLA_FLAGS="--xla_cpu_ftz=false", TF_CPP_MIN_LOG_LEVEL="3", CUDNN_LOGINFO_DBG="1")
     assert describe_environment()["shell"] == {"--xla_cpu_ftz": "false", **said}
+
+
+def test_a_report_of_a_bug_names_the_variables_and_no_folder(monkeypatch):
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_a=/home/somebody")
+    told = for_an_issue()
+    assert "LIBTPU_INIT_ARGS" in next(line for line in told.splitlines() if line.startswith("shell: "))
+    assert "/home/somebody" not in told
 
 
 def test_compare_names_what_the_shells_of_two_runs_said(tmp_path):
