@@ -41,6 +41,7 @@ def ended(work: Callable[[], int], debug: bool = False, *, program: str = "kimia
             raise UserError(f"standard output: {error.strerror}; give it another place, and run the command again")
         return status
 
+    streams.settle()
     try:
         return done()
     except BrokenPipeError:  # whoever read the output has seen enough
