@@ -9,7 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from kimiajax.runtime import streams
 from kimiajax.runtime.exit_codes import ended
+from kimiajax.runtime.shell import standard_settings
 from weights_convert.convert import FRAMEWORKS, convert
 from weights_convert.export import export, must_be_new
 from weights_convert.keras_graph import CHANNELS
@@ -18,6 +20,9 @@ from weights_convert.mappings import all_files
 
 
 def main(argv: list[str] | None = None) -> int:
+    if argv is None:
+        streams.in_utf8()
+    streams.settle()
     shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     shared.add_argument("--debug", action="store_true", help="show where an error comes from")
     parser = argparse.ArgumentParser(
@@ -53,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     return ended(lambda: _run(arguments), "debug" in arguments, program="weights_convert")
 
 
+@standard_settings()
 def _run(arguments: argparse.Namespace) -> int:
     lines = _export(arguments) if arguments.command == "export" else _convert(arguments)
     print("\n".join(lines))

@@ -7,6 +7,7 @@ import platform
 from kimiajax import __version__
 from kimiajax.models.registry import BACKBONES, GROUP
 from kimiajax.runtime.environment import PACKAGES, _revision, _version, describe_environment, describe_machine
+from kimiajax.runtime.shell import check_xla_flags, recorded
 from kimiajax.text import first_line
 
 OPTIONAL = (  # beside these, what some commands need or are compared with
@@ -21,6 +22,7 @@ def for_an_issue() -> str:
     A device that cannot be started is told like anything else: that may be what the report is of.
     """
     try:
+        check_xla_flags(os.environ.get("XLA_FLAGS", ""))
         found = describe_environment()
     except Exception as error:  # whatever a driver makes JAX raise
         found = {"kimiajax": __version__, "revision": _revision(), "python": platform.python_version()}
@@ -28,6 +30,7 @@ def for_an_issue() -> str:
         found |= {"platform": platform.platform(), "devices": f"cannot be started: {said}", **describe_machine()}
     flags = str(found["xla_flags"] or "").split()
     found["xla_flags"] = " ".join(flag.partition("=")[0] if "/" in flag else flag for flag in flags) or None
+    found["shell"] = ", ".join(recorded())  # names: a value may be a path
     for told_elsewhere in ("kimiajax", "packages"):
         del found[told_elsewhere]
     added = {entry.name: entry.dist for entry in importlib.metadata.entry_points(group=GROUP)}

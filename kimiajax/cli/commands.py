@@ -4,6 +4,7 @@ What each needs is imported when it is called, so that `kimiajax --help` is quic
 """
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -79,8 +80,8 @@ def _prepare(arguments: list[str]) -> None:
     show(f"{done.full_name}: {counts} patches {'were there already' if done.reused else 'prepared'}, in {done.path}")
     if done.unverified is not None:
         show(f"NOT VERIFIED, and every result will say so: {done.unverified}")
-    where = "" if config.data_dir is None else f" --data-dir {config.data_dir}"
-    show(f"kimiajax table quick --dataset {done.full_name.partition(':')[0]}{where}")
+    where = [] if config.data_dir is None else ["--data-dir", str(config.data_dir)]
+    show(shlex.join(["kimiajax", "table", "quick", "--dataset", done.full_name.partition(":")[0], *where]))
 
 
 def _audit(config: "AuditConfig", given: "Path | Dataset") -> int:

@@ -1,8 +1,10 @@
 """`kimiajax COMMAND`: the only reader of arguments."""
 
 import contextlib
+import os
 import signal
 import sys
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING
 from kimiajax import __version__
 from kimiajax.cli import commands
 from kimiajax.errors import UserError
-from kimiajax.runtime import allocator, distributed
+from kimiajax.runtime import allocator, distributed, shell, streams
 from kimiajax.runtime.exit_codes import ended
 from kimiajax.runtime.progress import for_terminal
 from kimiajax.runtime.signals import Interruption
@@ -37,6 +39,7 @@ usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -
        kimiajax --version [--verbose]   with what a report of a bug needs
 `--debug` after any command shows where an error comes from."""
 
+COMPUTING = ("table", "sweep", "blocks", "report", "compare", "features", "predict", "parity", "bench")
 PARITY_FAILED, PARITY_NOT_RUN = 3, 4
 ROW_FAILED = 3
 TERMINATED = 143
@@ -48,13 +51,28 @@ def main(argv: list[str] | None = None) -> int:
     `parity` returns 3 where the networks differ, and 4 under `--require` where the reference is not installed; `table`
     returns 3, as `sweep`, where a row's training stopped, and `data audit` where a check failed.
     """
+    if argv is None:
+        streams.in_utf8()
+    streams.settle()
+    warnings.formatwarning = _as_line
+    for variable in shell.drop_variables(os.environ):
+        streams.tell(f"{variable} is not used: figures must not depend on it")
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
     command, *arguments = [argument for argument in argv if argument != "--debug"] or ["--help"]
     return ended(lambda: _run(command, arguments, debug), debug, fresh="--fresh" in arguments)
 
 
+def _as_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of this program's as the line that it is; of another's with the place that it comes from."""
+    return f"{message}\n" if category is UserWarning else f"{filename}:{lineno}: {category.__name__}: {message}\n"
+
+
 def _run(command: str, arguments: list[str], debug: bool) -> int:
+    if command in COMPUTING:
+        shell.check_xla_flags(os.environ.get("XLA_FLAGS", ""))
     match command:
         case "-h" | "--help":
             print(USAGE)

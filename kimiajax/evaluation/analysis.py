@@ -11,6 +11,7 @@ from kimiajax.evaluation import claims, statistics
 from kimiajax.evaluation.statistics import Interval, Pair
 from kimiajax.runs.reader import StoredRun
 from kimiajax.runs.warnings import failed_checks, is_synthetic, is_unverified, random_networks
+from kimiajax.runtime.shell import standard_settings
 from kimiajax.shapes import Int
 from kimiajax.text import with_few_patches
 
@@ -62,6 +63,7 @@ class Analysis:
         return {**asdict(self), **pairs, **rulings, "confusion": confusion, "margin_of_claims": claims.MARGIN}
 
 
+@standard_settings()
 def analyse(run: StoredRun, seed: int = 0, draws: int = statistics.DRAWS) -> Analysis:
     """Intervals, tests, claims and confusions of a run.
 

@@ -15,6 +15,7 @@ from kimiajax.io.lineage import identity_of
 from kimiajax.runs.layout import NO_RESULT
 from kimiajax.runs.reader import StoredRun
 from kimiajax.runs.warnings import warnings_of
+from kimiajax.runtime.shell import standard_settings, xla_flags
 from kimiajax.text import first_few
 
 BETTER, WORSE, SAME, OPEN = "A is better", "B is better", "the same predictions", "no difference shown"
@@ -48,6 +49,7 @@ class Comparison:
         return {**asdict(self), "pairs": {row: pair._asdict() for row, pair in self.pairs.items()}}
 
 
+@standard_settings()
 def compare_runs(a: StoredRun, b: StoredRun, seed: int = 0, draws: int = statistics.DRAWS) -> Comparison:
     """Compares the rows that two runs have in common, patch by patch.
 
@@ -132,14 +134,17 @@ def _differences(a: StoredRun, b: StoredRun) -> list[str]:
     def described(run: StoredRun) -> dict[str, Any]:
         config = {name: value for name, value in run.results["config"].items() if name not in UNTOLD}
         first = run.seeds[0]
+        environment = first["environment"]
+        # A run of an earlier version records the flags of XLA alone.
+        said = environment["shell"] if "shell" in environment else xla_flags(environment.get("xla_flags") or "")
         return {
             "preset": run.results["preset"],
             "settings": config,
             "weights": {network: identity_of(lineage, 12) for network, lineage in first["weights"].items()},
             "training patches": _training(run),
-            "program": {"version": first["environment"]["kimiajax"], "revision": first["environment"]["revision"]},
-            "devices": first["environment"]["devices"],
-            "packages": first["environment"]["packages"],
+            "program": {"version": environment["kimiajax"], "revision": environment["revision"], "shell": said},
+            "devices": environment["devices"],
+            "packages": environment["packages"],
         }
 
     return [f"{name}: {one} in A, {other} in B" for name, one, other in changes(described(a), described(b))]

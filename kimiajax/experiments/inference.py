@@ -26,6 +26,7 @@ from kimiajax.models.head import Classifier
 from kimiajax.runs.predictions import Applied
 from kimiajax.runs.warnings import warnings_of
 from kimiajax.runtime.progress import Silent
+from kimiajax.runtime.shell import standard_settings
 from kimiajax.text import first_few
 
 EXPLAINED_AT_ONCE = 256  # images whose heat maps are held
@@ -33,6 +34,7 @@ UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")  # in the name of a file, somewhere
 LONGEST = 180  # characters of a file's name, before what stands behind it
 
 
+@standard_settings()
 def apply_row(
     row: str | Path,
     inputs: str | Path | Sequence[str | Path],

@@ -91,7 +91,7 @@ def _check_same(folder: RunFolder, before: dict[str, Any], now: dict[str, Any]) 
 def _read(folder: RunFolder) -> dict[str, Any] | None:
     path = folder.results
     try:
-        results = json.loads(path.read_text())
+        results = json.loads(path.read_text(encoding="utf-8"))
         version = results["schema_version"]
     except FileNotFoundError:
         return None

@@ -35,12 +35,14 @@ from kimiajax.runs.seeds import summarise
 from kimiajax.runtime import distributed
 from kimiajax.runtime.environment import describe_environment
 from kimiajax.runtime.progress import Silent
+from kimiajax.runtime.shell import recorded, standard_settings
 from kimiajax.runtime.signals import Interruption
 from kimiajax.training.diagnosis import learnt_nothing, lost_head
 
 PICTURE_SIDE = {"table": 224, "floor": 96, "retrieval": 96, "blocks": 96}  # the most, in pixels
 
 
+@standard_settings()
 def run_table(
     preset: str, config: TableConfig, progress: Silent | None = None, interruption: Interruption | None = None
 ) -> dict[str, Any]:
@@ -109,6 +111,7 @@ def _open(request: Request, selection: Selection) -> list[Study]:
         studies = open_studies(request, taps, before, selection.weights)
         for study in studies:
             study.results.update(_begun(study, selection))
+    distributed.check_same("variables of the shell, XLA_FLAGS say,", recorded())
     distributed.check_same("data, weights or settings", [identity_of(study.results) for study in studies])
     return studies
 

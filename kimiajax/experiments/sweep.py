@@ -37,6 +37,7 @@ from kimiajax.runs.sweep_file import SCHEMA_VERSION, SWEEP, TITLES
 from kimiajax.runs.warnings import SCORES, headline, warnings_of
 from kimiajax.runtime import distributed
 from kimiajax.runtime.progress import Silent
+from kimiajax.runtime.shell import standard_settings
 from kimiajax.runtime.signals import Interruption
 from kimiajax.training.augment import AUGMENTATIONS
 from kimiajax.training.freezing import last_blocks, weighted_blocks
@@ -68,6 +69,7 @@ class Place:
         return dict(zip(AXES.values(), (self.patches, self.augmentation, self.blocks)))
 
 
+@standard_settings()
 def run_sweep(
     preset: str, config: SweepConfig, progress: Silent | None = None, interruption: Interruption | None = None
 ) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from kimiajax.models.registry import BACKBONES
 from kimiajax.runtime.environment import describe_environment
 from kimiajax.runtime.precision import Precision
 from kimiajax.runtime.progress import Download, Silent
+from kimiajax.runtime.shell import standard_settings
 from kimiajax.shapes import UInt8
 from kimiajax.text import text_of
 from kimiajax.weights.load import load_weights
@@ -37,6 +38,7 @@ AT_ONCE = 2**28  # bytes of a block's outputs that are held in memory
 WORDS = {"train": "training patches", "test": "test patches", None: "images"}
 
 
+@standard_settings()
 def export_features(
     network: str,
     path: str | Path | Dataset,

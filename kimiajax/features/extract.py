@@ -26,6 +26,7 @@ from kimiajax.models.inputs import network_input
 from kimiajax.runtime import distributed
 from kimiajax.runtime.precision import Precision, compute_dtype, products_in
 from kimiajax.runtime.progress import Silent
+from kimiajax.runtime.shell import recorded
 from kimiajax.shapes import Float, Shaped, UInt8
 
 ROWS = "images"  # the file that says of which images a folder's arrays are, by their digests
@@ -346,5 +347,6 @@ def _key(
         "code": [VERSION, __version__, flax.__version__, jax.__version__],
         "platform": jax.default_backend(),
         "precision": precision,
+        **({"shell": said} if (said := recorded()) else {}),
     }
     return f"{backbone.name}-{tap}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]}"

@@ -7,6 +7,8 @@ import math
 import mmap
 import os
 import shutil
+import stat
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -78,7 +80,7 @@ class ArrayCache:
 def load_arrays(folder: Path, shapes: Shapes, dtype: type) -> dict[str, np.ndarray] | None:
     """Arrays that were kept, mapped into memory; None where one is lacking or damaged, and all are computed again."""
     try:
-        digests = json.loads((folder / DIGESTS).read_text())
+        digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
         damaged = [name for name in shapes if sha256_file(folder / f"{name}.npy") != digests[name]]
         mapped = np.lib.format.open_memmap  # which reads plain arrays and nothing else
         sound = () if damaged else shapes
@@ -96,8 +98,8 @@ def load_arrays(folder: Path, shapes: Shapes, dtype: type) -> dict[str, np.ndarr
 def load_text(path: Path) -> str | None:
     """A text that was kept beside arrays; None where it is lacking or damaged."""
     try:
-        digests = json.loads((path.parent / DIGESTS).read_text())
-        return path.read_text() if sha256_file(path) == digests[path.stem] else None
+        digests = json.loads((path.parent / DIGESTS).read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8") if sha256_file(path) == digests[path.stem] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -105,7 +107,7 @@ def load_text(path: Path) -> str | None:
 def vouch_for(folder: Path) -> None:
     """Notes the digests of a folder's files, by which `load_arrays` and `load_text` know them."""
     digests = {path.stem: sha256_file(path) for path in sorted(folder.iterdir()) if path.name != DIGESTS}
-    (folder / DIGESTS).write_text(json.dumps(digests))
+    (folder / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
 
 
 def let_go(arrays: Iterable[np.ndarray]) -> None:
@@ -188,7 +190,38 @@ def trim(folder: Path, keep: Path) -> None:
 
 
 def default_cache() -> Path:
-    """The user's cache folder for this program."""
+    """Returns the user's cache folder for this program, which is made; where that fails, one in the temporary folder.
+
+    Raises:
+        UserError: there is none that is the user's alone.
+    """
     import pooch  # here only: what needs no download needs no pooch
 
-    return Path(pooch.os_cache("kimiajax"))
+    try:
+        folder = Path(pooch.os_cache("kimiajax"))
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+        why = f"{folder} cannot be written"
+    except OSError as error:
+        why = f"{error.filename} cannot be made ({error.strerror})"
+    except RuntimeError:  # no HOME, and no entry among the users
+        why = "this user has no home folder"
+    folder = _temporary_cache(why)
+    warnings.warn(f"{why}: what is kept between runs goes to {folder}; --cache names another folder", stacklevel=2)
+    return folder
+
+
+def _temporary_cache(why: str) -> Path:
+    """The cache of a user in the temporary folder, which nobody else can write: programs are kept there."""
+    remedy = "name a folder with --cache"
+    try:
+        folder = Path(tempfile.gettempdir()) / f"kimiajax-{os.getuid()}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+    except (OSError, AttributeError) as error:  # no folder that can be written, or no numbers of users
+        raise UserError(f"{why}, and no temporary folder serves as a cache ({error}); {remedy}") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise UserError(f"{why}, and {folder} is not this user's alone; {remedy}")
+    return folder

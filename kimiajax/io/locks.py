@@ -162,7 +162,7 @@ def _beat(path: Path, me: Owner, ended: threading.Event) -> None:
 def _read(path: Path) -> Owner | None:
     """Whom a lock names; nobody where it was let go, or where its writer died while it wrote."""
     try:
-        owner = Owner(**json.loads(path.read_text()))
+        owner = Owner(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         return None
     return owner if isinstance(owner.pid, int) else None
@@ -175,7 +175,7 @@ def _write(file: IO[bytes], text: str) -> None:
 
 def _born(pid: int) -> int | None:
     try:
-        status = Path(f"/proc/{pid}/stat").read_text()
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     return int(status.rpartition(")")[2].split()[19])

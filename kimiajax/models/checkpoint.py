@@ -59,7 +59,7 @@ class Weights:
             )
         with new_folder(Path(folder)) as aside:
             save_tree(aside / "arrays", self.variables)
-            (aside / "lineage.json").write_text(json.dumps(sealed(self.lineage), indent=2) + "\n")
+            (aside / "lineage.json").write_text(json.dumps(sealed(self.lineage), indent=2) + "\n", encoding="utf-8")
 
 
 def load_converted(folder: Path) -> Weights:
@@ -70,7 +70,7 @@ def load_converted(folder: Path) -> Weights:
             lineage speaks of.
     """
     try:
-        lineage = json.loads((folder / "lineage.json").read_text())
+        lineage = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
         whole, written = is_sealed(lineage), lineage.get("format")
         lineage.pop(SEAL, None)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -114,7 +114,7 @@ def _kept_or_measured(
     path = kept_file(cache, "ways", name)
     if path is not None:
         with contextlib.suppress(ValueError):  # damaged: measured again
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
     seconds = _measured(*layer, images)
     keep_file(cache, "ways", name, json.dumps(seconds).encode())
     return seconds

@@ -80,11 +80,11 @@ class Job:
         return max(self.labels) + 1
 
     def write(self, folder: Path) -> None:
-        (folder / "job.json").write_text(json.dumps(dataclasses.asdict(self), indent=2))
+        (folder / "job.json").write_text(json.dumps(dataclasses.asdict(self), indent=2), encoding="utf-8")
 
     @staticmethod
     def read(folder: Path) -> "Job":
-        fields: dict[str, Any] = json.loads((folder / "job.json").read_text())
+        fields: dict[str, Any] = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         return Job(**{name: _tuples(value) for name, value in fields.items()})
 
 

@@ -58,4 +58,4 @@ def main(make: Callable[[Job], None], run: Callable[[Job, str, Path], Outputs], 
         return
     outputs = run(job, arguments.what, arguments.folder)
     np.savez(arguments.folder / f"{arguments.what}.npz", **outputs)  # pyright: ignore[reportArgumentType]  # see `Outputs`
-    (arguments.folder / f"{arguments.what}.json").write_text(json.dumps(versions()))
+    (arguments.folder / f"{arguments.what}.json").write_text(json.dumps(versions()), encoding="utf-8")

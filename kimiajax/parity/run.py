@@ -31,6 +31,7 @@ from kimiajax.parity.job import Job
 from kimiajax.parity.reference import Outputs
 from kimiajax.runtime.environment import describe_environment
 from kimiajax.runtime.progress import Silent
+from kimiajax.runtime.shell import drop_variables, standard_settings
 from kimiajax.weights.load import check_dense_size
 from weights_convert.convert import FRAMEWORKS, convert
 from weights_convert.export import write_as_today
@@ -46,6 +47,7 @@ SYNTHETIC = {"num_scans": SCANS, "grid": (4, 4), "test_patches": (IMAGES_PER_SCA
 LEARNING_RATE = 1e-4  # the study's
 
 
+@standard_settings()
 def run_parity(network: str, config: ParityConfig, progress: Silent | None = None) -> Certificate:
     """Computes the same things with this project and with a reference framework, and compares them.
 
@@ -221,15 +223,23 @@ def run_reference(job: Job, reference: str, folder: Path, progress: Silent) -> t
     for dtype in ("float32", "float64"):
         with np.load(folder / f"{dtype}.npz") as arrays:
             outputs.append(dict(arrays))
-    return *outputs, json.loads((folder / "float32.json").read_text())
+    return *outputs, json.loads((folder / "float32.json").read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
 def _running(reference: str, folder: Path, what: str) -> Iterator[subprocess.Popen]:
     """A process of the reference, gone when the block ends; the end of the pipe to it is its end too."""
     command = [sys.executable, "-P", "-m", f"kimiajax.parity.{reference}_reference", str(folder), what]
+    own = {**os.environ, "KERAS_HOME": str(folder)}  # not the user's, whose keras.json may name another layout
+    drop_variables(own)
     with subprocess.Popen(
-        command, text=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command,
+        env=own,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
     ) as process:
         try:
             yield process

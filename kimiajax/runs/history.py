@@ -33,7 +33,7 @@ class History:
         def record(epoch: Any) -> None:
             fields = asdict(epoch)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"phase": phase, **fields}) + "\n")
             if self._tensorboard:
                 self._write_events(row, phase, fields)

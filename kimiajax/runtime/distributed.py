@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kimiajax.errors import UserError
+from kimiajax.runtime import streams
 
 A_DAY = 24 * 3600 * 1000  # milliseconds
 _WAITS = itertools.count()
@@ -225,7 +226,7 @@ def supervised(work: Callable[[], int]) -> int:
 
 def say_lost() -> None:
     """Says on stderr that a process was lost."""
-    print(f"kimiajax: {_LOST}", file=sys.stderr, flush=True)
+    streams.tell(f"kimiajax: {_LOST}")
 
 
 def _from_first(value: Any) -> Any:

@@ -9,13 +9,14 @@ from pathlib import Path
 import jax
 
 from kimiajax import __version__
-from kimiajax.runtime import allocator
+from kimiajax.runtime import allocator, shell
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn", "pillow", "h5py")
 
 
 def describe_environment() -> dict[str, object]:
     """Versions, devices, flags and revision, as JSON takes them."""
+    said = shell.recorded()
     return {
         "kimiajax": __version__,
         "revision": _revision(),
@@ -24,6 +25,7 @@ def describe_environment() -> dict[str, object]:
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
         **describe_machine(),
+        **({"shell": said} if said else {}),
     }
 
 
@@ -41,7 +43,7 @@ def describe_machine() -> dict[str, object]:
 def processor_facts() -> dict[str, str]:
     """What Linux says of the first core, by name; nothing elsewhere."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     pairs = (line.split(":", 1) for line in lines if ":" in line)
     return {name.strip(): value.strip() for name, value in reversed(list(pairs))}
 
@@ -59,7 +61,7 @@ def _revision() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        git = ["git", "-C", str(root)]
+        git = ["git", "-c", "safe.directory=*", "-C", str(root)]  # another user's tree, which runs here anyway
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
         changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):

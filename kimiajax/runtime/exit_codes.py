@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 
 from kimiajax.errors import UserError
+from kimiajax.runtime import streams
 from kimiajax.runtime.signals import Interrupted
 from kimiajax.text import first_line, visible
 
@@ -30,13 +31,20 @@ def ended(work: Callable[[], int], debug: bool = False, *, program: str = "kimia
     def told(error: BaseException, line: str, status: int) -> int:
         if debug:
             traceback.print_exception(error)
-        print(f"{program}: {visible(re.sub(BREAKS, ' ', line))}", file=sys.stderr)
+        streams.tell(f"{program}: {visible(re.sub(BREAKS, ' ', line))}")
         return status
 
+    def done() -> int:
+        status = work()
+        error = streams.flush(sys.stdout)
+        if error is not None and not isinstance(error, BrokenPipeError):
+            raise UserError(f"standard output: {error.strerror}; give it another place, and run the command again")
+        return status
+
+    streams.settle()
     try:
-        return work()
+        return done()
     except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Interrupted as interrupted:
         without = ", without --fresh," if fresh else ""
@@ -48,6 +56,9 @@ def ended(work: Callable[[], int], debug: bool = False, *, program: str = "kimia
     except Exception as error:
         line = _of_the_machine(error)
         return told(error, _bug(error), BUG) if line is None else told(error, line, USER_ERROR)
+    finally:  # or Python tries once more when it ends, and fails
+        streams.flush(sys.stdout)
+        streams.flush(sys.stderr)
 
 
 def _of_the_machine(error: Exception) -> str | None:
@@ -66,6 +77,9 @@ def _of_the_machine(error: Exception) -> str | None:
             f"{asked}: JAX finds no such device ({first_line(text) or kind.__name__}); install the package's extra "
             "for it (cuda, tpu), or unset JAX_PLATFORMS"
         )
+    if _raised_in(error) == "jax._src.config":
+        given = ", ".join(f"{name}={value}" for name, value in os.environ.items() if name.startswith("JAX_"))
+        return f"a variable of JAX has a value that it does not take ({first_line(text)}): {given}; correct or unset it"
     return None
 
 

@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from kimiajax.runtime import streams
+
 T = TypeVar("T")
 EVERY = 15.0  # seconds between two lines, where there is no terminal
 
@@ -32,7 +34,7 @@ class Lines(Silent):
     """Plain lines on stderr: every 15 s with rate and time left, and when work ends."""
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        streams.tell(text)
 
     def track(
         self,

@@ -19,6 +19,7 @@ from kimiajax.io.cache import ArrayCache, load_text
 from kimiajax.io.pytrees import digest, digest_of_leaf
 from kimiajax.runtime import distributed
 from kimiajax.runtime.progress import Silent
+from kimiajax.runtime.shell import recorded
 from kimiajax.training.heads import Result, fit_heads
 from kimiajax.training.loop import Epoch, NonFiniteError, Record
 from kimiajax.training.optimizer import Optimization
@@ -66,6 +67,7 @@ def fit_heads_once(
         "labels": [digest_of_leaf("labels", each) for each in labels],
         "code": [VERSION, __version__, flax.__version__, jax.__version__],
         "platform": jax.default_backend(),
+        **({"shell": said} if (said := recorded()) else {}),
     }
     kept = ArrayCache(cache, "heads", np.float32)
     key = f"{backbone.name}-{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]}"
@@ -105,7 +107,7 @@ def _save(kept: ArrayCache, key: str, trained: Sequence[Trained]) -> None:
             for name, leaf in (item for names in named for item in names.items()):
                 entry.arrays[name][...] = leaf
             histories = [[asdict(epoch) for epoch in history] for _, history in trained]
-            (entry.folder / HISTORIES).write_text(json.dumps(histories))
+            (entry.folder / HISTORIES).write_text(json.dumps(histories), encoding="utf-8")
     except (OSError, UserError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         warnings.warn(f"{kept.folder / key}: cannot keep heads ({why}); later runs train them anew", stacklevel=2)

@@ -14,6 +14,7 @@ from kimiajax.io.pytrees import digest
 from kimiajax.models.backbone import Backbone, Flat, PublishedFile, Variables, of_blocks
 from kimiajax.models.checkpoint import LINEAGE_FORMAT, Weights, load_converted, top_of
 from kimiajax.models.registry import BACKBONES
+from kimiajax.runtime.shell import standard_settings
 from kimiajax.shapes import Shaped
 from kimiajax.weights.calibrate import BIAS, LAST_BIAS, PATCHES, calibrate
 
@@ -26,6 +27,7 @@ class MissingBlocksError(UserError):
         self.absent = tuple(absent)
 
 
+@standard_settings()
 def load_weights(
     network: Backbone | str,
     source: str | Path = "imagenet",

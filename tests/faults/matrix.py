@@ -82,6 +82,14 @@ ROWS = {
         "features of another precision, size or version in the cache, or damaged ones",
         "another key; damage is computed again",
     ),
+    "shells": Row(
+        "machine",
+        "variables for JAX, Flax and XLA; another user's shell; no variable at all",
+        "the same predictions; or a difference that compare names; or a refusal that names the variable",
+    ),
+    "homes": Row(
+        "machine", "no HOME and no entry among the users", "a folder of one's own, or a line that names --cache"
+    ),
     "predictions": Row(
         "results", "predictions short, extra, reordered, twice, out of range", "refused; joined by the patch's name"
     ),

@@ -1,8 +1,11 @@
 """Kimia Path24 as a TFDS set: what is prepared is what the scan file holds, without TensorFlow."""
 
+import contextlib
 import functools
+import grp
 import json
 import pickle
+import pwd
 import shutil
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from support.python import run
+from tensorflow_datasets.core import constants
 
 from kimiajax import paper
 from kimiajax.cli.main import main
@@ -20,7 +24,7 @@ from kimiajax.data.manifest import read_manifest
 from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patch_arrays import read_patches
 from kimiajax.data.patches import Rules, cut_patches
-from kimiajax.data.tfds import builders, examples
+from kimiajax.data.tfds import builders, datasets, examples
 from kimiajax.data.tfds.builders import FILE, KimiaPath24, KimiaPath24C
 from kimiajax.data.tfds.datasets import Dataset, prepared_in, quiet_tfds
 from kimiajax.data.tfds.patch_set import GrayConfig
@@ -485,3 +489,70 @@ found = list(pickle.loads({work!r})())
 print(len(found), found[0][0], "tensorflow_datasets" in sys.modules)
 """)
     assert done.stdout.split() == ["2", shard[0].patch.patch_id, "False"], done.stderr
+
+
+@pytest.mark.parametrize("place", ["kimia_path24.h5", "inner/Kimia_Path24.h5", "inner/KIMIA_PATH24.H5", "mine.h5"])
+def test_a_file_is_taken_where_people_keep_it(place, manual_dir, data_dir, tmp_path):
+    file = tmp_path / "manual" / place
+    file.parent.mkdir(parents=True)
+    file.symlink_to(manual_dir / FILE)
+    given = file if place == "mine.h5" else tmp_path / "manual"  # a name of one's own serves where it is said
+    done = prepare("kimia_path24", given, tmp_path / "data", allow_unverified=True)
+    assert done.counts == {"train": 48, "test": 11}
+    assert prepare("kimia_path24", given, tmp_path / "data", allow_unverified=True).reused
+    for before, now in zip(records(data_dir), records(tmp_path / "data")):
+        np.testing.assert_array_equal(before["image"], now["image"])
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["mine.h5"], "holds no Kimia_Path24.h5, but .*mine.h5; name the file itself, as --manual-dir .*mine.h5 does"),
+        (["my 1.h5", "b/my 2.hdf5"], "but .*my 1.h5, .*my 2.hdf5; name the file itself, as --manual-dir '.*' does"),
+        (["a/kimia_path24.h5", "b/Kimia_path24.h5"], "but .*/a/kimia_path24.h5, .*/b/Kimia_path24.h5; name"),
+        (["notes.txt"], "holds no Kimia_Path24.h5; Ask the authors"),
+        ([], "holds no Kimia_Path24.h5; Ask the authors"),
+    ],
+)
+def test_files_that_could_be_meant_are_named(files, message, tmp_path):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=message):
+        prepare("kimia_path24", tmp_path, tmp_path / "data", allow_unverified=True)
+
+
+def test_a_file_in_place_of_the_colour_release_is_named(manual_dir):
+    with pytest.raises(
+        UserError, match=r"a scan file and no folder of images.*; --manual-dir is the folder that holds"
+    ):
+        prepare("kimia_path24c", manual_dir / FILE, allow_unverified=True)
+
+
+def test_a_set_of_one_config_needs_no_config_in_its_name(data_dir, tmp_path):
+    with open_scans(Dataset("kimia_path24", data_dir)) as source:
+        assert source.full_name == f"{NAME}:1.0.0"
+    shutil.copytree(data_dir, tmp_path / "two")
+    shutil.copytree(tmp_path / "two" / NAME, tmp_path / "two" / f"{NAME}x")
+    with pytest.raises(UserError, match=f"but {NAME}:1.0.0, {NAME}x:1.0.0; give NAME/CONFIG"):
+        open_scans(Dataset("kimia_path24", tmp_path / "two"))
+
+
+def test_a_user_whom_the_system_has_no_name_for_prepares_a_set(manual_dir, tmp_path, monkeypatch):
+    def unknown(number):
+        raise KeyError(f"uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(grp, "getgrgid", unknown)
+    prepare("kimia_path24", manual_dir, tmp_path / "data", allow_unverified=True)
+    assert pwd.getpwuid is unknown
+    monkeypatch.setattr(datasets, "owners_by_number", contextlib.nullcontext)
+    monkeypatch.setattr(sys.modules[prepare.__module__], "owners_by_number", contextlib.nullcontext)
+    with pytest.raises(KeyError, match="uid not found"):
+        prepare("kimia_path24", manual_dir, tmp_path / "again", allow_unverified=True)
+
+
+def test_a_user_without_a_home_must_say_where_sets_go(manual_dir, monkeypatch):
+    monkeypatch.setattr(constants, "DATA_DIR", "~/tensorflow_datasets")
+    with pytest.raises(UserError, match=r"no home folder .*; name a folder with --data-dir"):
+        prepare("kimia_path24", manual_dir, allow_unverified=True)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,8 +101,8 @@ class Source(ABC):
 
     @property
     def flags(self) -> str:
-        """How the command line names it."""
-        return f"--scans {text_of(self.path)}"
+        """How the command line names it, to be copied into a shell."""
+        return shlex.join(["--scans", text_of(self.path)])
 
     def close(self) -> None:  # noqa: B027 (there may be nothing to let go of)
         """Lets go of the files."""

@@ -6,6 +6,7 @@ and written shard by shard, which needs neither, in this process or on the worke
 """
 
 import itertools
+import shlex
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from kimiajax.data.sources.source import Source, is_ignored
 from kimiajax.data.tfds.patch_set import GrayConfig, PatchSet, PatchSetConfig
 from kimiajax.errors import UserError
 from kimiajax.io.files import HDF5_SIGNATURE, guess, md5_file
-from kimiajax.text import first_few
+from kimiajax.text import first_few, shown
 
 FILE = "Kimia_Path24.h5"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".rar", ".7z")
@@ -42,9 +43,16 @@ class KimiaPath24(PatchSet):
 
     @classmethod
     def find(cls, manual_dir: Path) -> Path:
-        if not (manual_dir / FILE).exists():
-            raise UserError(f"{manual_dir}: holds no {FILE}; {cls.MANUAL_DOWNLOAD_INSTRUCTIONS}")
-        return manual_dir / FILE
+        if manual_dir.is_file() or (manual_dir / FILE).exists():
+            return manual_dir if manual_dir.is_file() else manual_dir / FILE
+        files = [path for depth in ("*", "*/*") for path in sorted(manual_dir.glob(depth)) if path.is_file()]
+        named = [path for path in files if path.name.lower() == FILE.lower()]  # of another case, or one folder below
+        if len(named) == 1:
+            return named[0]
+        if others := named or [path for path in files if path.suffix.lower() in (".h5", ".hdf5")]:
+            there, one = first_few(map(shown, others)), shlex.join(["--manual-dir", str(others[0])])
+            raise UserError(f"{manual_dir}: holds no {FILE}, but {there}; name the file itself, as {one} does")
+        raise UserError(f"{manual_dir}: holds no {FILE}; {cls.MANUAL_DOWNLOAD_INSTRUCTIONS}")
 
     def problem_of(self, source: Source) -> str | None:
         origin = self.origin_of(source)
@@ -85,6 +93,9 @@ class KimiaPath24C(PatchSet):
 
     @classmethod
     def find(cls, manual_dir: Path) -> Path:
+        if manual_dir.is_file():
+            what = _in_place_of_folders(manual_dir) or "a file"
+            raise UserError(f"{manual_dir}: {what}; --manual-dir is the folder that holds the release's folders")
         levels = [manual_dir]
         while not holds_splits(levels[-1]):
             entries = [entry for entry in levels[-1].iterdir() if not is_ignored(entry.name)]

@@ -4,12 +4,14 @@ TFDS is imported in functions only, for whoever has such a set, and without Tens
 """
 
 import contextlib
+import importlib.util
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -68,6 +70,9 @@ def builder_of(dataset: Dataset) -> "tfds.core.DatasetBuilder":
     data_dir, name = dataset.data_dir and str(dataset.data_dir), re.sub(r"/(\d+\.\d+\.\d+)$", r":\1", dataset.name)
     roots = [Path(root) for root in file_utils.list_data_dirs(data_dir)]
     where = " or ".join(map(str, roots))
+    if not set(name) & {"/", ":"}:  # without its config, which need not be said where there is one alone
+        configs = [each for root in roots for each in prepared_in(root) if each.partition("/")[0] == name]
+        name = configs[0] if len(configs) == 1 else name
     try:
         with quiet_tfds():
             return read_only_builder.builder_from_files(name, data_dir=data_dir)
@@ -82,6 +87,40 @@ def builder_of(dataset: Dataset) -> "tfds.core.DatasetBuilder":
             f"{where}: holds no prepared {dataset.name!r}, but {there}; give NAME/CONFIG as the command that prepared "
             "it said, or its folder with --data-dir"
         ) from error
+
+
+def check_home(data_dir: Path | None) -> None:
+    """Raises UserError where sets would go to TFDS's own folder, and the user has no home that it could lie in."""
+    from tensorflow_datasets.core import constants
+
+    if data_dir is None and str(constants.DATA_DIR).startswith("~"):
+        raise UserError("this user has no home folder for prepared data sets; name a folder with --data-dir")
+
+
+@contextlib.contextmanager
+def owners_by_number() -> Iterator[None]:
+    """Within, owners of files whom the system has no name for go by their numbers: TFDS asks for names, and fails."""
+    if importlib.util.find_spec("pwd") is None:  # the system names no owners
+        yield
+        return
+    import grp
+    import pwd
+
+    def or_number(lookup: Callable[[int], Any]) -> Callable[[int], Any]:
+        def named(number: int) -> Any:
+            try:
+                return lookup(number)
+            except KeyError:
+                return SimpleNamespace(pw_name=str(number), gr_name=str(number))
+
+        return named
+
+    before = pwd.getpwuid, grp.getgrgid
+    pwd.getpwuid, grp.getgrgid = map(or_number, before)
+    try:
+        yield
+    finally:
+        pwd.getpwuid, grp.getgrgid = before
 
 
 @contextlib.contextmanager
@@ -130,7 +169,7 @@ def about_of(path: Path, ours: bool) -> dict[str, Any]:
     if not ours:
         return {}
     try:
-        about = json.loads((path / "metadata.json").read_text())
+        about = json.loads((path / "metadata.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         about = None
     if not isinstance(about, dict) or not ABOUT.issubset(about):

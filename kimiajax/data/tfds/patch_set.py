@@ -100,6 +100,7 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
     """What both builders share.
 
     Args:
+        found: the file or the folder that holds the patches; by default what `find` finds in TFDS's manual folder.
         allow_unverified: go on where the files are not the official ones; every result will say so.
         cache: a folder for what reading the scans told, see `survey`.
         say: is told of a preparation that died and is done anew.
@@ -118,13 +119,15 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
     def __init__(
         self,
         *,
+        found: Path | None = None,
         allow_unverified: bool = False,
         cache: Path | None = None,
         track: Track = no_track,
         say: Callable[[str], None] = lambda text: None,
         **options: Any,
     ):
-        self._allow_unverified, self._cache, self._track, self._say = allow_unverified, cache, track, say
+        self._found, self._allow_unverified = found, allow_unverified
+        self._cache, self._track, self._say = cache, track, say
         self._in_workers, self._origin = False, None
         self._shards: dict[Split, list[list[Ranked]]] = {}
         options["file_format"] = options.get("file_format") or "array_record"
@@ -244,10 +247,12 @@ class PatchSet(tfds.core.ShardBasedBuilder, skip_registration=True):
             ]
             for split, of in self._shards.items()
         }
-        (self.data_path / RECORDS).write_text(json.dumps(records))  # so that nobody has to read images for their labels
+        # So that nobody has to read images for their labels.
+        (self.data_path / RECORDS).write_text(json.dumps(records), encoding="utf-8")
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[Split, list[Any]]:
-        path, rules = self.find(Path(dl_manager.manual_dir)).resolve(), self.rules()  # workers may start elsewhere
+        found, rules = self._found or self.find(Path(dl_manager.manual_dir)), self.rules()
+        path = found.resolve()  # workers may start elsewhere
         with open_scans(path) as source:
             if source.test_patches() is None:
                 raise UserError(f"{path}: a {source.kind}, and no {self.name}, which holds test patches of its own")

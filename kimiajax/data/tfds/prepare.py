@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patches import CUTTING, Rules
 from kimiajax.data.sources.source import Track, no_track
-from kimiajax.data.tfds.datasets import about_of, name_of, quiet_tfds
+from kimiajax.data.tfds.datasets import about_of, check_home, name_of, owners_by_number, quiet_tfds
 from kimiajax.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def prepare(
 
     Args:
         name: one of `BUILDERS`.
-        manual_dir: the folder that holds the files.
+        manual_dir: the folder that holds the files; or the scan file itself.
         data_dir: the folder to prepare into; None for TFDS's own, `~/tensorflow_datasets` or TFDS_DATA_DIR.
         rules: of the gray set, its grid, homogeneity and background.
         patch_size: side of a patch in pixels, which is checked; None for what the files have.
@@ -65,33 +65,36 @@ def prepare(
 
     if name not in BUILDERS:
         raise UserError(f"data prepare {name}: no such set; choose from {', '.join(BUILDERS)}")
-    if not manual_dir.is_dir():
+    if not manual_dir.exists():
         raise UserError(f"--manual-dir {manual_dir}: no such folder; give the one that holds the data set's files")
+    check_home(data_dir)
     kind, rules = BUILDERS[name], rules or Rules()
     if not kind.CUTS and (lost := [each for each in CUTTING if getattr(rules, each) != getattr(Rules, each)]):
         raise UserError(
             f"data prepare {name}: --{lost[0]} {getattr(rules, lost[0])}: is for scans; these patches were cut before"
         )
-    with open_scans(kind.find(manual_dir), patch_size) as source:
+    found = kind.find(manual_dir)
+    with open_scans(found, patch_size) as source:
         config = kind.config_of(source, rules)
     through = _pipeline(beam)
     options = {"allow_unverified": allow_unverified, "cache": cache, "track": track, "say": say}
-    with quiet_tfds():
-        builder = kind(data_dir=data_dir and str(data_dir), config=config, **options)
+    with quiet_tfds(), owners_by_number():
+        builder = kind(data_dir=data_dir and str(data_dir), config=config, found=found, **options)
         if not builder.is_prepared():
             import tensorflow_datasets as tfds
 
-            options = tfds.download.DownloadConfig(manual_dir=str(manual_dir), **through)
+            folder = manual_dir if manual_dir.is_dir() else manual_dir.parent
+            options = tfds.download.DownloadConfig(manual_dir=str(folder), **through)
             builder.download_and_prepare(download_config=options)
     if not builder.wrote:
-        _check_same(builder, manual_dir)
+        _check_same(builder, found)
     counts = {split: info.num_examples for split, info in builder.info.splits.items()}
     about = about_of(Path(builder.data_dir), ours=True)
     return Preparation(name_of(builder), Path(builder.data_dir), counts, about["unverified"], not builder.wrote)
 
 
-def _check_same(builder: "PatchSet", manual_dir: Path) -> None:
-    with open_scans(builder.find(manual_dir).resolve()) as source:
+def _check_same(builder: "PatchSet", found: Path) -> None:
+    with open_scans(found.resolve()) as source:
         builder.check(source)
         before, now = about_of(Path(builder.data_dir), ours=True)["origin"], builder.origin_of(source)
     if before != now:

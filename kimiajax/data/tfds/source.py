@@ -205,7 +205,7 @@ class Prepared(Precut):
     def _kept(self, file: Path, split: Split, key: str | None = None) -> list[Record] | None:
         """The records of a split as they were written down; None where that is not so, or damaged."""
         try:
-            content = json.loads(file.read_text())
+            content = json.loads(file.read_text(encoding="utf-8"))
             listed = [Record(*each) for each in (content if key is None else content[key])]
             whole = all(
                 isinstance(record.label, int)
