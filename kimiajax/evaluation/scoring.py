@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kimiajax.runs.predictions import join, read_predictions, read_truth
+from kimiajax.runs.predictions import join, read_predictions, read_truth, with_ids_of
 
 if TYPE_CHECKING:
     from kimiajax.evaluation.statistics import Interval
@@ -24,7 +24,7 @@ class Scored:
     Attributes:
         predictions: the file that was scored.
         truth: what it was scored against.
-        warnings: what marks that.
+        warnings: what marks that, and how files were read that are not as the project writes them.
         n: test patches.
         correct: of these, how many were predicted right.
         num_scans: how many scans there are.
@@ -74,8 +74,16 @@ class Scored:
 
 
 def score(predictions_path: str | Path, truth_path: str | Path) -> Scored:
-    """Scores a file of predictions; see `read_predictions`, `read_truth` and `join` for what is refused."""
+    """Scores a file of predictions against the truth.
+
+    Patch ids that differ from the truth's by backslashes, blanks or an image's extension alone are taken for those.
+
+    Raises:
+        UserError: a file cannot be read, or predictions and truth are not of the same patches; see `read_predictions`,
+            `read_truth` and `join`.
+    """
     predictions, truth = read_predictions(predictions_path), read_truth(truth_path)
+    predictions = with_ids_of(predictions, truth)
     predicted = join(predictions, truth)
 
     # once the files have proved good: these import jax
@@ -87,7 +95,7 @@ def score(predictions_path: str | Path, truth_path: str | Path) -> Scored:
     return Scored(
         predictions=str(predictions.path),
         truth=str(truth.path),
-        warnings=truth.warnings,
+        warnings=(*truth.warnings, *predictions.notes),
         n=len(predicted),
         correct=sum(correct),
         num_scans=truth.num_scans,
