@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from kimiajax.errors import UserError
+from kimiajax.checks import path_of
+from kimiajax.errors import UserError, check_known
 from kimiajax.io.files import csv_text, new_file
 from kimiajax.io.json_records import SEAL, is_sealed, parse_json, sealed
 from kimiajax.io.tables import Table, read_table
@@ -66,14 +67,20 @@ class Manifest:
     num_scans: int
     about: dict[str, Any] = field(default_factory=dict)
 
-    def split(self, name: Split) -> list[Patch]:
+    def split(self, name: Split | str) -> list[Patch]:
+        """The patches of a split.
+
+        Raises:
+            UserError: no such split.
+        """
+        check_known("split", name, SPLITS)
         return [patch for patch in self.patches if patch.split == name]
 
-    def labels(self, name: Split) -> Int[np.ndarray, " n"]:
+    def labels(self, name: Split | str) -> Int[np.ndarray, " n"]:
         """The scan of each patch of a split."""
         return np.array([patch.scan for patch in self.split(name)], np.int32)
 
-    def counts(self, name: Split) -> list[int]:
+    def counts(self, name: Split | str) -> list[int]:
         """Patches per scan of a split, [num_scans]."""
         return np.bincount(self.labels(name), minlength=self.num_scans).tolist()
 
@@ -108,8 +115,9 @@ class Manifest:
             **self.about,
         }
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Writes the file and its header, both or neither, where they are not there already."""
+        path = Path(path)
         texts = {path: self.csv, header_of(path): json.dumps(sealed(self.header), indent=2) + "\n"}
         with contextlib.ExitStack() as stack:
             for file, text in texts.items():
@@ -122,13 +130,13 @@ def header_of(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def read_manifest(path: str | Path) -> Manifest:
+def read_manifest(path: str | Path | Any) -> Manifest:
     """Reads a manifest and its header.
 
     Raises:
         UserError: either is missing, broken or edited; the message names the line.
     """
-    path = Path(path)
+    path = path_of("manifest", path)
     if path.suffix != ".csv":
         raise UserError(f"{path}: a manifest is a .csv file with its header, a .json file of the same name, beside it")
     header = _read_header(path)

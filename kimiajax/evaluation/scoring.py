@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kimiajax.checks import path_of
 from kimiajax.runs.predictions import join, read_predictions, read_truth, with_ids_of
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Scored:
         return {**fields, "never_predicted": self.never_predicted, "without_patches": self.without_patches}
 
 
-def score(predictions_path: str | Path, truth_path: str | Path) -> Scored:
+def score(predictions_path: str | Path | Any, truth_path: str | Path | Any) -> Scored:
     """Scores a file of predictions against the truth.
 
     Patch ids that differ from the truth's by backslashes, blanks or an image's extension alone are taken for those.
@@ -82,7 +83,8 @@ def score(predictions_path: str | Path, truth_path: str | Path) -> Scored:
         UserError: a file cannot be read, or predictions and truth are not of the same patches; see `read_predictions`,
             `read_truth` and `join`.
     """
-    predictions, truth = read_predictions(predictions_path), read_truth(truth_path)
+    predictions = read_predictions(path_of("predictions", predictions_path))
+    truth = read_truth(path_of("truth", truth_path))
     predictions = with_ids_of(predictions, truth)
     predicted = join(predictions, truth)
 
