@@ -45,8 +45,13 @@ def array_of(name: str, given: Any) -> Any:
                 f"{name}: no array ({type(error).__name__}: {first_line(error)}); give NumPy's or JAX's"
             ) from error
     if not (getattr(given.dtype, "kind", "") in "fiub" or given.dtype.name == "bfloat16"):
-        raise UserError(f"{name}: an array of {given.dtype}; give one of real numbers, as `.astype(float)` makes it")
+        raise UserError(f"{name}: an array of {given.dtype}; give one of real numbers")
     return given
+
+
+def on_host(array: Any) -> Any:
+    """An array as NumPy's; one that is mapped from a file stays as it is."""
+    return array if isinstance(array, np.memmap) else np.asarray(array)
 
 
 def refuse_where(name: str, array: Any, wrong: Callable[[np.ndarray], np.ndarray], why: str) -> None:
@@ -156,13 +161,14 @@ def labels_of(name: str, given: Any, count: int | None = None, classes: int | No
 
 def _signed(name: str, array: Any) -> Any:
     """An array of whole numbers, or of floats that are whole, in a signed type."""
-    remedy = "give whole numbers, as `.astype(int)` makes them"
+    remedy = "give whole numbers, of classes from 0"
     if array.dtype.kind == "b":
         raise UserError(f"{name}: truth values; {remedy}")
     if array.dtype.kind not in "iu":
         if is_traced(array):
             raise UserError(f"{name}: {array.dtype}; {remedy}")
-        refuse_where(name, array, lambda part: ~(np.isfinite(part) & (part == np.floor(part))), f"is none; {remedy}")
+        why = f"is no whole number; {remedy}"
+        refuse_where(name, array, lambda part: ~(np.isfinite(part) & (part == np.floor(part))), why)
     if array.dtype.kind == "i" or is_traced(array):
         return array
     refuse_where(name, array, lambda part: np.abs(part) >= 2.0**53, "is too large for a number; count from 0")

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from kimiajax.checks import whole
+from kimiajax.checks import kind_of, whole
 from kimiajax.data.resize import FILTERS, resize
 from kimiajax.data.sources.source import PatchSource, Sample
 from kimiajax.errors import UserError, check_known
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def batches(
-    patches: PatchSource,
+    patches: PatchSource | Any,
     batch_size: int | Any,
     *,
     image_size: int | Any = None,
@@ -39,8 +39,9 @@ def batches(
         threads: that read ahead.
 
     Raises:
-        UserError: a number out of its range, or an unknown filter.
+        UserError: no source of patches, a number out of its range, or an unknown filter.
     """
+    kind_of("patches", patches, PatchSource, "make one as kimiajax.PatchSource(source, manifest.patches)")
     import grain  # here only: it brings jax along
 
     least = {"batch_size": 1, "epochs": 1, "seed": 0, "image_size": 1, "threads": 1}

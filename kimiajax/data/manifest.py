@@ -67,7 +67,7 @@ class Manifest:
     num_scans: int
     about: dict[str, Any] = field(default_factory=dict)
 
-    def split(self, name: Split | str) -> list[Patch]:
+    def split(self, name: Split | Any) -> list[Patch]:
         """The patches of a split.
 
         Raises:
@@ -76,11 +76,11 @@ class Manifest:
         check_known("split", name, SPLITS)
         return [patch for patch in self.patches if patch.split == name]
 
-    def labels(self, name: Split | str) -> Int[np.ndarray, " n"]:
+    def labels(self, name: Split | Any) -> Int[np.ndarray, " n"]:
         """The scan of each patch of a split."""
         return np.array([patch.scan for patch in self.split(name)], np.int32)
 
-    def counts(self, name: Split | str) -> list[int]:
+    def counts(self, name: Split | Any) -> list[int]:
         """Patches per scan of a split, [num_scans]."""
         return np.bincount(self.labels(name), minlength=self.num_scans).tolist()
 

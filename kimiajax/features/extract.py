@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kimiajax import __version__
-from kimiajax.checks import kind_of, names_of, path_of, whole
+from kimiajax.checks import kind_of, names_of, on_host, path_of, whole
 from kimiajax.errors import UserError, check_known
 from kimiajax.features.taps import Tap, blocks_to, tap_of
 from kimiajax.io.cache import ArrayCache, let_go, load_arrays, mark_used
@@ -101,8 +101,7 @@ def extract_taps(
     if not taps:
         raise UserError(f"taps: none is named; choose from {', '.join(backbone.blocks)}")
     blocks = blocks_to(backbone, taps)
-    images = images_of("images", images, floats=False)
-    images = images if isinstance(images, np.memmap) else np.asarray(images)
+    images = on_host(images_of("images", images, floats=False))
     backbone.check_size(images.shape[1])
     check_known("precision", precision, get_args(Precision))
     progress = progress or Silent()

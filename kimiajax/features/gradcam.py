@@ -80,6 +80,8 @@ def grad_cam(
     if not number:
         raise UserError(f"images of shape {images.shape}: give uint8 [n s s] or floats [n s s 3], at least one")
     backbone.check_size(images.shape[1])
+    if layer is not None:
+        kind_of("layer", layer, str, f"choose from {', '.join(spatial(backbone, images.shape[1]))}")
     path = path_of(backbone, layer, images.shape[1])
     if "head" not in params_of(variables):
         raise UserError("these variables have no head, and so no classes: train one first, as `fit` does")

@@ -152,8 +152,8 @@ def retrieve(
 
 
 def _narrowed(rows: Any) -> Any:
-    """Rows of 64-bit whole numbers as floats, since JAX would cut off what 32 bits do not hold."""
-    return rows.astype(np.float32) if isinstance(rows, np.ndarray) and rows.dtype in (np.int64, np.uint64) else rows
+    """Rows of whole numbers as floats, but for barcodes: JAX would cut off what 32 bits do not hold."""
+    return rows.astype(np.float32) if rows.dtype.kind in "iub" and rows.dtype != np.uint32 else rows
 
 
 def _rows_at_once(rows: Shaped[jax.Array | np.ndarray, "n d"]) -> int:

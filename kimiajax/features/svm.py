@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kimiajax.checks import features_of, labels_of, positive
+from kimiajax.checks import features_of, labels_of, on_host, positive
 from kimiajax.errors import UserError
 from kimiajax.shapes import Float, Int
 
@@ -86,8 +86,8 @@ def fit_linear_svm(
         UserError: features that are not [n d], not finite or the same for every patch, labels that are not one whole
             number from 0 for each or are of one scan only, or a penalty that is not above 0.
     """
-    features, c = features_of("features", features), positive("c", c)
-    features = features if isinstance(features, np.memmap) else np.asarray(features)
+    features, c = on_host(features_of("features", features)), positive("c", c)
+    features = features if features.dtype.kind == "f" else features.astype(np.float64)
     labels = np.asarray(labels_of("labels", labels, len(features), of="rows of features"))
     parts = [features[start : start + AT_ONCE] for start in range(0, len(features), AT_ONCE)]
     if len(np.unique(labels)) < 2:

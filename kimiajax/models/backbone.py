@@ -314,8 +314,9 @@ class Backbone:
             moving |= {path[0] for path in self.statistics}
         return tuple(takewhile(lambda block: block not in moving, blocks))
 
-    def tap_shapes(self, variables: Variables, size: int, blocks: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    def tap_shapes(self, variables: Variables | Any, size: int, blocks: Sequence[str]) -> dict[str, tuple[int, ...]]:
         """The shape of each block's output for one image of `size` x `size` pixels, without the batch axis."""
+        params_of(variables)
         image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
         plain = replace(self, conv="plain")  # of the same shapes, and traced in a tenth of the time
         taps = jax.eval_shape(lambda variables, x: plain.apply(variables, x, blocks)[1], variables, image)
@@ -328,7 +329,7 @@ class Backbone:
 
     def _checked(self, x: Any, first: str) -> Any:
         before = self.before(first)
-        taken = (None, None, 3) if before is None else _traced(self)[1].get(before)
+        taken = (self.smallest, self.smallest, 3) if before is None else _traced(self)[1].get(before)
         # A network that does not tell what its blocks give is refused by `check_backbone`.
         return x if taken is None else block_input(x, f"{first} of {self.name}", taken, before)
 

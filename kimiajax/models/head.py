@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kimiajax.checks import array_of, check_finite, kind_of, whole
+from kimiajax.checks import kind_of, whole
 from kimiajax.errors import UserError
 from kimiajax.models.backbone import A_BACKBONE, Array, Backbone, Variables, cast_kernels
 from kimiajax.models.batch_norm import INFERENCE, Normalisation
-from kimiajax.models.inputs import fitting, params_of
+from kimiajax.models.inputs import fitting, inputs_of, params_of
 from kimiajax.shapes import Float, Shaped
 
 
@@ -109,13 +109,11 @@ class Classifier:
         if "head" not in params_of(variables):
             raise UserError('these variables have no head; put what `init_head` gives under params, as "head"')
         statistics, head = variables.get("batch_stats", {}), variables["params"]["head"]
-        x = array_of("input", x)
         if self.blocks:
             options = {"normalisation": normalisation, "mask": mask, "dtype": dtype}
             x, _, statistics = self.backbone.apply(variables, x, self.blocks, **options)
         else:
-            check_finite("input", x)
-            x = jnp.asarray(x, dtype)
+            x = jnp.asarray(inputs_of("input", x, images=False), dtype)
         params = head if dtype is None else cast_kernels(head, dtype)
         with fitting(f"the head on {self.backbone.name}"):
             logits = cast(jax.Array, self.head.apply({"params": params}, x, dropout_keys))

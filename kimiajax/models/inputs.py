@@ -67,7 +67,7 @@ def inputs_of(name: str, given: Any, images: bool, finite: bool = True) -> Any:
         UserError: as `images_of`; there are none; or activations that are no floats, or not finite.
     """
     inputs = images_of(name, given, square=False) if images else array_of(name, given)
-    if not images and (inputs.dtype.kind in "iub" or inputs.ndim < 2):
+    if not images and (inputs.dtype.kind in "iub" or inputs.ndim < 2 or 0 in inputs.shape[1:]):
         raise UserError(
             f"{name} of shape {inputs.shape} and type {inputs.dtype}: give floats [n ...], as a block has them"
         )
@@ -78,23 +78,26 @@ def inputs_of(name: str, given: Any, images: bool, finite: bool = True) -> Any:
     return inputs
 
 
-def block_input(x: Any, block: str, taken: tuple[int | None, ...], before: str | None) -> Any:
+def block_input(x: Any, block: str, taken: tuple[int, ...], before: str | None) -> Any:
     """Returns the input of a block as an array.
 
     Args:
         x: the input.
         block: how a message calls the block.
-        taken: the shape that it takes for one image; of an image's height and width nothing is asked.
+        taken: the shape that it takes for one image; the least height and width of images, and any of activations.
         before: the block whose output that is; None for images.
 
     Raises:
-        UserError: no floats, another number of axes or of channels, or, where there are values yet, NaN or infinity.
+        UserError: no floats, another number of axes or of channels, images that are too small, or, where there are
+            values yet, NaN or infinity.
     """
     x = array_of("input", x)
     if x.dtype.kind in "iub" or x.ndim != len(taken) + 1 or x.shape[-1] != taken[-1] or 0 in x.shape:
         shape = f"[b {taken[-1]}]" if len(taken) == 1 else f"[b h w {taken[-1]}]"
         whence = "in [0, 1], channels last" if before is None else f"as {before} gives them"
         raise UserError(f"{block} takes floats {shape}, {whence}; the input is {x.dtype} of shape {x.shape}")
+    if before is None and min(x.shape[1:3]) < taken[0]:
+        raise UserError(f"{block} takes images from {taken[0]} x {taken[0]}; {min(x.shape[1:3])} is too small")
     check_finite("input", x)
     return x
 

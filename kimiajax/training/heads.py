@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kimiajax.checks import kind_of, whole
+from kimiajax.checks import kind_of, on_host, whole
 from kimiajax.errors import UserError
 from kimiajax.io.pytrees import digest, digest_of_leaf
 from kimiajax.models.inputs import inputs_of
@@ -72,7 +72,7 @@ def fit_heads(
         raise UserError("seeds: there are none; give one at least")
     for name, value, least in (("epochs", epochs, 0), ("a batch of", batch_size, 1), *(("seed", s, 0) for s in seeds)):
         whole(name, value, least)
-    inputs = [np.asarray(inputs_of("features", each, False, finite=False)) for each in inputs]
+    inputs = [on_host(inputs_of("features", each, False, finite=False)) for each in inputs]
     shapes = {each.shape for each in inputs}
     if len(shapes) != 1:
         raise UserError(f"features of {len(shapes)} shapes: heads train at once on features of one")

@@ -4,14 +4,14 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kimiajax.checks import kind_of, labels_of, whole
-from kimiajax.errors import UserError
+from kimiajax.checks import kind_of, labels_of, on_host, whole
+from kimiajax.errors import UserError, check_known
 from kimiajax.io.pytrees import digest, digest_of_leaf
 from kimiajax.models.head import Classifier
 from kimiajax.models.inputs import inputs_of, params_of
@@ -115,7 +115,9 @@ def fit(
     """
     progress, engine = progress or Silent(), engine or JitEngine()
     kind_of("training", training, Training, "make one as kimiajax.Training(classifier, optimizer, blocks)")
-    inputs = inputs_of("inputs", inputs, training.classifier.sees_images, finite=False)  # a step that is not says more
+    inputs = on_host(
+        inputs_of("inputs", inputs, training.classifier.sees_images, finite=False)
+    )  # a step that is not says more
     labels = check_labels(labels, len(inputs), training.classifier.num_classes)
     for name, value, least in (("epochs", epochs, 0), ("a batch of", batch_size, 1), ("seed", seed, 0)):
         whole(name, value, least)
@@ -254,8 +256,9 @@ def predict(
     """
     progress, engine = progress or Silent(), engine or JitEngine()
     kind_of("classifier", classifier, Classifier, "make one as kimiajax.Classifier(backbone, blocks, num_classes)")
-    inputs = inputs_of("inputs", inputs, classifier.sees_images)
+    inputs = on_host(inputs_of("inputs", inputs, classifier.sees_images))
     whole("a batch of", batch_size, 1)
+    check_known("precision", precision, get_args(Precision))
     params_of(variables)
     batch_size = min(batch_size, len(inputs))
     plan = Plan(len(inputs), batch_size, engine.rows(batch_size))

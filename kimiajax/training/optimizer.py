@@ -56,7 +56,7 @@ class Optimization:
                 raise UserError(f"{name} {getattr(self, name)}: must be 0 or more, and finite")
 
     @functools.cache  # noqa: B019  the same optimizer each time is the same program
-    def over(self, epochs: int, steps_per_epoch: int) -> Scheduled:
+    def over(self, epochs: int | Any, steps_per_epoch: int | Any) -> Scheduled:
         """The optimizer for a training of so many epochs, and its schedule.
 
         Raises:

@@ -79,7 +79,7 @@ class Training:
         modes = self.blocks.frozen_bn, self.blocks.trained_bn
         return Normalisation(self.blocks.names, *modes, self.batch_norm_momentum, self.statistic_groups, axis)
 
-    def start(self, variables: dict[str, Any], key: jax.Array) -> TrainState:
+    def start(self, variables: dict[str, Any] | Any, key: jax.Array) -> TrainState:
         """The state before the first step; what steps donate, variables and key, is copied.
 
         Raises:

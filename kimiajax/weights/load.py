@@ -97,7 +97,7 @@ def _random(backbone: Backbone, blocks: Sequence[str], image_size: int, seed: in
 
 
 def _calibrated(
-    backbone: Backbone, blocks: Sequence[str], image_size: int, seed: int, patches: np.ndarray | None
+    backbone: Backbone, blocks: Sequence[str], image_size: int, seed: int, patches: np.ndarray | Any
 ) -> Weights:
     """Random weights up to the paper's features at least, so that they do not depend on what else is read, scaled."""
     if patches is None:
