@@ -48,9 +48,9 @@ def batches(
     for name, value in zip(least, (batch_size, epochs, seed, image_size, threads)):
         if value is not None or name in ("batch_size", "threads"):
             whole(name, value, least[name])
-    if not isinstance(shard, tuple | list) or len(shard) != 2:
+    if not isinstance(shard, tuple | list) or [type(each) for each in shard] != [int, int]:
         raise UserError(f"shard {shard}: must be this process's number and how many there are")
-    number, count = (whole("shard", each, -(2**31)) for each in shard)
+    number, count = shard
     if not 0 <= number < count:
         raise UserError(f"shard {shard}: of {count} processes the numbers go from 0 to {count - 1}")
     check_known("filter", filter, FILTERS)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kimiajax.checks import kind_of
 from kimiajax.checks import path_of as path_from
 from kimiajax.data.inference_inputs import Inputs, read_inputs
 from kimiajax.data.manifest import Split
@@ -69,6 +70,8 @@ def apply_row(
             digest, the folder for pictures exists already, or patches that cannot be read or are there twice.
     """
     check_known("split", split, ("train", "test", "all"))
+    if not isinstance(inputs, str | Path):
+        kind_of("inputs", inputs, Sequence, "give a path, or several")
     row, cache = path_from("row", row), None if cache is None else path_from("cache", cache)
     progress, known = progress or Silent(), {each.name: each for each in all_rows()}
     finished = read_finished(

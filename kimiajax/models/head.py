@@ -81,8 +81,15 @@ class Classifier:
     def head(self) -> Head:
         return Head(self.backbone.hidden, self.backbone.dropout, self.num_classes)
 
-    def init_head(self, key: jax.Array, bottleneck_shape: Sequence[int]) -> Variables:
-        """Fresh parameters of the head for bottleneck features of this shape, without the batch axis."""
+    def init_head(self, key: jax.Array | Any, bottleneck_shape: Sequence[int] | Any) -> Variables:
+        """Fresh parameters of the head for bottleneck features of this shape, without the batch axis.
+
+        Raises:
+            UserError: no key, or a shape that is none.
+        """
+        kind_of("key", key, jax.Array, "give jax.random.key(seed)")
+        for side in kind_of("bottleneck_shape", bottleneck_shape, Sequence, "give the features' shape[1:]"):
+            whole("bottleneck_shape", side, 1)
         return cast(Variables, self.head.init(key, jnp.zeros((1, *bottleneck_shape))))["params"]
 
     def apply(
