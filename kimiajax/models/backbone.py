@@ -165,7 +165,7 @@ class Backbone:
         """The paths of its running statistics of batch normalisation, each beginning with a block."""
         return {
             (block, *path)
-            for block, leaves in _traced(self)[0].items()
+            for block, leaves in _leaves(self)[0].items()
             for kind, *path in leaves
             if kind == "batch_stats"
         }
@@ -329,14 +329,14 @@ class Backbone:
 
     def _checked(self, x: Any, first: str) -> Any:
         before = self.before(first)
-        taken = (self.smallest, self.smallest, 3) if before is None else _traced(self)[1].get(before)
+        taken = (self.smallest, self.smallest, 3) if before is None else _leaves(self)[1].get(before)
         # A network that does not tell what its blocks give is refused by `check_backbone`.
         return x if taken is None else block_input(x, f"{first} of {self.name}", taken, before)
 
     def _check_leaves(self, variables: Variables, blocks: Sequence[str]) -> None:
         """Refuses parameters of another variant: Flax would pass over a leaf that it does not know."""
         for block in blocks:
-            known, found = _traced(self)[0][block], _leaves_of(variables, block)
+            known, found = _leaves(self)[0][block], _leaves_of(variables, block)
             if found != known:
                 wrong = sorted("/".join(path) for path in known ^ found)
                 raise UserError(
@@ -376,7 +376,7 @@ def cast_kernels(params: Variables, dtype: Any) -> Variables:
 
 
 @cache
-def _traced(backbone: Backbone) -> tuple[dict[str, set[tuple[str, ...]]], dict[str, tuple[int, ...]]]:
+def _leaves(backbone: Backbone) -> tuple[dict[str, set[tuple[str, ...]]], dict[str, tuple[int, ...]]]:
     """The paths of each block's arrays, which do not depend on the image size; and each block's output shape, for one
     image of the smallest size."""
     images = jax.ShapeDtypeStruct((1, backbone.smallest, backbone.smallest, 3), jnp.float32)
