@@ -121,7 +121,7 @@ class Backbone:
 
     def check_size(self, size: int | Any) -> None:
         """Raises UserError for a size that is no number of pixels, or too small for this network."""
-        if whole("image size", size, 1) < self.smallest:
+        if whole("image size", size) < self.smallest:
             raise UserError(f"{self.name} takes images from {self.smallest} x {self.smallest}; {size} is too small")
 
     def span(self, first: str, last: str) -> tuple[str, ...]:

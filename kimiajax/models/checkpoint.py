@@ -23,6 +23,7 @@ from kimiajax.models.inputs import params_of
 from kimiajax.models.registry import BACKBONES
 
 LINEAGE_FORMAT = 1
+STATISTICS = "batch statistics"  # what a lineage says was trained where running statistics moved
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def fine_tuned(
     Args:
         parent: the weights that training began with.
         variables: the whole network's after it, the head's among them.
-        blocks: what was trained.
+        blocks: what was trained: names of blocks or parts, and `STATISTICS` where these moved.
         source: who trained them, for a reader.
         run: what names the run: data, seed.
 
@@ -123,7 +124,8 @@ def fine_tuned(
     """
     kind_of("parent", parent, Weights, "give what `load_weights` returns")
     params = params_of(variables)
-    lacking = [name for name in names_of("blocks", blocks) if name.split("/")[0] not in params]
+    known = (*params, STATISTICS)
+    lacking = [name for name in names_of("blocks", blocks) if name.split("/")[0] not in known]
     if lacking:
         raise UserError(f"blocks: the variables hold no {lacking[0]!r}; they hold {', '.join(params)}")
     for path, leaf in flatten_dict(variables, sep="/").items():

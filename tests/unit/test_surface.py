@@ -205,6 +205,9 @@ CALLS = {
     "epochs -1": lambda: fit(HEAD, LEARNT, FEATURES, epochs=-1),
     "seed -1": lambda: fit(HEAD, LEARNT, FEATURES, seed=-1),
     "no feed 'fast'": lambda: fit(HEAD, LEARNT, FEATURES, feed="fast"),
+    "the variables hold no 'mixed9'": lambda: kj.fine_tuned(
+        kj.load_weights("cnn", "random", image_size=32), BOTH, ("mixed9",), "mine"
+    ),
     "no precision 'half'": lambda: kj.extract_features(TWO, BODY, GRAY, precision="half"),
     "c nan": lambda: kj.fit_linear_svm(FEATURES, LABELS, float("nan")),
     "two scans at least": lambda: kj.fit_linear_svm(FEATURES[:0], LABELS[:0]),
