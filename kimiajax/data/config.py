@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from kimiajax.checks import check_fields
 from kimiajax.errors import UserError
 from kimiajax.text import text_of
 
@@ -40,6 +41,9 @@ class ScansConfig:
     cache: Path | None = None
     """Folder for what serves again: surveys, patches, weights, features; by default the user's cache folder."""
 
+    def __post_init__(self) -> None:
+        as_paths(self)
+
     def needed(self, needs: str) -> "Path | Dataset":
         """Where patches come from: a path, or a prepared set.
 
@@ -66,7 +70,8 @@ class ScansConfig:
         return Dataset(self.dataset, self.data_dir, self.image_key, self.label_key, **splits)
 
     def check_scans(self) -> None:
-        """Raises UserError for the first of these settings that is out of its range."""
+        """Raises UserError for the first of these settings that is of another type or out of its range."""
+        check_fields(self, flag)
         check_least(self, patch_size=1)
         for name in OF_DATASETS:
             if self.dataset is None and getattr(self, name) != getattr(ScansConfig, name):
@@ -109,6 +114,13 @@ class PatchConfig(ScansConfig):
         if self.seed >= 2**32:
             raise UserError(f"--seed {self.seed}: must be under 2**32")
         check_cutting(self.homogeneity, self.background)
+
+
+def as_paths(settings: Any) -> None:
+    """Makes paths of texts in the fields of settings that hold paths."""
+    for field in fields(settings):
+        if field.type == Path | None and isinstance(value := getattr(settings, field.name), str):
+            object.__setattr__(settings, field.name, Path(value))
 
 
 def check_least(config: object, **least: int) -> None:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from kimiajax.checks import kind_of, whole
 from kimiajax.data.resize import FILTERS, resize
 from kimiajax.data.sources.source import PatchSource, Sample
 from kimiajax.errors import UserError, check_known
@@ -11,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def batches(
-    patches: PatchSource,
-    batch_size: int,
+    patches: PatchSource | Any,
+    batch_size: int | Any,
     *,
-    image_size: int | None = None,
-    filter: str = "box",
-    seed: int | None = None,
-    epochs: int | None = 1,
-    shard: tuple[int, int] = (0, 1),
+    image_size: int | Any = None,
+    filter: str | Any = "box",
+    seed: int | Any = None,
+    epochs: int | Any = 1,
+    shard: tuple[int, int] | Any = (0, 1),
     drop_remainder: bool = False,
     threads: int = 16,
 ) -> "grain.IterDataset":
@@ -36,13 +37,20 @@ def batches(
         shard: this process's number and how many there are. Together they read every patch once an epoch.
         drop_remainder: leave the last batch out where it is smaller.
         threads: that read ahead.
+
+    Raises:
+        UserError: no source of patches, a number out of its range, or an unknown filter.
     """
+    kind_of("patches", patches, PatchSource, "make one as kimiajax.PatchSource(source, manifest.patches)")
     import grain  # here only: it brings jax along
 
+    least = {"batch_size": 1, "epochs": 1, "seed": 0, "image_size": 1, "threads": 1}
+    for name, value in zip(least, (batch_size, epochs, seed, image_size, threads)):
+        if value is not None or name in ("batch_size", "threads"):
+            whole(name, value, least[name])
+    if not isinstance(shard, tuple | list) or [type(each) for each in shard] != [int, int]:
+        raise UserError(f"shard {shard}: must be this process's number and how many there are")
     number, count = shard
-    for name, value, least in (("batch_size", batch_size, 1), ("epochs", epochs, 1), ("seed", seed, 0)):
-        if value is not None and value < least:
-            raise UserError(f"{name} {value}: must be {least} or more")
     if not 0 <= number < count:
         raise UserError(f"shard {shard}: of {count} processes the numbers go from 0 to {count - 1}")
     check_known("filter", filter, FILTERS)

@@ -2,11 +2,12 @@
 
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
+from kimiajax.checks import path_of, whole
 from kimiajax.data.manifest import SPLITS, Manifest, Split
 from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patch_arrays import prepare_patches
@@ -46,9 +47,9 @@ class Inputs(NamedTuple):
 
 
 def read_inputs(
-    path: str | Path | Dataset,
+    path: str | Path | Dataset | Any,
     rules: Rules,
-    image_size: int = 224,
+    image_size: int | Any = 224,
     filter: str = "box",
     *,
     manifest: Manifest | None = None,
@@ -80,7 +81,8 @@ def read_inputs(
             or whatever `open_scans` and `prepare_patches` refuse; UsageError: patches of another size, or a choice
             among images of no known scan.
     """
-    path = path if isinstance(path, Dataset) else Path(path)
+    path = path if isinstance(path, Dataset) else path_of("path", path)
+    whole("image_size", image_size, 1)
     check_known("filter", filter, FILTERS)
     if isinstance(path, Path) and (images := _images_at(path)) is not None:
         if manifest is not None or rules.patches_per_scan != "all":

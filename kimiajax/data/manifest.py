@@ -1,9 +1,7 @@
 """Which patches a study uses, as a file: `manifest.csv`, one line a patch, and beside it a header, `manifest.json`."""
 
 import contextlib
-import csv
 import hashlib
-import io
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,9 +10,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from kimiajax.errors import UserError
+from kimiajax.checks import path_of
+from kimiajax.errors import UserError, check_known
 from kimiajax.io.files import csv_text, new_file
 from kimiajax.io.json_records import SEAL, is_sealed, parse_json, sealed
+from kimiajax.io.tables import Table, read_table
 from kimiajax.shapes import Int
 from kimiajax.text import LONGEST_NAME, is_name, quoted
 
@@ -67,14 +67,20 @@ class Manifest:
     num_scans: int
     about: dict[str, Any] = field(default_factory=dict)
 
-    def split(self, name: Split) -> list[Patch]:
+    def split(self, name: Split | Any) -> list[Patch]:
+        """The patches of a split.
+
+        Raises:
+            UserError: no such split.
+        """
+        check_known("split", name, SPLITS)
         return [patch for patch in self.patches if patch.split == name]
 
-    def labels(self, name: Split) -> Int[np.ndarray, " n"]:
+    def labels(self, name: Split | Any) -> Int[np.ndarray, " n"]:
         """The scan of each patch of a split."""
         return np.array([patch.scan for patch in self.split(name)], np.int32)
 
-    def counts(self, name: Split) -> list[int]:
+    def counts(self, name: Split | Any) -> list[int]:
         """Patches per scan of a split, [num_scans]."""
         return np.bincount(self.labels(name), minlength=self.num_scans).tolist()
 
@@ -109,8 +115,9 @@ class Manifest:
             **self.about,
         }
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Writes the file and its header, both or neither, where they are not there already."""
+        path = Path(path)
         texts = {path: self.csv, header_of(path): json.dumps(sealed(self.header), indent=2) + "\n"}
         with contextlib.ExitStack() as stack:
             for file, text in texts.items():
@@ -123,13 +130,13 @@ def header_of(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def read_manifest(path: str | Path) -> Manifest:
+def read_manifest(path: str | Path | Any) -> Manifest:
     """Reads a manifest and its header.
 
     Raises:
         UserError: either is missing, broken or edited; the message names the line.
     """
-    path = Path(path)
+    path = path_of("manifest", path)
     if path.suffix != ".csv":
         raise UserError(f"{path}: a manifest is a .csv file with its header, a .json file of the same name, beside it")
     header = _read_header(path)
@@ -138,15 +145,14 @@ def read_manifest(path: str | Path) -> Manifest:
         raise UserError(
             f"{path}: was edited since {header_of(path).name} was written; if you mean it, set csv_sha256 to null there"
         )
-    try:
-        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")))
-        if tuple(rows.fieldnames or ()) != FIELDS:
-            raise UserError(f"{path}: has columns {quoted(rows.fieldnames)}; they must be {', '.join(FIELDS)}")
-        patches = tuple(_parse(row, header["scans"], f"{path}, line {line}") for line, row in enumerate(rows, start=2))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is no UTF-8 text ({error}); write the manifest again") from error
-    except csv.Error as error:
-        raise UserError(f"{path}: is no CSV ({error}); write the manifest again") from error
+    wanted = f"they must be {', '.join(FIELDS)}"
+    table = read_table(path, "manifest", dict.fromkeys(FIELDS, wanted), content=content)
+    if other := [name for name in table.columns if name not in FIELDS]:
+        raise UserError(f"{path}: has a column {quoted(other[0])}; {wanted}")
+    rows = zip(table.lines, zip(*(table.columns[name] for name in FIELDS)))
+    patches = tuple(
+        _parse(table, dict(zip(FIELDS, row)), header["scans"], f"{path}, line {line}") for line, row in rows
+    )
     _check_whole(path, patches)
     about = {key: value for key, value in header.items() if key not in ("format", "patch_size", "scans", "patches")}
     del about["csv_sha256"]
@@ -185,9 +191,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _parse(row: dict[str, str], scans: int, where: str) -> Patch:
-    if None in row or None in row.values():
-        raise UserError(f"{where}: holds another number of fields than the first line; write the manifest again")
+def _parse(table: Table, row: dict[str, str], scans: int, where: str) -> Patch:
     if row["split"] not in SPLITS:
         raise UserError(f"{where}: split is {quoted(row['split'])}; it must be train or test")
     if not row["patch_id"]:
@@ -201,26 +205,20 @@ def _parse(row: dict[str, str], scans: int, where: str) -> Patch:
         raise UserError(f"{where}: sha256 is {quoted(digest)}; it must be 64 hexadecimal digits, or empty")
     if bool(row["row"]) != bool(row["col"]):
         raise UserError(f"{where}: has a row or a column but not both")
-    return Patch(
-        row["patch_id"],
-        _number(row, "scan", int, scans - 1, where),
-        row["split"],
-        _number(row, "row", int, 2**40, where) if row["row"] else None,
-        _number(row, "col", int, 2**40, where) if row["col"] else None,
-        _number(row, "homogeneity", float, 1, where) if row["homogeneity"] else None,
-        digest or None,
-    )
 
+    def number(name: str, most: int) -> int | None:
+        """A field's whole number; None of an empty one, where a patch may have none."""
+        value = table.whole_number(row[name], most)
+        if value is None and (row[name] or name == "scan"):
+            raise UserError(f"{where}: {name} is {quoted(row[name])}; it must be a number from 0 to {most}")
+        return value
 
-def _number(row: dict[str, str], name: str, kind: type, most: int, where: str) -> Any:
-    """A field's number, of this kind, from 0 to `most`."""
-    try:
-        value = kind(row[name])
-    except (TypeError, ValueError):
-        value = None
-    if value is None or not 0 <= value <= most:
-        raise UserError(f"{where}: {name} is {quoted(row[name])}; it must be a number from 0 to {most}")
-    return value
+    scan, share = number("scan", scans - 1), table.number(row["homogeneity"])
+    assert scan is not None
+    if row["homogeneity"] and (share is None or share > 1):
+        raise UserError(f"{where}: homogeneity is {quoted(row['homogeneity'])}; it must be a number from 0 to 1")
+    place = number("row", 2**40), number("col", 2**40)
+    return Patch(row["patch_id"], scan, row["split"], *place, None if share is None else float(share), digest or None)
 
 
 def _check_whole(path: Path, patches: tuple[Patch, ...]) -> None:

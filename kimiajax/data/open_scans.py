@@ -1,7 +1,9 @@
 """What is given: a scan file, a folder of images, a folder of whole slides, or the name of a prepared data set."""
 
 from pathlib import Path
+from typing import Any
 
+from kimiajax.checks import path_of, positive, whole
 from kimiajax.data.sources.image_folder import Folder, holds_splits
 from kimiajax.data.sources.scan_file import Scans
 from kimiajax.data.sources.slides import MPP, PATCH_SIZE, Slides, slides_in
@@ -12,11 +14,11 @@ from kimiajax.errors import UsageError
 
 
 def open_scans(
-    path: str | Path | Dataset,
-    patch_size: int | None = None,
-    mpp: float = MPP,
+    path: str | Path | Dataset | Any,
+    patch_size: int | Any = None,
+    mpp: float | Any = MPP,
     *,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     track: Track = no_track,
 ) -> Source:
     """Opens whatever patches can be read from.
@@ -30,11 +32,15 @@ def open_scans(
         cache: a folder for the labels of a prepared data set, which are read once.
 
     Raises:
-        UserError: nothing of these; UsageError: patches of another size.
+        UserError: nothing of these, or a number out of its range; UsageError: patches of another size.
     """
+    if patch_size is not None:
+        whole("--patch-size", patch_size, 1)
+    positive("--mpp", mpp)
+    cache = None if cache is None else path_of("cache", cache)
     if isinstance(path, Dataset):
         source: Source = Prepared(path, cache, track)
-    elif not (path := Path(path)).is_dir():
+    elif not (path := path_of("scans", path)).is_dir():
         source = Scans(path)
     elif not holds_splits(path) and slides_in(path):
         source = Slides(path, PATCH_SIZE if patch_size is None else patch_size, mpp)

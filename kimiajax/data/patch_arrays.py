@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
 
+from kimiajax.checks import kind_of, path_of, whole
 from kimiajax.data.manifest import SPLITS, Manifest, Patch, read_manifest
 from kimiajax.data.patches import Rules, cut_patches, key_of
 from kimiajax.data.resize import FILTERS, resize
@@ -32,17 +33,26 @@ class Patches(NamedTuple):
 
 
 def prepare_patches(
-    source: Source,
-    rules: Rules,
-    image_size: int = 224,
-    filter: str = "box",
+    source: Source | Any,
+    rules: Rules | Any,
+    image_size: int | Any = 224,
+    filter: str | Any = "box",
     *,
-    manifest: Manifest | None = None,
-    cache: Path | None = None,
+    manifest: Manifest | Any = None,
+    cache: str | Path | None = None,
     track: Track = no_track,
 ) -> Patches:
     """`cut_patches`, unless a manifest says which, and `read_patches`; a cache gives both back unread, as long as the
-    files stay as they are."""
+    files stay as they are.
+
+    Raises:
+        UserError: as these two.
+    """
+    kind_of("source", source, Source, "give what `open_scans` opens")
+    kind_of("rules", rules, Rules, "make them as kimiajax.Rules(...)")
+    cache = None if cache is None else path_of("cache", cache)
+    whole("image_size", image_size, 1)
+    check_known("filter", filter, FILTERS)
     if manifest is not None:
         return read_patches(source, manifest, image_size, filter, cache=cache, track=track)
     if cache is None:
@@ -60,12 +70,12 @@ def prepare_patches(
 
 
 def read_patches(
-    source: Source,
-    manifest: Manifest,
-    image_size: int = 224,
-    filter: str = "box",
+    source: Source | Any,
+    manifest: Manifest | Any,
+    image_size: int | Any = 224,
+    filter: str | Any = "box",
     *,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     track: Track = no_track,
     with_holes: bool = False,
 ) -> Patches:
@@ -82,8 +92,13 @@ def read_patches(
         with_holes: let patches be that are holes in the data, to look into these.
 
     Raises:
-        UserError: the manifest is of another source, or a patch cannot be read, has other pixels or is a hole.
+        UserError: the manifest is of another source, a patch cannot be read, has other pixels or is a hole, a size that
+            is no whole number of 1 or more, or an unknown filter.
     """
+    kind_of("source", source, Source, "give what `open_scans` opens")
+    kind_of("manifest", manifest, Manifest, "give what `cut_patches` or `read_manifest` returns")
+    whole("image_size", image_size, 1)
+    cache = None if cache is None else path_of("cache", cache)
     check_of(source, manifest)
     check_known("filter", filter, FILTERS)
     manifest = marked(manifest, source)

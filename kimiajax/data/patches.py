@@ -4,15 +4,17 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
 
+from kimiajax.checks import check_fields, kind_of, path_of, whole
 from kimiajax.data.manifest import Manifest, Patch
 from kimiajax.data.sources.source import BACKGROUND, Candidates, Gridded, Precut, Source, Track, no_track
 from kimiajax.data.survey import SMALLEST_PATCH, VERSION, Inspect, Survey, survey_scan
@@ -48,10 +50,13 @@ class Rules:
         patches_per_scan: training patches drawn from each scan, or "all"; a scan with fewer gives what it has.
         seed: of that draw.
         grid: one of `GRIDS`.
-        homogeneity: patches with at least this fraction of background are left out.
+        homogeneity: patches with at least this fraction of background are left out; infinity leaves out none.
         background: the gray value from which a pixel counts as background, 0 to 255.
         test_patches_per_scan: test patches drawn from each scan, where the source holds none out itself.
         test_seed: of that draw.
+
+    Raises:
+        UserError: a field of another type or out of its range.
     """
 
     patches_per_scan: int | Literal["all"] = "all"
@@ -63,8 +68,18 @@ class Rules:
     test_seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.patches_per_scan != "all" and self.patches_per_scan < 1:
             raise UserError(f"{self.patches_per_scan} patches per scan: must be 1 or more, or 'all'")
+        for name, least, most in (
+            ("test_patches_per_scan", 1, None),
+            ("background", 0, 255),
+            ("seed", 0, 2**32 - 1),
+            ("test_seed", 0, None),
+        ):
+            whole(name, getattr(self, name), least, most)
+        if not 0 < self.homogeneity <= 1 and self.homogeneity != math.inf:
+            raise UserError(f"homogeneity {self.homogeneity}: must be a fraction, above 0 and at most 1")
 
 
 def survey(
@@ -137,11 +152,11 @@ def candidates_of(survey: Survey, scan: int, rules: Rules) -> Candidates:
 
 
 def cut_patches(
-    source: Source,
-    rules: Rules | None = None,
+    source: Source | Any,
+    rules: Rules | Any = None,
     *,
     surveys: list[Survey] | None = None,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     track: Track = no_track,
 ) -> Manifest:
     """Lays the grid, leaves out background and whitened places, and draws training patches from what is left.
@@ -162,7 +177,9 @@ def cut_patches(
     Raises:
         UserError: a scan without a training patch, or with too few for the test patches asked for.
     """
-    rules = rules or Rules()
+    kind_of("source", source, Source, "give what `open_scans` opens")
+    rules = Rules() if rules is None else kind_of("rules", rules, Rules, "make them as kimiajax.Rules(...)")
+    cache = None if cache is None else path_of("cache", cache)
     offered = offered_by(source, rules, surveys=surveys, cache=cache, track=track)
     test = source.test_patches()
     if test is None:

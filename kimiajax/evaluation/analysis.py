@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kimiajax import paper
+from kimiajax.checks import kind_of, whole
 from kimiajax.evaluation import claims, statistics
 from kimiajax.evaluation.statistics import Interval, Pair
 from kimiajax.runs.reader import StoredRun
@@ -64,13 +65,18 @@ class Analysis:
 
 
 @standard_settings()
-def analyse(run: StoredRun, seed: int = 0, draws: int = statistics.DRAWS) -> Analysis:
+def analyse(run: StoredRun | Any, seed: int | Any = 0, draws: int | Any = statistics.DRAWS) -> Analysis:
     """Intervals, tests, claims and confusions of a run.
 
     Args:
         run: as `read_run` reads it.
         seed, draws: of the bootstrap and of the permutations.
+
+    Raises:
+        UserError: no run, a seed below 0 or no draw.
     """
+    kind_of("run", run, StoredRun, "give what `read_run` returns")
+    whole("seed", seed), whole("draws", draws, 1)
     table, floors = run.family("table"), run.family("floor")
     everything = {row: run.correct(row) for row in run.predicted}
     intervals = statistics.intervals_of_rows(run.scans, everything, seed, draws)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kimiajax.checks import kind_of, whole
 from kimiajax.errors import UserError
 from kimiajax.evaluation import statistics
 from kimiajax.evaluation.claims import LEVEL
@@ -50,7 +51,9 @@ class Comparison:
 
 
 @standard_settings()
-def compare_runs(a: StoredRun, b: StoredRun, seed: int = 0, draws: int = statistics.DRAWS) -> Comparison:
+def compare_runs(
+    a: StoredRun | Any, b: StoredRun | Any, seed: int | Any = 0, draws: int | Any = statistics.DRAWS
+) -> Comparison:
     """Compares the rows that two runs have in common, patch by patch.
 
     Args:
@@ -58,8 +61,12 @@ def compare_runs(a: StoredRun, b: StoredRun, seed: int = 0, draws: int = statist
         seed, draws: of the bootstrap and of the permutations.
 
     Raises:
-        UserError: they were tested on other patches, or are of other numbers of seeds.
+        UserError: they were tested on other patches, or are of other numbers of seeds; no run, a seed below 0, or no
+            draw.
     """
+    for name, run in (("a", a), ("b", b)):
+        kind_of(name, run, StoredRun, "give what `read_run` returns")
+    whole("seed", seed), whole("draws", draws, 1)
     check_same_test(a, b)
     if len(a.seeds) != len(b.seeds):
         raise UserError(

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
+from kimiajax.checks import array_of, is_traced, labels_of, whole, whole_numbers_of
 from kimiajax.errors import UserError
 from kimiajax.shapes import Bool, Float, Int, Shaped
 
@@ -56,10 +56,10 @@ class KimiaScores(NamedTuple):
 
 
 def kimia_scores(
-    labels: Int[jax.Array | np.ndarray, " n"],
-    predicted: Int[jax.Array | np.ndarray, " n"],
-    num_scans: int,
-    mask: Bool[jax.Array | np.ndarray, " n"] | None = None,
+    labels: Int[jax.Array | np.ndarray, " n"] | Any,
+    predicted: Int[jax.Array | np.ndarray, " n"] | Any,
+    num_scans: int | Any,
+    mask: Bool[jax.Array | np.ndarray, " n"] | Any = None,
 ) -> KimiaScores:
     """Scores of predicted scans against true ones, by `scores_from_counts`.
 
@@ -72,14 +72,21 @@ def kimia_scores(
     Scans without test patches are left out of eta_w's mean; without any test patch the scores are NaN.
 
     Raises:
-        UserError: a label that is no scan; under jit, where none can be refused, eta_p and eta_total are NaN.
+        UserError: what is not [n], of other lengths, fractions or NaN, a mask of other than truth values, or a label
+            that is no scan; under jit, where none can be refused, eta_p and eta_total are NaN.
     """
-    labels, predicted = jnp.asarray(labels), jnp.asarray(predicted)
-    counted = jnp.ones(labels.shape, bool) if mask is None else jnp.asarray(mask)
+    num_scans = whole("num_scans", num_scans, 1)
+    labels = whole_numbers_of("labels", labels, of="patches")
+    predicted = whole_numbers_of("predictions", predicted, len(labels), "labels")
+    counted = np.ones(len(labels), bool) if mask is None else array_of("mask", mask)
+    if counted.dtype != bool or counted.shape != labels.shape:
+        raise UserError(f"mask: {counted.dtype} {counted.shape}; give a truth value for each of {len(labels)} labels")
+    if not (is_traced(labels) or is_traced(counted)):
+        labels_of("labels", np.where(counted, labels, 0), classes=num_scans)
+    # before JAX may cut off what 32 bits do not hold
+    labels, predicted = (_inside(each, num_scans) for each in (labels, predicted))
     scans = jnp.arange(num_scans)
-    outside = (counted & ((labels < 0) | (labels >= num_scans))).any()
-    if not isinstance(outside, Tracer) and outside:
-        raise UserError(f"labels: hold values outside 0 to {num_scans - 1}; each must be the number of a scan")
+    outside = (counted & (labels < 0)).any()
     truth = (labels[:, None] == scans) & counted[:, None]  # [n scans]
     guess = (predicted[:, None] == scans) & counted[:, None]
     tested, guessed, correct = truth.sum(0), guess.sum(0), (truth & guess).sum(0)
@@ -87,6 +94,12 @@ def kimia_scores(
     eta_p, eta_w, eta_total = cast("tuple[jax.Array, ...]", scores_from_counts(correct, tested))
     eta_p, eta_total = (jnp.where(outside, jnp.nan, score) for score in (eta_p, eta_total))
     return KimiaScores(eta_p, eta_w, eta_total, precision, correct, tested)
+
+
+def _inside(scans: Any, num_scans: int) -> jax.Array:
+    """Numbers of scans on the device, -1 for all that is none."""
+    of = jnp if isinstance(scans, jax.Array) else np
+    return jnp.asarray(of.where((scans >= 0) & (scans < num_scans), scans, -1))
 
 
 def plain_scores(labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], num_scans: int) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kimiajax.runs.predictions import join, read_predictions, read_truth
+from kimiajax.checks import path_of
+from kimiajax.runs.predictions import join, read_predictions, read_truth, with_ids_of
 
 if TYPE_CHECKING:
     from kimiajax.evaluation.statistics import Interval
@@ -24,7 +25,7 @@ class Scored:
     Attributes:
         predictions: the file that was scored.
         truth: what it was scored against.
-        warnings: what marks that.
+        warnings: what marks that, and how files were read that are not as the project writes them.
         n: test patches.
         correct: of these, how many were predicted right.
         num_scans: how many scans there are.
@@ -73,9 +74,18 @@ class Scored:
         return {**fields, "never_predicted": self.never_predicted, "without_patches": self.without_patches}
 
 
-def score(predictions_path: str | Path, truth_path: str | Path) -> Scored:
-    """Scores a file of predictions; see `read_predictions`, `read_truth` and `join` for what is refused."""
-    predictions, truth = read_predictions(predictions_path), read_truth(truth_path)
+def score(predictions_path: str | Path | Any, truth_path: str | Path | Any) -> Scored:
+    """Scores a file of predictions against the truth.
+
+    Patch ids that differ from the truth's by backslashes, blanks or an image's extension alone are taken for those.
+
+    Raises:
+        UserError: a file cannot be read, or predictions and truth are not of the same patches; see `read_predictions`,
+            `read_truth` and `join`.
+    """
+    predictions = read_predictions(path_of("predictions", predictions_path))
+    truth = read_truth(path_of("truth", truth_path))
+    predictions = with_ids_of(predictions, truth)
     predicted = join(predictions, truth)
 
     # once the files have proved good: these import jax
@@ -87,7 +97,7 @@ def score(predictions_path: str | Path, truth_path: str | Path) -> Scored:
     return Scored(
         predictions=str(predictions.path),
         truth=str(truth.path),
-        warnings=truth.warnings,
+        warnings=(*truth.warnings, *predictions.notes),
         n=len(predicted),
         correct=sum(correct),
         num_scans=truth.num_scans,

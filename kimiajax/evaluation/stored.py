@@ -1,9 +1,11 @@
 """A stored run, read again, whose scores are those of its predictions."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from kimiajax.checks import path_of
 from kimiajax.errors import UserError
 from kimiajax.evaluation.metrics import scores_from_counts
 from kimiajax.runs.layout import RunFolder
@@ -12,7 +14,7 @@ from kimiajax.runs.reader import StoredRun, read_files
 ROUNDING = 1e-6
 
 
-def read_run(folder: str | Path) -> StoredRun:
+def read_run(folder: str | Path | Any) -> StoredRun:
     """Reads what `kimiajax table` left in a folder.
 
     Raises:
@@ -20,7 +22,7 @@ def read_run(folder: str | Path) -> StoredRun:
             missing, several seeds that were tested on other patches, or scores that are not those of the predictions,
             as of seeds that were computed again after the summary was written.
     """
-    run = read_files(folder)
+    run = read_files(path_of("run", folder))
     tested = np.array(run.manifest.counts("test"))
     of_scan = run.scans[:, None] == np.arange(len(tested))
     for name in run.predicted:

@@ -4,13 +4,15 @@ A new field is recorded in `results.json`, and another value of it makes another
 in `NO_RESULT` of `kimiajax.runs.layout` as well.
 """
 
+import difflib
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from kimiajax.data.config import PatchConfig, check_least, check_share, flag, json_fields
+from kimiajax.checks import check_fields
+from kimiajax.data.config import PatchConfig, as_paths, check_least, check_share, flag, json_fields
 from kimiajax.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,8 +63,12 @@ class OutputSettings:
     tensorboard: bool = False
     """Write the history for TensorBoard as well; needs the extra `track`."""
 
+    def __post_init__(self) -> None:
+        as_paths(self)
+
     def validate(self) -> None:
-        """Raises UserError for the first setting that is out of its range."""
+        """Raises UserError for the first setting that is of another type or out of its range."""
+        check_fields(self, flag)
         if not self.rows:
             raise UserError(f"--rows: name at least one, {', '.join(TABLE)} say")
         check_least(self, seeds=1)
@@ -95,7 +101,8 @@ class ModelSettings:
     """How the networks convolve: as XLA does, or on a CPU by Winograd's algorithm; auto measures which is faster."""
 
     def validate(self) -> None:
-        """Raises UserError for the first setting that is out of its range."""
+        """Raises UserError for the first setting that is of another type or out of its range."""
+        check_fields(self, flag)
         for name in PER_NETWORK:
             if not getattr(self, name) or "" in [_setting(text)[1] for text in getattr(self, name)]:
                 raise UserError(f"{flag(name)}: says nothing; leave it out, or give what is to be used")
@@ -142,7 +149,8 @@ class OptimSettings:
     """Training patches lie on the device, all of them, or come batch by batch; auto: the first where they fit."""
 
     def validate(self) -> None:
-        """Raises UserError for the first setting that is out of its range."""
+        """Raises UserError for the first setting that is of another type or out of its range."""
+        check_fields(self, flag)
         check_least(self, head_epochs=0, epochs=0, batch_size=1)
         for name in ("svm_c", "learning_rate", "head_learning_rate", "cnn_learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
@@ -174,13 +182,18 @@ class DistributedSettings:
     """Seconds without a sign of life after which another process counts as lost."""
 
     def validate(self) -> None:
-        """Raises UserError for the first setting that is out of its range."""
+        """Raises UserError for the first setting that is of another type or out of its range."""
+        check_fields(self, flag)
         check_least(self, processes=1, process=0, peer_timeout=1)
         given = [name for name in ("coordinator", "processes", "process") if getattr(self, name) is not None]
         if given and not self.distributed:
             raise UserError(f"{flag(given[0])}: is for --distributed")
         if self.distributed and self.engine == "pmap":
             raise UserError("--engine pmap is for the devices of one process; leave --engine out with --distributed")
+
+
+class UnknownSettingError(UserError, TypeError):
+    """No group of settings has this name; a TypeError too, as of any function that is given such an argument."""
 
 
 @dataclass(frozen=True)
@@ -197,14 +210,16 @@ class TableConfig:
         """Returns these settings with some changed, each under the name of its flag: `config.replace(epochs=3)`.
 
         Raises:
-            TypeError: a name that no group has.
+            UnknownSettingError: a name that no group has.
         """
         groups = {}
         for group, own in self._groups():
             names = [field.name for field in fields(own) if field.name in settings]
             groups[group] = replace(own, **{name: settings.pop(name) for name in names})
         if settings:
-            raise TypeError(f"no settings of a table: {', '.join(settings)}")
+            near = difflib.get_close_matches(next(iter(settings)), self.as_dict(), 1)
+            what = f"did you mean {near[0]}?" if near else "`as_dict` names those that there are"
+            raise UnknownSettingError(f"no settings of a table: {', '.join(settings)}; {what}")
         return replace(self, **groups)
 
     def as_dict(self) -> dict[str, object]:

@@ -13,7 +13,7 @@ from kimiajax.experiments.network_rows import NetworkRow, described, modes_of, t
 from kimiajax.experiments.study import Phase, Study
 from kimiajax.features.gradcam import default_layer, grad_cam, overlay, spatial
 from kimiajax.models.backbone import Backbone, Variables, of_blocks
-from kimiajax.models.checkpoint import Weights
+from kimiajax.models.checkpoint import STATISTICS, Weights
 from kimiajax.models.head import Classifier
 from kimiajax.runs.pictures import Picture
 from kimiajax.runtime import distributed
@@ -170,7 +170,7 @@ class FineTuning(HeadedRow):
         notes = (*notes, f"{self.title}: {wrong}") if wrong else notes
         trained = (*(blocks.names if history else ()), *(("head",) if head_history else ()))
         if history and _adapts(backbone, blocks):
-            trained = (*trained, "batch statistics")
+            trained = (*trained, STATISTICS)
         learnt = self.artifact(study, weights, variables, trained, failure)
         pictures = () if predicted is None else _explained(study, learnt, predicted)
         histories = {"head": head_history, "fine_tuning": history}

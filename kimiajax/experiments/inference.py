@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kimiajax.checks import kind_of
+from kimiajax.checks import path_of as path_from
 from kimiajax.data.inference_inputs import Inputs, read_inputs
 from kimiajax.data.manifest import Split
 from kimiajax.data.patches import Rules
 from kimiajax.data.sources.image_files import IMAGES
-from kimiajax.errors import UsageError, UserError
+from kimiajax.errors import UsageError, UserError, check_known
 from kimiajax.experiments.approach import Approach
 from kimiajax.experiments.finished import FinishedRow, read_finished
 from kimiajax.experiments.table1 import all_rows
@@ -36,17 +38,17 @@ LONGEST = 180  # characters of a file's name, before what stands behind it
 
 @standard_settings()
 def apply_row(
-    row: str | Path,
-    inputs: str | Path | Sequence[str | Path],
+    row: str | Path | Any,
+    inputs: str | Path | Sequence[str | Path] | Any,
     *,
     weights: str | Path | None = None,
-    split: Split | Literal["all"] = "all",
-    patches_per_scan: int | Literal["all"] = "all",
-    patch_size: int | None = None,
-    mpp: float | None = None,
+    split: Split | Literal["all"] | Any = "all",
+    patches_per_scan: int | Literal["all"] | Any = "all",
+    patch_size: int | Any = None,
+    mpp: float | Any = None,
     pictures: str | Path | None = None,
-    layer: str | None = None,
-    cache: Path | None = None,
+    layer: str | Any = None,
+    cache: str | Path | None = None,
     progress: Silent | None = None,
 ) -> Applied:
     """What a finished row of a run predicts for patches from anywhere, computed as the run computed it.
@@ -69,9 +71,13 @@ def apply_row(
         UserError: no such row, one that failed or learnt nothing, files that were changed since, weights of another
             digest, the folder for pictures exists already, or patches that cannot be read or are there twice.
     """
+    check_known("split", split, ("train", "test", "all"))
+    if not isinstance(inputs, str | Path):
+        kind_of("inputs", inputs, Sequence, "give a path, or several")
+    row, cache = path_from("row", row), None if cache is None else path_from("cache", cache)
     progress, known = progress or Silent(), {each.name: each for each in all_rows()}
     finished = read_finished(
-        Path(row), set(known), {name for name, each in known.items() if each.scores}, weights, cache, progress
+        row, set(known), {name for name, each in known.items() if each.scores}, weights, cache, progress
     )
     approach, config = known[finished.path.name], finished.config
     if pictures is not None:

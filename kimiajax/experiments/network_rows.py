@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from kimiajax.checks import check_finite
 from kimiajax.experiments.approach import Approach, Outcome, Predictor
 from kimiajax.experiments.finished import FinishedRow
 from kimiajax.experiments.study import Phase, Study
@@ -59,6 +60,7 @@ class NetworkRow(Approach):
         def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             outputs = outputs_of(learnt, bottleneck, images, precision, finished.cache, finished.progress, self.name)
             logits = np.concatenate([np.asarray(_logits(head, precision, variables, some)) for some in outputs])
+            check_finite("scores", logits)
             shares = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
             return logits.argmax(axis=1), shares / shares.sum(axis=1, keepdims=True)
 

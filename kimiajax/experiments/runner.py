@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kimiajax import paper
+from kimiajax.checks import kind_of
 from kimiajax.data.manifest import Manifest
 from kimiajax.evaluation.metrics import plain_scores
 from kimiajax.experiments.approach import Approach, Features, Outcome
@@ -44,7 +45,10 @@ PICTURE_SIDE = {"table": 224, "floor": 96, "retrieval": 96, "blocks": 96}  # the
 
 @standard_settings()
 def run_table(
-    preset: str, config: TableConfig, progress: Silent | None = None, interruption: Interruption | None = None
+    preset: str | Any,
+    config: TableConfig | Any,
+    progress: Silent | None = None,
+    interruption: Interruption | None = None,
 ) -> dict[str, Any]:
     """Computes the table's rows and writes them, with all that they rest on, to the output folder.
 
@@ -65,6 +69,8 @@ def run_table(
             before the long work begins.
         Interrupted: as asked; the same call goes on from there.
     """
+    kind_of("preset", preset, str, "give a name for the record")
+    kind_of("config", config, TableConfig, "take one of kimiajax.PRESETS, or TableConfig()")
     rows = rows_of(config)  # which refuses settings before a folder is made
     progress = (progress if distributed.is_first() else None) or Silent()
     with _own_folder(config.folder(preset), progress) as folder:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kimiajax.checks import kind_of
 from kimiajax.errors import UserError
 from kimiajax.evaluation import statistics
 from kimiajax.evaluation.compare import check_same_test
@@ -71,7 +72,10 @@ class Place:
 
 @standard_settings()
 def run_sweep(
-    preset: str, config: SweepConfig, progress: Silent | None = None, interruption: Interruption | None = None
+    preset: str | Any,
+    config: SweepConfig | Any,
+    progress: Silent | None = None,
+    interruption: Interruption | None = None,
 ) -> dict[str, Any]:
     """Runs the table at every place of a sweep, and draws the curves together.
 
@@ -89,6 +93,8 @@ def run_sweep(
         UserError: settings, scans or weights that cannot serve.
         Interrupted: as asked; the same call goes on from there.
     """
+    kind_of("preset", preset, str, "give a name for the record")
+    kind_of("config", config, SweepConfig, "take one of kimiajax.SWEEPS, or SweepConfig()")
     progress, interruption = progress or Silent(), interruption or Interruption()
     selection = select(rows_of(config), config, config.data.cache or default_cache(), progress)
     rows = selection.rows

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from kimiajax.checks import check_fields
 from kimiajax.data.config import flag
 from kimiajax.errors import UserError
 from kimiajax.experiments.config import PRESETS, OutputSettings, TableConfig
@@ -25,7 +26,8 @@ class AxisSettings:
     """Every combination of the axes, and not one axis at a time through the centre."""
 
     def validate(self) -> None:
-        """Raises UserError for the first setting that is out of its range."""
+        """Raises UserError for the first setting that is of another type or out of its range."""
+        check_fields(self, flag)
         for name in AXES:
             values = getattr(self, name)
             if len(set(values)) < len(values):

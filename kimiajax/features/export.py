@@ -7,14 +7,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 
+from kimiajax.checks import kind_of, path_of
 from kimiajax.data.inference_inputs import Inputs, read_inputs
 from kimiajax.data.manifest import Manifest
 from kimiajax.data.patches import Rules
+from kimiajax.data.resize import FILTERS
 from kimiajax.data.sources.slides import MPP
 from kimiajax.data.tfds.datasets import Dataset
 from kimiajax.errors import UserError, check_known
@@ -40,22 +42,22 @@ WORDS = {"train": "training patches", "test": "test patches", None: "images"}
 
 @standard_settings()
 def export_features(
-    network: str,
-    path: str | Path | Dataset,
-    out: str | Path,
+    network: str | Any,
+    path: str | Path | Dataset | Any,
+    out: str | Path | Any,
     *,
-    tap: str | None = None,
-    weights: str | Path = "imagenet",
-    image_size: int = 224,
-    resize: str = "box",
-    rules: Rules | None = None,
-    manifest: Manifest | None = None,
-    precision: Precision = "float32",
-    conv: Literal["auto", "plain", "fast"] = "auto",
-    seed: int = 0,
-    patch_size: int | None = None,
-    mpp: float = MPP,
-    cache: Path | None = None,
+    tap: str | Any = None,
+    weights: str | Path | Any = "imagenet",
+    image_size: int | Any = 224,
+    resize: str | Any = "box",
+    rules: Rules | Any = None,
+    manifest: Manifest | Any = None,
+    precision: Precision | Any = "float32",
+    conv: Literal["auto", "plain", "fast"] | Any = "auto",
+    seed: int | Any = 0,
+    patch_size: int | Any = None,
+    mpp: float | Any = MPP,
+    cache: str | Path | None = None,
     progress: Silent | None = None,
 ) -> dict[str, Any]:
     """Writes a block's outputs for all patches that a path holds to a new folder.
@@ -85,11 +87,15 @@ def export_features(
         The content of `features.json`.
 
     Raises:
-        UserError: the folder exists already, an unknown network or block, two taps, or whatever `load_weights` and
+        UserError: the folder exists already, an unknown network, block, precision, filter or way to convolve, two taps,
+            a number out of its range, or whatever `load_weights` and
             `read_inputs` refuse.
     """
-    out, progress = Path(out), progress or Silent()
-    given = network
+    out, progress, cache = path_of("out", out), progress or Silent(), None if cache is None else path_of("cache", cache)
+    given = kind_of("network", network, str, f"choose from {', '.join(BACKBONES)}")
+    check_known("precision", precision, get_args(Precision))
+    check_known("filter", resize, FILTERS)
+    rules = Rules() if rules is None else kind_of("rules", rules, Rules, "make them as kimiajax.Rules(...)")
     network, named = source_of(given)
     check_known("network", network, BACKBONES)
     if named and tap:
@@ -116,7 +122,7 @@ def export_features(
         if done := as_read(loaded.lineage):
             progress.say(f"{network}, as its file asks: {done}")
         options = {"manifest": manifest, "patch_size": patch_size, "mpp": mpp, "cache": cache, "track": progress.track}
-        parts = read_inputs(path, rules or Rules(), image_size, resize, **options)
+        parts = read_inputs(path, rules, image_size, resize, **options)
         shape = (sum(len(part.ids) for part in parts), *shape_of(loaded, tap, image_size))
         features = new_array(aside / "features.npy", shape, np.float32, "--out")
         first = 0

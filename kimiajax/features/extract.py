@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import flax
 import jax
@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from kimiajax import __version__
+from kimiajax.checks import kind_of, names_of, on_host, path_of, whole
+from kimiajax.errors import UserError, check_known
 from kimiajax.features.taps import Tap, blocks_to, tap_of
 from kimiajax.io.cache import ArrayCache, let_go, load_arrays, mark_used
 from kimiajax.io.pytrees import digest
-from kimiajax.models.backbone import Backbone, Variables, of_blocks
+from kimiajax.models.backbone import A_BACKBONE, Backbone, Variables, of_blocks
 from kimiajax.models.conv import Way
-from kimiajax.models.inputs import network_input
+from kimiajax.models.inputs import images_of, network_input
 from kimiajax.runtime import distributed
 from kimiajax.runtime.precision import Precision, compute_dtype, products_in
 from kimiajax.runtime.progress import Silent
@@ -53,21 +55,26 @@ class Taps(NamedTuple):
 
 
 def extract_features(
-    backbone: Backbone, variables: Variables, images: UInt8[np.ndarray, "n s s"], **options: Any
+    backbone: Backbone | Any, variables: Variables | Any, images: UInt8[np.ndarray, "n s s"] | Any, **options: Any
 ) -> Float[np.ndarray, "n d"]:
-    """The paper's feature vectors, [n 4096] of VGG16 and [n 2048] of Inception-v3; options as in `extract_taps`."""
+    """The paper's feature vectors, [n 4096] of VGG16 and [n 2048] of Inception-v3; options as in `extract_taps`.
+
+    Raises:
+        UserError: as `extract_taps`.
+    """
+    kind_of("backbone", backbone, Backbone, A_BACKBONE)
     return extract_taps(backbone, variables, images, (backbone.features,), **options).arrays[backbone.features]
 
 
 def extract_taps(
-    backbone: Backbone,
-    variables: Variables,
-    images: UInt8[np.ndarray, "n s s"],
-    taps: Sequence[str],
+    backbone: Backbone | Any,
+    variables: Variables | Any,
+    images: UInt8[np.ndarray, "n s s"] | Any,
+    taps: Sequence[str] | Any,
     *,
-    batch_size: int | None = None,
-    precision: Precision = "float32",
-    cache: Path | None = None,
+    batch_size: int | Any = None,
+    precision: Precision | Any = "float32",
+    cache: str | Path | None = None,
     progress: Silent | None = None,
     description: str = "features",
 ) -> Taps:
@@ -87,11 +94,21 @@ def extract_taps(
         description: what to call it there.
 
     Raises:
-        UserError: an unknown tap.
+        UserError: an unknown tap or precision, variables that are not this network's, images that are not gray squares
+            of the network's size in uint8, or a batch of less than 1.
     """
+    kind_of("backbone", backbone, Backbone, A_BACKBONE)
+    taps = names_of("taps", taps)
+    if not taps:
+        raise UserError(f"taps: none is named; choose from {', '.join(backbone.blocks)}")
     blocks = blocks_to(backbone, taps)
+    images = on_host(images_of("images", images, floats=False))
+    backbone.check_size(images.shape[1])
+    check_known("precision", precision, get_args(Precision))
     progress = progress or Silent()
-    batch_size = batch_size or batch_size_for(jax.default_backend(), backbone.conv)
+    cache = None if cache is None else path_of("cache", cache)
+    suits = batch_size_for(jax.default_backend(), backbone.conv)
+    batch_size = suits if batch_size is None else whole("batch_size", batch_size, 1)
     outputs = backbone.tap_shapes(variables, images.shape[1], blocks)
     named = {tap: tap_of(backbone, tap).plainest(outputs) for tap in taps}  # under which the cache knows them
     shapes = {tap.name: (len(images), *tap.shape(outputs[tap.block])) for tap in named.values()}

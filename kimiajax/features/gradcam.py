@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kimiajax.checks import array_of, kind_of, whole, whole_numbers_of
 from kimiajax.errors import UserError
 from kimiajax.features.extract import batch_size_for
 from kimiajax.models.backbone import Array, Backbone, Variables, of_blocks
 from kimiajax.models.head import Classifier
-from kimiajax.models.inputs import network_input
+from kimiajax.models.inputs import images_of, network_input, params_of
 from kimiajax.runtime.precision import products_in
 from kimiajax.shapes import Float, Int, Shaped, UInt8
 
@@ -49,13 +50,13 @@ class AtLayer(NamedTuple):
 
 
 def grad_cam(
-    classifier: Classifier,
-    variables: Variables,
-    images: Shaped[Array, "n ..."],
+    classifier: Classifier | Any,
+    variables: Variables | Any,
+    images: Shaped[Array, "n ..."] | Any,
     *,
-    classes: int | Sequence[int] | Int[Array, "_"] | None = None,
-    layer: str | None = None,
-    batch_size: int | None = None,
+    classes: int | Sequence[int] | Int[Array, "_"] | Any = None,
+    layer: str | Any = None,
+    batch_size: int | Any = None,
 ) -> Maps:
     """Heat maps of the images' size, from one pass forward and one back from the scores to a layer.
 
@@ -70,20 +71,24 @@ def grad_cam(
         batch_size: images in one pass, which bounds the memory it takes; by default what suits the platform.
 
     Raises:
-        UserError: a layer or a class that there is not, no images, images too small for the network, or variables
-            without a head.
+        UserError: a layer or a class that there is not, no images, images of another type or shape, not in [0, 1] or
+            too small for the network, or variables without a head.
     """
-    backbone, number = classifier.backbone, len(images)
-    shape = (*images.shape, 3) if images.dtype == np.uint8 else images.shape
-    if not number or shape != (number, *shape[1:2], *shape[1:2], 3):
+    kind_of("classifier", classifier, Classifier, "make one as kimiajax.Classifier(backbone, blocks, num_classes)")
+    backbone, images = classifier.backbone, images_of("images", images)
+    number = len(images)
+    if not number:
         raise UserError(f"images of shape {images.shape}: give uint8 [n s s] or floats [n s s 3], at least one")
-    backbone.check_size(shape[1])
-    path = path_of(backbone, layer, shape[1])
-    if "head" not in variables["params"]:
+    backbone.check_size(images.shape[1])
+    if layer is not None:
+        kind_of("layer", layer, str, f"choose from {', '.join(spatial(backbone, images.shape[1]))}")
+    path = path_of(backbone, layer, images.shape[1])
+    if "head" not in params_of(variables):
         raise UserError("these variables have no head, and so no classes: train one first, as `fit` does")
     labels = None if classes is None else _labels(classes, number, classifier.num_classes)
     held = jax.device_put(of_blocks(variables, (*backbone.trunk, "head")))
-    batch_size = min(batch_size or batch_size_for(jax.default_backend()), number)
+    suits = batch_size_for(jax.default_backend())
+    batch_size = min(suits if batch_size is None else whole("batch_size", batch_size, 1), number)
     batches = [
         jax.device_get(_maps(classifier, path, held, *_batch((images, labels), start, batch_size)))
         for start in range(0, number, batch_size)
@@ -205,13 +210,14 @@ def path_of(backbone: Backbone, layer: str | None, size: int) -> tuple[str, ...]
 
 def _labels(classes: Any, number: int, num_classes: int) -> Int[np.ndarray, " n"]:
     """One class for each image, checked."""
-    labels = np.asarray(classes, np.int32)
-    if labels.shape not in ((), (number,)):
+    given = array_of("classes", classes)
+    labels = np.asarray(whole_numbers_of("classes", given[None] if given.ndim == 0 else given))
+    if given.ndim and len(labels) != number:
         raise UserError(f"{labels.size} classes for {number} images: give one for each, or one for all")
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if wrong.size:
         raise UserError(f"no class {wrong.flat[0]}: this head has the classes 0 to {num_classes - 1}")
-    return np.broadcast_to(labels, (number,))
+    return np.broadcast_to(labels.astype(np.int32), (number,))
 
 
 def _batch(arrays: Any, start: int, size: int) -> Any:

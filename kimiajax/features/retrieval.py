@@ -3,12 +3,13 @@
 import functools
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kimiajax.checks import labels_of, rows_of, whole
 from kimiajax.errors import UserError, check_known
 from kimiajax.runtime.precision import products_in
 from kimiajax.shapes import Bool, Float, Int, Shaped
@@ -40,10 +41,10 @@ class Retrieved(NamedTuple):
 
 
 def nearest(
-    queries: Shaped[jax.Array | np.ndarray, "q d"],
-    gallery: Shaped[jax.Array | np.ndarray, "n e"],
-    k: int,
-    distance: str = "euclidean",
+    queries: Shaped[jax.Array | np.ndarray, "q d"] | Any,
+    gallery: Shaped[jax.Array | np.ndarray, "n e"] | Any,
+    k: int | Any,
+    distance: str | Any = "euclidean",
 ) -> Neighbours:
     """The k nearest of a gallery to each query; of those at one distance, the earlier in the gallery first.
 
@@ -57,11 +58,15 @@ def nearest(
         distance: "euclidean"; "cosine", 1 - cosine similarity; or "hamming", the bits in which barcodes differ.
 
     Raises:
-        UserError: a gallery of fewer than k, widths that differ, features that are not finite or, for the cosine, all
-            zeros, barcodes with a distance of features or the reverse, or an unknown distance.
+        UserError: what is not [n d] or no numbers, no query, a gallery of fewer than k, widths that differ, features
+            that are not finite or, for the cosine, all zeros, barcodes with a distance of features or the reverse, or
+            an unknown distance.
     """
     check_known("distance", distance, DISTANCES)
-    if not 1 <= k <= len(gallery):
+    queries, gallery = _narrowed(rows_of("queries", queries)), _narrowed(rows_of("gallery", gallery))
+    if not len(queries):
+        raise UserError("queries: there are none; give one row at least")
+    if not 1 <= whole("k", k) <= len(gallery):
         raise UserError(f"{k} neighbours of a gallery of {len(gallery)}: choose 1 to {len(gallery)}")
     if queries.shape[1] != gallery.shape[1]:
         widths = f"{queries.shape[1]} wide and the gallery {gallery.shape[1]}"
@@ -80,15 +85,16 @@ def nearest(
     return found
 
 
-def barcodes(features: Float[jax.Array | np.ndarray, "n d"]) -> Shaped[jax.Array, "n words"]:
+def barcodes(features: Float[jax.Array | np.ndarray, "n d"] | Any) -> Shaped[jax.Array, "n words"]:
     """Deep barcodes: of each value of a feature and the next one, a bit that is set where the next is larger.
 
     Packed as uint32, bit j of word i is that of value 32 i + j, and what the last word has beyond is 0. After
     Tizhoosh's min-max barcodes, and arXiv:1805.08833.
 
     Raises:
-        UserError: features that are not finite, or of a single value.
+        UserError: features that are not [n d], not finite, or of a single value.
     """
+    features = _narrowed(rows_of("features", features))
     if features.shape[1] < 2:
         raise UserError("a barcode needs features of two values at least")
     words, finite = [], []
@@ -102,12 +108,12 @@ def barcodes(features: Float[jax.Array | np.ndarray, "n d"]) -> Shaped[jax.Array
 
 
 def retrieve(
-    train_features: Float[jax.Array | np.ndarray, "n d"],
-    train_scans: Int[np.ndarray, " n"],
-    test_features: Float[jax.Array | np.ndarray, "q e"],
-    test_scans: Int[np.ndarray, " q"],
-    kind: str,
-    k: int = 10,
+    train_features: Float[jax.Array | np.ndarray, "n d"] | Any,
+    train_scans: Int[np.ndarray, " n"] | Any,
+    test_features: Float[jax.Array | np.ndarray, "q e"] | Any,
+    test_scans: Int[np.ndarray, " q"] | Any,
+    kind: str | Any,
+    k: int | Any = 10,
 ) -> Retrieved:
     """For each test patch the k nearest training patches, by a kind of `KINDS`.
 
@@ -115,9 +121,18 @@ def retrieve(
     of it, and making the gallery's is not.
 
     Raises:
-        UserError: an unknown kind, or as `nearest` and `barcodes`.
+        UserError: an unknown kind, scans that are not one whole number from 0 for each row of features, or as
+            `nearest` and `barcodes`.
     """
     check_known("kind of retrieval", kind, KINDS)
+    train_features, test_features = rows_of("train_features", train_features), rows_of("test_features", test_features)
+    train_scans, test_scans = (
+        np.asarray(labels_of(name, scans, len(rows), of="rows of features"))
+        for name, scans, rows in (
+            ("train_scans", train_scans, train_features),
+            ("test_scans", test_scans, test_features),
+        )
+    )
     encode, distance = KINDS[kind]
     gallery = encode(train_features)
     if len(gallery) <= _rows_at_once(gallery):
@@ -134,6 +149,11 @@ def retrieve(
     own = scans == test_scans[:, None]
     recall_at = {each: float(own[:, :each].any(axis=1).mean()) for each in RECALLS if each <= k}
     return Retrieved(places, distances, scans[:, 0], recall_at, len(test_features) / seconds)
+
+
+def _narrowed(rows: Any) -> Any:
+    """Rows of whole numbers as floats, but for barcodes: JAX would cut off what 32 bits do not hold."""
+    return rows.astype(np.float32) if rows.dtype.kind in "iub" and rows.dtype != np.uint32 else rows
 
 
 def _rows_at_once(rows: Shaped[jax.Array | np.ndarray, "n d"]) -> int:

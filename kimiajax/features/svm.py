@@ -5,10 +5,11 @@ import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kimiajax.checks import features_of, labels_of, on_host, positive
 from kimiajax.errors import UserError
 from kimiajax.shapes import Float, Int
 
@@ -34,17 +35,26 @@ class LinearSVM:
     coef: Float[np.ndarray, "p d"]
     intercept: Float[np.ndarray, " p"]
 
-    def predict(self, features: Float[np.ndarray, "n d"]) -> Int[np.ndarray, " n"]:
-        """The scan with most votes; of several, the first."""
+    def predict(self, features: Float[np.ndarray, "n d"] | Any) -> Int[np.ndarray, " n"]:
+        """The scan with most votes; of several, the first.
+
+        Raises:
+            UserError: as `votes`.
+        """
         return self.classes[self.votes(features).argmax(axis=1)]
 
-    def votes(self, features: Float[np.ndarray, "n d"]) -> Int[np.ndarray, "n k"]:
-        """How many pairs vote for each of `classes`; together, all k (k - 1) / 2 of them."""
+    def votes(self, features: Float[np.ndarray, "n d"] | Any) -> Int[np.ndarray, "n k"]:
+        """How many pairs vote for each of `classes`; together, all k (k - 1) / 2 of them.
+
+        Raises:
+            UserError: features of another shape or width than those that were learnt from, or that are not finite.
+        """
+        features = features_of("features", features, self.coef.shape[1])
         first, second = np.triu_indices(len(self.classes), k=1)
         rows = max(1, DOUBLES // max(1, features.shape[1]))
         parts = [features[start : start + rows] for start in range(0, max(1, len(features)), rows)]
         for_first = np.concatenate(
-            [part.astype(np.float64) @ self.coef.T + self.intercept > 0 for part in parts]
+            [np.asarray(part, np.float64) @ self.coef.T + self.intercept > 0 for part in parts]
         )  # [n p]
         votes = np.zeros((len(features), len(self.classes)), np.int64)
         rows = np.arange(len(features))[:, None]
@@ -53,7 +63,11 @@ class LinearSVM:
 
 
 def fit_linear_svm(
-    features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], c: float = 1.0, *, gram_bytes: int = 2**30
+    features: Float[np.ndarray, "n d"] | Any,
+    labels: Int[np.ndarray, " n"] | Any,
+    c: float | Any = 1.0,
+    *,
+    gram_bytes: int = 2**30,
 ) -> LinearSVM:
     """scikit-learn's (LIBSVM's) `SVC(kernel="linear")` on features as they are: unscaled, hinge loss, one-vs-one.
 
@@ -69,15 +83,17 @@ def fit_linear_svm(
             more.
 
     Raises:
-        UserError: features that are not finite or that are the same for every patch, or labels of one scan only.
+        UserError: features that are not [n d], not finite or the same for every patch, labels that are not one whole
+            number from 0 for each or are of one scan only, or a penalty that is not above 0.
     """
+    features, c = on_host(features_of("features", features)), positive("c", c)
+    features = features if features.dtype.kind == "f" else features.astype(np.float64)
+    labels = np.asarray(labels_of("labels", labels, len(features), of="rows of features"))
     parts = [features[start : start + AT_ONCE] for start in range(0, len(features), AT_ONCE)]
-    if not all(np.isfinite(part).all() for part in parts):
-        raise UserError("the features hold NaN or infinity; check the weights")
-    if all((part == features[:1]).all() for part in parts):
-        raise UserError("the features are the same for every patch, nothing can be learnt from them; check the weights")
     if len(np.unique(labels)) < 2:
         raise UserError("a linear SVM needs patches of two scans at least")
+    if all((part == features[:1]).all() for part in parts):
+        raise UserError("the features are the same for every patch, nothing can be learnt from them; check the weights")
     return _fit(features, labels, c, gram_bytes)
 
 

@@ -1,6 +1,6 @@
 """What the study needs to know of a network: its blocks in order, and which of them it reads, trains and replaces."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby, takewhile
@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from kimiajax.checks import kind_of, names_of, whole
 from kimiajax.errors import UserError
 from kimiajax.models.batch_norm import INFERENCE, Normalisation
 from kimiajax.models.conv import KEPT, Conv, Way, convolving, tile_of
+from kimiajax.models.inputs import block_input, fitting, params_of
 from kimiajax.models.winograd import Sides, folded
 from kimiajax.shapes import Float, Shaped
 
@@ -22,6 +24,7 @@ Array = jax.Array | np.ndarray
 Variables = dict[str, Any]
 Flat = dict[tuple[str, ...], Any]  # leaves by their paths, as `flatten_dict` gives them
 Taps = dict[str, jax.Array]
+A_BACKBONE = "give one of kimiajax.BACKBONES, or the `backbone` of loaded weights"
 KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"  # where Keras publishes its weights
 AT_ONCE = 2**21  # bytes between two blocks for which images go through them together, in the fast way; a cache's worth
 
@@ -103,9 +106,9 @@ class Backbone:
         options = {**dict(self.options), **options}
         return replace(self, options=tuple(sorted((k, v) for k, v in options.items() if v != defaults[k])))
 
-    def check_blocks(self, names: Sequence[str]) -> None:
+    def check_blocks(self, names: Sequence[str] | Any) -> None:
         """Raises UserError, with the valid names, for names that are no blocks of this network."""
-        unknown = [name for name in names if name not in self.blocks]
+        unknown = [name for name in names_of("blocks", names) if name not in self.blocks]
         if unknown:
             raise UserError(f"unknown block {unknown[0]!r} of {self.name}; choose from {', '.join(self.blocks)}")
 
@@ -116,9 +119,9 @@ class Backbone:
         shape = self.tap_shapes(self.shapes(self.smallest, self.trunk), self.smallest, self.trunk)[self.bottleneck]
         return max(self.smallest, self.smallest // shape[0] * round((values / shape[-1]) ** 0.5))
 
-    def check_size(self, size: int) -> None:
-        """Raises UserError for images that are too small for this network."""
-        if size < self.smallest:
+    def check_size(self, size: int | Any) -> None:
+        """Raises UserError for a size that is no number of pixels, or too small for this network."""
+        if whole("image size", size) < self.smallest:
             raise UserError(f"{self.name} takes images from {self.smallest} x {self.smallest}; {size} is too small")
 
     def span(self, first: str, last: str) -> tuple[str, ...]:
@@ -130,12 +133,21 @@ class Backbone:
         """The blocks from the network's first to `block`, both included."""
         return self.span(self.blocks[0], block)
 
-    def held_by(self, variables: Variables) -> tuple[str, ...]:
+    def held_by(self, variables: Variables | Any) -> tuple[str, ...]:
         """The blocks that can run with some variables: those with parameters there, and the pool, which has none."""
-        return tuple(name for name in self.blocks if name in variables["params"] or name == "pooled")
+        params = params_of(variables)
+        return tuple(name for name in self.blocks if name in params or name == "pooled")
 
-    def last_of(self, blocks: Iterable[str]) -> str:
-        """The deepest of some blocks."""
+    def last_of(self, blocks: Collection[str] | Any) -> str:
+        """The deepest of some blocks.
+
+        Raises:
+            UserError: none is named, or one that there is not.
+        """
+        blocks = names_of("blocks", blocks)
+        if not blocks:
+            raise UserError(f"blocks: none of {self.name} is named; choose from {', '.join(self.blocks)}")
+        self.check_blocks(blocks)
         return max(blocks, key=self.blocks.index)
 
     @property
@@ -152,7 +164,10 @@ class Backbone:
     def statistics(self) -> set[tuple[str, ...]]:
         """The paths of its running statistics of batch normalisation, each beginning with a block."""
         return {
-            (block, *path) for block, leaves in _leaves(self).items() for kind, *path in leaves if kind == "batch_stats"
+            (block, *path)
+            for block, leaves in _leaves(self)[0].items()
+            for kind, *path in leaves
+            if kind == "batch_stats"
         }
 
     def before(self, block: str) -> str | None:
@@ -161,7 +176,7 @@ class Backbone:
         index = self.blocks.index(block)
         return self.blocks[index - 1] if index else None
 
-    def shapes(self, size: int, blocks: Sequence[str] | None = None, *, num_classes: int = 1000) -> Variables:
+    def shapes(self, size: int | Any, blocks: Sequence[str] | Any = None, *, num_classes: int = 1000) -> Variables:
         """The tree of parameters and running statistics, as shapes, for images of `size` x `size` pixels.
 
         Args:
@@ -172,20 +187,24 @@ class Backbone:
         Raises:
             UserError: a size under `smallest`, or an unknown block.
         """
-        blocks = self.blocks if blocks is None else tuple(blocks)
+        blocks = self.blocks if blocks is None else names_of("blocks", blocks)
         self.check_blocks(blocks)
         self.check_size(size)
-        module = self._build(num_classes)
+        module = self.build(num_classes)
         images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
         return jax.eval_shape(lambda images: module.init(jax.random.key(0), images, blocks), images)
 
-    def init(self, rng: np.random.Generator, size: int, blocks: Sequence[str] | None = None) -> Variables:
+    def init(self, rng: np.random.Generator | Any, size: int | Any, blocks: Sequence[str] | Any = None) -> Variables:
         """He-scaled random parameters, as NumPy arrays in the tree of `shapes`.
 
         He's scale (kernels of variance 2 / fan-in) keeps the activations' size, which a linear SVM with C = 1 on raw
         features needs; Keras' default shrinks Inception-v3's to 1e-5. Biases and means are 0, scales and variances 1.
         NumPy draws them: compiling a network's initialisers takes longer than running it.
+
+        Raises:
+            UserError: as `shapes`, or what draws is no generator of NumPy's.
         """
+        kind_of("rng", rng, np.random.Generator, "give np.random.default_rng(seed)")
 
         def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
             match path[-1].key:
@@ -201,9 +220,9 @@ class Backbone:
 
     def apply(
         self,
-        variables: Variables,
-        x: Float[Array, "b ..."],
-        blocks: Sequence[str] | None = None,
+        variables: Variables | Any,
+        x: Float[Array, "b ..."] | Any,
+        blocks: Sequence[str] | Any = None,
         *,
         normalisation: Normalisation = INFERENCE,
         mask: Shaped[Array, " b"] | None = None,
@@ -222,18 +241,23 @@ class Backbone:
 
         Returns:
             The last block's output, every block's output by name, and the running statistics after this call.
+
+        Raises:
+            UserError: unknown blocks, variables that are not theirs, or an input of another shape or type than the
+                first block takes, or, where it has values yet, that is not finite.
         """
-        if blocks is None:
-            blocks = self.held_by(variables)
-        self.check_blocks(blocks)
+        params = params_of(variables)
+        blocks = self.held_by(variables) if blocks is None else names_of("blocks", blocks)
+        self.last_of(blocks)  # which refuses none, and unknown ones
         self._check_leaves(variables, blocks)
-        x, params = jnp.asarray(x, dtype), variables["params"]
-        module = self._build(params["predictions"]["kernel"].shape[-1] if "predictions" in blocks else 1000)
+        x = jnp.asarray(self._checked(x, blocks[0]), dtype)
+        module = self.build(params["predictions"]["kernel"].shape[-1] if "predictions" in blocks else 1000)
         arrays = {**variables, "params": params if dtype is None else cast_kernels(params, dtype)}
 
         def run(arrays: Variables, x: Array, blocks: Sequence[str], mask: Array | None = None) -> Any:
             given = arrays, x, tuple(blocks), normalisation, mask
-            (_, taps), moved = module.apply(*given, mutable=["batch_stats", KEPT])
+            with fitting(f"{blocks[0]} to {blocks[-1]} of {self.name}"):
+                (_, taps), moved = module.apply(*given, mutable=["batch_stats", KEPT])
             return taps, moved
 
         with convolving(self.conv):
@@ -290,21 +314,29 @@ class Backbone:
             moving |= {path[0] for path in self.statistics}
         return tuple(takewhile(lambda block: block not in moving, blocks))
 
-    def tap_shapes(self, variables: Variables, size: int, blocks: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    def tap_shapes(self, variables: Variables | Any, size: int, blocks: Sequence[str]) -> dict[str, tuple[int, ...]]:
         """The shape of each block's output for one image of `size` x `size` pixels, without the batch axis."""
+        params_of(variables)
         image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
         plain = replace(self, conv="plain")  # of the same shapes, and traced in a tenth of the time
         taps = jax.eval_shape(lambda variables, x: plain.apply(variables, x, blocks)[1], variables, image)
         return {block: output.shape[1:] for block, output in taps.items()}
 
-    def _build(self, num_classes: int) -> nn.Module:
+    def build(self, num_classes: int = 1000) -> nn.Module:
+        """The Linen module with this network's options."""
         options = {"num_classes": num_classes, **dict(self.options)}
         return self.module(**{key: value for key, value in options.items() if key in self.module.__dataclass_fields__})
+
+    def _checked(self, x: Any, first: str) -> Any:
+        before = self.before(first)
+        taken = (self.smallest, self.smallest, 3) if before is None else _leaves(self)[1].get(before)
+        # A network that does not tell what its blocks give is refused by `check_backbone`.
+        return x if taken is None else block_input(x, f"{first} of {self.name}", taken, before)
 
     def _check_leaves(self, variables: Variables, blocks: Sequence[str]) -> None:
         """Refuses parameters of another variant: Flax would pass over a leaf that it does not know."""
         for block in blocks:
-            known, found = _leaves(self)[block], _leaves_of(variables, block)
+            known, found = _leaves(self)[0][block], _leaves_of(variables, block)
             if found != known:
                 wrong = sorted("/".join(path) for path in known ^ found)
                 raise UserError(
@@ -344,10 +376,17 @@ def cast_kernels(params: Variables, dtype: Any) -> Variables:
 
 
 @cache
-def _leaves(backbone: Backbone) -> dict[str, set[tuple[str, ...]]]:
-    """The paths of each block's arrays, which do not depend on the image size."""
-    shapes = backbone.shapes(backbone.smallest)
-    return {block: _leaves_of(shapes, block) for block in backbone.blocks}
+def _leaves(backbone: Backbone) -> tuple[dict[str, set[tuple[str, ...]]], dict[str, tuple[int, ...]]]:
+    """The paths of each block's arrays, which do not depend on the image size; and each block's output shape, for one
+    image of the smallest size."""
+    images = jax.ShapeDtypeStruct((1, backbone.smallest, backbone.smallest, 3), jnp.float32)
+    module = backbone.build()
+    (_, taps), shapes = jax.eval_shape(
+        lambda images: module.init_with_output(jax.random.key(0), images, backbone.blocks), images
+    )
+    return {block: _leaves_of(shapes, block) for block in backbone.blocks}, {
+        block: output.shape[1:] for block, output in taps.items()
+    }
 
 
 def _leaves_of(variables: Variables, block: str) -> set[tuple[str, ...]]:

@@ -7,7 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from flax.traverse_util import flatten_dict
+
 from kimiajax import __version__
+from kimiajax.checks import check_finite, kind_of, names_of
 from kimiajax.errors import UserError
 from kimiajax.io.files import new_folder
 from kimiajax.io.json_records import SEAL, is_sealed, sealed
@@ -15,9 +19,11 @@ from kimiajax.io.lineage import ancestry, is_random, root_of
 from kimiajax.io.pytrees import digest, load_tree, refuse_unreadable, save_tree
 from kimiajax.models.backbone import Backbone, Variables
 from kimiajax.models.conv import Way
+from kimiajax.models.inputs import params_of
 from kimiajax.models.registry import BACKBONES
 
 LINEAGE_FORMAT = 1
+STATISTICS = "batch statistics"  # what a lineage says was trained where running statistics moved
 
 
 @dataclass(frozen=True)
@@ -98,17 +104,32 @@ def load_converted(folder: Path) -> Weights:
 
 
 def fine_tuned(
-    parent: Weights, variables: Variables, blocks: Sequence[str], source: str, run: dict[str, Any] | None = None
+    parent: Weights | Any,
+    variables: Variables | Any,
+    blocks: Sequence[str] | Any,
+    source: str,
+    run: dict[str, Any] | None = None,
 ) -> Weights:
     """Weights whose lineage says what they were trained from.
 
     Args:
         parent: the weights that training began with.
         variables: the whole network's after it, the head's among them.
-        blocks: what was trained.
+        blocks: what was trained: names of blocks or parts, and `STATISTICS` where these moved.
         source: who trained them, for a reader.
         run: what names the run: data, seed.
+
+    Raises:
+        UserError: variables without parameters, or of a block that was trained, or that are not finite.
     """
+    kind_of("parent", parent, Weights, "give what `load_weights` returns")
+    params = params_of(variables)
+    known = (*params, STATISTICS)
+    lacking = [name for name in names_of("blocks", blocks) if name.split("/")[0] not in known]
+    if lacking:
+        raise UserError(f"blocks: the variables hold no {lacking[0]!r}; they hold {', '.join(params)}")
+    for path, leaf in flatten_dict(variables, sep="/").items():
+        check_finite(path, np.asarray(leaf)[None], "what was learnt says nothing; lower the learning rate")
     kept = ("format", "network", "options", "label_offset", "expected_input", "batch_norm_epsilon")
     lineage = {
         **{key: parent.lineage[key] for key in kept},

@@ -4,12 +4,14 @@ import functools
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from kimiajax.checks import kind_of, whole
 from kimiajax.errors import UserError
 from kimiajax.models.backbone import Array, Backbone, Flat, Variables, of_blocks
 from kimiajax.models.batch_norm import INFERENCE, Normalisation
@@ -19,7 +21,7 @@ CLOSE = 1e-4  # of single precision, in units of the largest value
 COARSE = 0.2  # of bfloat16, relative L2: seven binary digits a layer
 
 
-def check_backbone(backbone: Backbone, *, size: int | None = None, seed: int = 0) -> list[str]:
+def check_backbone(backbone: Backbone | Any, *, size: int | Any = None, seed: int | Any = 0) -> list[str]:
     """Runs a network through everything that the study asks of one, with random weights.
 
     Args:
@@ -33,8 +35,10 @@ def check_backbone(backbone: Backbone, *, size: int | None = None, seed: int = 0
     Raises:
         UserError: the first that does not hold, with what to change.
     """
+    kind_of("backbone", backbone, Backbone, "make one as kimiajax.Backbone(name, title, module, blocks, ...)")
     _check_names(backbone)
-    rng, size = np.random.default_rng(seed), size or 2 * backbone.smallest
+    rng = np.random.default_rng(whole("seed", seed))
+    size = 2 * backbone.smallest if size is None else whole("size", size, backbone.smallest)
     variables = _drawn(backbone, size, rng)
     images = jnp.asarray(rng.uniform(0, 1, (IMAGES, size, size, 3)), jnp.float32)
     passed = ["names"]

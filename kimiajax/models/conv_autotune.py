@@ -8,14 +8,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kimiajax.errors import UserError
+from kimiajax.errors import UserError, check_known
 from kimiajax.io.cache import keep_file, kept_file
 from kimiajax.models.backbone import Backbone
 from kimiajax.models.conv import KEPT, Conv, Way, convolving, tile_of
@@ -35,7 +35,7 @@ class Choice:
 
 
 def choose_way(
-    asked: Literal["auto", "plain", "fast"],
+    asked: Literal["auto", "plain", "fast"] | Any,
     backbone: Backbone,
     size: int,
     batch_size: int,
@@ -58,8 +58,9 @@ def choose_way(
         before: the way in which the work began, which "auto" goes on in where it can be had.
 
     Raises:
-        UserError: "fast" is asked for, and cannot be had.
+        UserError: "fast" is asked for, and cannot be had; or a way that there is not.
     """
+    check_known("way to convolve", asked, ("auto", "plain", "fast"))
     if asked == "plain":
         return Choice("plain", "asked for")
     devices = jax.local_devices() if devices is None else devices

@@ -9,8 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kimiajax.models.backbone import Array, Backbone, Variables, cast_kernels
+from kimiajax.checks import kind_of, whole
+from kimiajax.errors import UserError
+from kimiajax.models.backbone import A_BACKBONE, Array, Backbone, Variables, cast_kernels
 from kimiajax.models.batch_norm import INFERENCE, Normalisation
+from kimiajax.models.inputs import fitting, inputs_of, params_of
 from kimiajax.shapes import Float, Shaped
 
 
@@ -53,25 +56,46 @@ class Classifier:
     Attributes:
         backbone: the network.
         blocks: the blocks to run; none for a head on bottleneck features.
-        num_classes: of the head.
+        num_classes: of the head, 1 or more.
+
+    Raises:
+        UserError: no backbone, a block that it has not, or no whole number of classes.
     """
 
     backbone: Backbone
     blocks: tuple[str, ...]
     num_classes: int
 
+    def __post_init__(self) -> None:
+        kind_of("backbone", self.backbone, Backbone, A_BACKBONE)
+        self.backbone.check_blocks(self.blocks)
+        whole("num_classes", self.num_classes, 1)
+        object.__setattr__(self, "blocks", tuple(self.blocks))  # a list would be no key of a compiled program
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether it begins with the network's first block, and so takes images."""
+        return self.blocks[:1] == self.backbone.blocks[:1]
+
     @cached_property
     def head(self) -> Head:
         return Head(self.backbone.hidden, self.backbone.dropout, self.num_classes)
 
-    def init_head(self, key: jax.Array, bottleneck_shape: Sequence[int]) -> Variables:
-        """Fresh parameters of the head for bottleneck features of this shape, without the batch axis."""
+    def init_head(self, key: jax.Array | Any, bottleneck_shape: Sequence[int] | Any) -> Variables:
+        """Fresh parameters of the head for bottleneck features of this shape, without the batch axis.
+
+        Raises:
+            UserError: no key, or a shape that is none.
+        """
+        kind_of("key", key, jax.Array, "give jax.random.key(seed)")
+        for side in kind_of("bottleneck_shape", bottleneck_shape, Sequence, "give the features' shape[1:]"):
+            whole("bottleneck_shape", side, 1)
         return cast(Variables, self.head.init(key, jnp.zeros((1, *bottleneck_shape))))["params"]
 
     def apply(
         self,
-        variables: Variables,
-        x: Float[Array, "b ..."],
+        variables: Variables | Any,
+        x: Float[Array, "b ..."] | Any,
         *,
         normalisation: Normalisation = INFERENCE,
         mask: Shaped[Array, " b"] | None = None,
@@ -85,12 +109,19 @@ class Classifier:
             x: the input of the first of `blocks`, or of the head.
             normalisation, mask, dtype: as in `Backbone.apply`.
             dropout_keys: one for each input, given in training only; without them the head drops nothing.
+
+        Raises:
+            UserError: as `Backbone.apply`, variables without a head, or an input that does not fit it.
         """
+        if "head" not in params_of(variables):
+            raise UserError('these variables have no head; put what `init_head` gives under params, as "head"')
         statistics, head = variables.get("batch_stats", {}), variables["params"]["head"]
-        x = jnp.asarray(x, dtype)
         if self.blocks:
             options = {"normalisation": normalisation, "mask": mask, "dtype": dtype}
             x, _, statistics = self.backbone.apply(variables, x, self.blocks, **options)
+        else:
+            x = jnp.asarray(inputs_of("input", x, images=False), dtype)
         params = head if dtype is None else cast_kernels(head, dtype)
-        logits = cast(jax.Array, self.head.apply({"params": params}, x, dropout_keys))
+        with fitting(f"the head on {self.backbone.name}"):
+            logits = cast(jax.Array, self.head.apply({"params": params}, x, dropout_keys))
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), statistics

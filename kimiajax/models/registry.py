@@ -17,6 +17,12 @@ from kimiajax.models.backbone import Backbone
 GROUP = "kimiajax.backbones"
 
 
+class UnknownNetworkError(UserError, KeyError):
+    """No network has this name; a KeyError too, by which mappings know that."""
+
+    __str__ = UserError.__str__
+
+
 class Registry(MutableMapping[str, Backbone]):
     """Backbones by name. Packages are looked for where a name is not known yet, and loaded where it is asked for."""
 
@@ -27,6 +33,8 @@ class Registry(MutableMapping[str, Backbone]):
     def __getitem__(self, name: str) -> Backbone:
         if name not in self._known:
             self._look_for_packages()
+        if name not in self._known:
+            raise UnknownNetworkError(f"no network {name!r}; choose from {', '.join(self._known)}")
         found = self._known[name]
         if isinstance(found, EntryPoint):
             found = self._known[name] = _load(found)

@@ -1,9 +1,8 @@
 """Predictions and the truth, in files from anywhere: read, joined by patch id, and written."""
 
-import csv
-import io
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,17 +10,23 @@ import numpy as np
 
 from kimiajax.data.manifest import MOST_SCANS, Manifest, Patch, read_manifest
 from kimiajax.data.open_scans import open_scans
+from kimiajax.data.sources.image_files import IMAGES
 from kimiajax.data.sources.image_folder import holds_splits
 from kimiajax.data.sources.slides import slides_in
 from kimiajax.errors import UserError
 from kimiajax.io.files import csv_text, write_text
+from kimiajax.io.tables import SUFFIXES, Table, read_table
 from kimiajax.runs.warnings import marks_of
 from kimiajax.shapes import Float, Int
 from kimiajax.text import LONGEST_NAME, first_few, is_name, quoted
 
-COLUMNS = ("patch_id", "predicted", "scan")  # that are read; others are passed over
 MANIFEST = "manifest.csv"  # of a run, and of an exported folder
 TRUTHS = "a manifest.csv, a run's folder, a CSV file with columns patch_id and scan, or the scans or images themselves"
+NAMED = "name the columns in its first line"
+JOINED = (
+    "predictions are joined by it, since their order alone cannot be checked: add a first line of names and the id of "
+    "each patch, separated by commas"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +38,14 @@ class Predictions:
         patch_ids: the patches, in the file's order, each once.
         predicted: the scan that each was taken for, from 0.
         scans: the scan that the file says each is of; None where it does not say.
+        notes: how the file departs from the project's own, in sentences, and what was read in its place.
     """
 
     path: Path
     patch_ids: tuple[str, ...]
     predicted: Int[np.ndarray, " n"]
     scans: Int[np.ndarray, " n"] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,20 +70,17 @@ class Truth:
 def read_predictions(path: str | Path) -> Predictions:
     """Reads a CSV file whose first line names its columns: patch_id and predicted, and scan, the true one, if it likes.
 
-    Other columns are passed over. The project's own `predictions/ROW.csv` are such files.
+    Other columns are passed over. The project's own `predictions/ROW.csv` are such files, and what `read_table` reads
+    of spreadsheets and pandas. "3.0" is scan 3.
 
     Raises:
         UserError: the file is missing, no text, empty or short of a column, or a line is broken: a patch without a
             name or named before, what is no scan's number, another number of fields; the message names the line.
     """
-    table = _read_csv(Path(path), "predictions")
-    if "patch_id" not in table.columns:
-        raise UserError(
-            f"{table.path}: has no column patch_id (it has {table.names}); predictions are joined by it, since their "
-            "order alone cannot be checked: add a first line of names and the id of each patch"
-        )
-    predicted = table.numbers("predicted")
-    return Predictions(table.path, table.ids(), predicted, table.numbers("scan") if "scan" in table.columns else None)
+    table = read_table(Path(path), "predictions", {"patch_id": JOINED, "predicted": NAMED}, ("scan",))
+    names = [name for name in ("predicted", "scan") if name != "scan" or name in table.columns]
+    numbers = {name: _numbers(table, name) for name in names}
+    return Predictions(table.path, _ids(table), numbers["predicted"], numbers.get("scan"), _notes(table, *names))
 
 
 def read_truth(path: str | Path) -> Truth:
@@ -97,12 +101,12 @@ def read_truth(path: str | Path) -> Truth:
         return truth_of(path, read_manifest(path / MANIFEST))
     if path.is_dir() and (seeds := sorted(path.glob(f"seed-*/{MANIFEST}"))):
         raise UserError(f"{path}: holds the runs of {len(seeds)} seeds; give the folder of one, {seeds[0].parent}")
-    if path.suffix.lower() == ".csv":
-        table = _read_csv(path, "truth")
+    if path.suffix.lower() in SUFFIXES:
+        table = read_table(path, "truth", {"patch_id": NAMED, "scan": NAMED}, ("split",))
         if "split" in table.columns:
             return truth_of(path, read_manifest(path))
-        scans = table.numbers("scan")
-        return Truth(path, table.ids(), scans, int(scans.max()) + 1)
+        ids, scans = _ids(table), _numbers(table, "scan")
+        return Truth(path, ids, scans, int(scans.max()) + 1, _notes(table, "scan"))
     if path.is_dir() and not holds_splits(path):
         if slides_in(path):
             raise UserError(
@@ -114,6 +118,28 @@ def read_truth(path: str | Path) -> Truth:
         patches = source.test_patches()
         assert patches is not None  # slides, which hold out none, were refused
         return _of_patches(path, patches, len(source), source.marks)
+
+
+def with_ids_of(predictions: Predictions, truth: Truth) -> Predictions:
+    """The predictions under the ids of the truth, where theirs differ from those by backslashes for slashes, blanks
+    around them or an image's extension alone, and no two ids become one by that; `notes` says so."""
+    theirs, ours = ([_bare(patch_id) for patch_id in each.patch_ids] for each in (predictions, truth))
+    if any(count > 1 for each in (theirs, ours) for count in Counter(each).values()):
+        return predictions
+    id_of = dict(zip(ours, truth.patch_ids))
+    ids = tuple(id_of.get(bare, patch_id) for bare, patch_id in zip(theirs, predictions.patch_ids))
+    changed = [(old, new) for old, new in zip(predictions.patch_ids, ids) if old != new]
+    if not changed:
+        return predictions
+    old, new = map(quoted, changed[0])
+    note = f"{predictions.path}: {len(changed)} of {len(ids)} patch ids are written otherwise ({old} is read as {new})."
+    return replace(predictions, patch_ids=ids, notes=(*predictions.notes, note))
+
+
+def _bare(patch_id: str) -> str:
+    """An id without what programs change about it."""
+    bare = patch_id.strip().replace("\\", "/")
+    return next((bare[: -len(suffix)] for suffix in IMAGES if bare.lower().endswith(suffix)), bare)
 
 
 def join(predictions: Predictions, truth: Truth) -> Int[np.ndarray, " n"]:
@@ -166,85 +192,45 @@ def _of_patches(path: Path, patches: list[Patch], num_scans: int, about: Mapping
     return Truth(path, ids, scans, num_scans, tuple(marks_of(about)))
 
 
-@dataclass(frozen=True)
-class _Csv:
-    """A CSV file: the values of each column, as text, and the line of the file that each row ends on."""
-
-    path: Path
-    columns: dict[str, tuple[str, ...]]
-    lines: tuple[int, ...]
-
-    @property
-    def names(self) -> str:
-        return first_few(map(quoted, self.columns))
-
-    def ids(self) -> tuple[str, ...]:
-        """The column patch_id, each value once."""
-        lines: dict[str, int] = {}
-        for line, patch_id in zip(self.lines, self._column("patch_id")):
-            if not patch_id:
-                raise UserError(f"{self.path}, line {line}: has no patch_id; give the patch's, or remove the line")
-            if not is_name(patch_id):
-                raise UserError(
-                    f"{self.path}, line {line}: patch_id is {quoted(patch_id)}; it must be one line of {LONGEST_NAME} "
-                    "characters at most"
-                )
-            if patch_id in lines:
-                raise UserError(
-                    f"{self.path}, line {line}: {patch_id} stands on line {lines[patch_id]} already; keep one of them"
-                )
-            lines[patch_id] = line
-        return tuple(lines)
-
-    def numbers(self, name: str) -> Int[np.ndarray, " n"]:
-        """A column of scans' numbers."""
-        values = []
-        for line, text in zip(self.lines, self._column(name)):
-            digits = text.strip()
-            if not (digits.isascii() and digits.isdecimal() and len(digits) < 20 and int(digits) < MOST_SCANS):
-                raise UserError(
-                    f"{self.path}, line {line}: {name} is {quoted(text)}; it must be a scan's number, whole and from 0 "
-                    f"to {MOST_SCANS - 1}"
-                )
-            values.append(int(digits))
-        return np.array(values, np.int64)
-
-    def _column(self, name: str) -> tuple[str, ...]:
-        if name not in self.columns:
+def _ids(table: Table) -> tuple[str, ...]:
+    """The column patch_id, each value once."""
+    lines: dict[str, int] = {}
+    for line, patch_id in zip(table.lines, table.columns["patch_id"]):
+        if not patch_id.strip():
+            raise UserError(f"{table.path}, line {line}: has no patch_id; give the patch's, or remove the line")
+        if not is_name(patch_id):
             raise UserError(
-                f"{self.path}: has no column {name} (it has {self.names}); name the columns in its first line"
+                f"{table.path}, line {line}: patch_id is {quoted(patch_id)}; it must be one line of {LONGEST_NAME} "
+                "characters at most"
             )
-        return self.columns[name]
-
-
-def _read_csv(path: Path, what: str) -> _Csv:
-    """Reads a file of which something is expected: "predictions", "truth". Empty lines are passed over."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets put a mark before the text
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give the CSV file that holds the {what}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is no UTF-8 text ({error}); save the {what} as CSV in UTF-8") from error
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        rows = [(lines.line_num, row) for row in lines if row]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {lines.line_num}: is no CSV ({error}); write the {what} again") from error
-    if not rows:
-        raise UserError(f"{path}: an empty file; give the CSV file that holds the {what}")
-    (_, header), *rows = rows
-    names = [name.strip() for name in header]
-    for name in COLUMNS:
-        if names.count(name) > 1:
-            raise UserError(f"{path}: has {names.count(name)} columns {name}; keep one of them")
-    for line, row in rows:
-        if len(row) != len(names):
+        if patch_id in lines:
             raise UserError(
-                f"{path}, line {line}: holds {len(row)} fields and the first line {len(names)}; write the {what} again"
+                f"{table.path}, line {line}: {patch_id} stands on line {lines[patch_id]} already; keep one of them"
             )
-    if not rows:
-        raise UserError(f"{path}: holds nothing below its first line; write the {what} again")
-    return _Csv(path, dict(zip(names, zip(*(row for _, row in rows)))), tuple(line for line, _ in rows))
+        lines[patch_id] = line
+    return tuple(lines)
+
+
+def _numbers(table: Table, name: str) -> Int[np.ndarray, " n"]:
+    """A column of scans' numbers."""
+    values = []
+    for line, text in zip(table.lines, table.columns[name]):
+        value = table.whole_number(text, MOST_SCANS - 1)
+        if value is None:
+            raise UserError(
+                f"{table.path}, line {line}: {name} is {quoted(text)}; it must be a scan's number, whole and from 0 to "
+                f"{MOST_SCANS - 1}; mend that line"
+            )
+        values.append(value)
+    return np.array(values, np.int64)
+
+
+def _notes(table: Table, *names: str) -> tuple[str, ...]:
+    """What is to be said of how a file was read, in a sentence; none of a plain one."""
+    notes = [*table.notes]
+    if any(not text.strip().isdecimal() for name in names for text in table.columns[name]):
+        notes.append("with whole numbers written like 3.0")
+    return (f"{table.path}: read as CSV {', '.join(notes)}.",) if notes else ()
 
 
 Kind = Literal["softmax", "share of votes"]

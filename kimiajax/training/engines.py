@@ -238,13 +238,15 @@ def all_devices() -> tuple[jax.Device, ...]:  # pyright: ignore[reportInvalidTyp
 ENGINES: dict[str, type[Engine]] = {"jit": JitEngine, "pmap": PmapEngine}
 
 
-def engine_of(name: str, devices: Sequence[jax.Device] | None = None) -> Engine:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
+def engine_of(name: str | Any, devices: Sequence[jax.Device] | None = None) -> Engine:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
     """The engine of this name, on these devices or on all.
 
     Raises:
-        UserError: no such engine, or pmap for several processes.
+        UserError: no such engine, no device, or pmap for several processes.
     """
     check_known("engine", name, ENGINES)
+    if devices is not None and not devices:
+        raise UserError("devices: there are none; give one at least, or leave them out for all")
     if name == "pmap" and distributed.count() > 1:
         raise UserError("--engine pmap is for the devices of one process; leave --engine out with --distributed")
     return ENGINES[name]() if devices is None else ENGINES[name](tuple(devices))

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from kimiajax.checks import kind_of, names_of
 from kimiajax.errors import UserError
-from kimiajax.models.backbone import Backbone
+from kimiajax.models.backbone import A_BACKBONE, Backbone
 from kimiajax.models.batch_norm import Mode, TrainedMode, covers
 from kimiajax.models.head import Classifier
 
@@ -40,8 +41,9 @@ class TrainableBlocks:
     trained_bn: TrainedMode = "keras2017"
 
     def __post_init__(self) -> None:
-        if isinstance(self.names, str):
-            raise UserError(f"names of blocks are a sequence: write ({self.names!r},)")
+        object.__setattr__(
+            self, "names", names_of("names of blocks", self.names)
+        )  # a list would be no key of a program
         if self.frozen_bn not in MODES:
             valid = ", ".join(MODES)
             raise UserError(f"frozen batch normalisation: no mode {self.frozen_bn!r}; choose from {valid}")
@@ -138,7 +140,10 @@ def last_blocks(backbone: Backbone, count: int) -> tuple[str, ...]:
 
 
 def blocks_of(
-    backbone: Backbone, names: Sequence[str], frozen_bn: Mode | None = None, trained_bn: TrainedMode = "keras2017"
+    backbone: Backbone | Any,
+    names: Sequence[str] | Any,
+    frozen_bn: Mode | Any = None,
+    trained_bn: TrainedMode | Any = "keras2017",
 ) -> TrainableBlocks:
     """What trains, by names of blocks or by the name of one of `PRESETS` or of the network's own cuts.
 
@@ -151,10 +156,12 @@ def blocks_of(
     Raises:
         UserError: a name that is neither, or that is another network's.
     """
+    kind_of("backbone", backbone, Backbone, A_BACKBONE)
+    names = names_of("names of blocks", names)
     if not names:
         raise UserError(f"no block of {backbone.name} is named; name some, or a preset: `nothing` trains none")
     cuts = dict(backbone.cuts)
-    chosen, mode = tuple(names), "inference"
+    chosen, mode = names, "inference"
     if len(names) == 1 and names[0] in PRESETS:
         _, choose, mode = PRESETS[names[0]]
         chosen = choose(backbone)

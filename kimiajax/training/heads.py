@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kimiajax.checks import kind_of, on_host, whole
 from kimiajax.errors import UserError
 from kimiajax.io.pytrees import digest, digest_of_leaf
+from kimiajax.models.inputs import inputs_of
 from kimiajax.runtime.progress import Silent
 from kimiajax.shapes import Float, Int
 from kimiajax.training import loop
@@ -30,14 +32,14 @@ Result = tuple[dict[str, Any], list[loop.Epoch]] | loop.NonFiniteError
 
 
 def fit_heads(
-    training: Training,
-    starts: Sequence[dict[str, Any]],
-    inputs: Sequence[Float[np.ndarray, "n ..."]],
-    labels: Sequence[Int[np.ndarray, " n"]],
+    training: Training | Any,
+    starts: Sequence[dict[str, Any]] | Any,
+    inputs: Sequence[Float[np.ndarray, "n ..."]] | Any,
+    labels: Sequence[Int[np.ndarray, " n"]] | Any,
     *,
-    epochs: int,
-    batch_size: int,
-    seeds: Sequence[int],
+    epochs: int | Any,
+    batch_size: int | Any,
+    seeds: Sequence[int] | Any,
     checkpoints: Checkpoints | None = None,
     progress: Silent | None = None,
     description: str = "heads",
@@ -58,17 +60,23 @@ def fit_heads(
         For each seed the trained variables and the history, or the error that stopped it; the others go on.
 
     Raises:
-        UserError: an unknown block, features of different shapes, or labels that are not one class for each.
+        UserError: an unknown block, features of different shapes, or that are no floats, labels that are not one
+            class for each, or a number out of its range.
         Interrupted: as `checkpoints` was asked to; the states are saved.
     """
     counts = len(starts), len(inputs), len(labels)
     if set(counts) != {len(seeds)}:
         raise UserError("{} starts, {} features, {} labels for {} seeds".format(*counts, len(seeds)))
+    kind_of("training", training, Training, "make one as kimiajax.Training(classifier, optimizer, blocks)")
+    if not counts[0]:
+        raise UserError("seeds: there are none; give one at least")
+    for name, value, least in (("epochs", epochs, 0), ("a batch of", batch_size, 1), *(("seed", s, 0) for s in seeds)):
+        whole(name, value, least)
+    inputs = [on_host(inputs_of("features", each, False, finite=False)) for each in inputs]
     shapes = {each.shape for each in inputs}
     if len(shapes) != 1:
         raise UserError(f"features of {len(shapes)} shapes: heads train at once on features of one")
-    for each in labels:
-        loop.check_labels(each, len(inputs[0]), training.classifier.num_classes)
+    labels = [loop.check_labels(each, len(inputs[0]), training.classifier.num_classes) for each in labels]
     progress, results, records = progress or Silent(), [], records or [lambda epoch: None] * len(seeds)
     together = max(1, AT_ONCE // max(1, inputs[0].nbytes))
     for first in range(0, len(seeds), together):

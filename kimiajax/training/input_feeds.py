@@ -109,7 +109,7 @@ def _together(every: list[StepMetrics]) -> StepMetrics:
 
 
 def feed_of(
-    name: FeedName,
+    name: FeedName | Any,
     engine: Engine,
     training: Training,
     plan: Plan,

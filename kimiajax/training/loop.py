@@ -4,15 +4,17 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kimiajax.errors import UserError
+from kimiajax.checks import kind_of, labels_of, on_host, whole
+from kimiajax.errors import UserError, check_known
 from kimiajax.io.pytrees import digest, digest_of_leaf
 from kimiajax.models.head import Classifier
+from kimiajax.models.inputs import inputs_of, params_of
 from kimiajax.runtime.precision import Precision
 from kimiajax.runtime.progress import Silent
 from kimiajax.shapes import Int, Shaped
@@ -65,16 +67,16 @@ class NonFiniteError(UserError):
 
 
 def fit(
-    training: Training,
-    variables: dict[str, Any],
-    inputs: Shaped[np.ndarray, "n ..."],
-    labels: Int[np.ndarray, " n"],
+    training: Training | Any,
+    variables: dict[str, Any] | Any,
+    inputs: Shaped[np.ndarray, "n ..."] | Any,
+    labels: Int[np.ndarray, " n"] | Any,
     *,
-    epochs: int,
-    batch_size: int,
-    seed: int,
+    epochs: int | Any,
+    batch_size: int | Any,
+    seed: int | Any,
     engine: Engine | None = None,
-    feed: FeedName = "auto",
+    feed: FeedName | Any = "auto",
     checkpoints: Checkpoints | None = None,
     progress: Silent | None = None,
     description: str = "training",
@@ -85,8 +87,8 @@ def fit(
     Args:
         training: classifier, optimizer, blocks, and how a step computes.
         variables: parameters and running statistics of the classifier's blocks and its head.
-        inputs: what its first block takes: gray patches as uint8 [n h w], or stored activations as float32. May be a
-            memory-mapped file.
+        inputs: what its first block takes: gray patches as uint8 [n h w], images in [0, 1] as floats [n h w 3], or
+            stored activations as float32. May be a memory-mapped file.
         labels: the scan of each input.
         epochs: passes over the inputs, each in a new order; 0 leaves the variables as they are.
         batch_size: the last batch of an epoch is padded to it, and any batch to a multiple of the devices; the padding
@@ -106,14 +108,19 @@ def fit(
         The trained variables, and a record of each epoch.
 
     Raises:
-        UserError: an unknown block, or labels that are not one class for each input.
+        UserError: an unknown block or feed, variables that are not its own, inputs of another type or shape or, as
+            images, not in [0, 1], labels that are not one class for each, or a number out of its range.
         NonFiniteError: a loss or parameters that are not finite any more.
         Interrupted: as `checkpoints` was asked to; the state is saved.
     """
     progress, engine = progress or Silent(), engine or JitEngine()
-    check_labels(labels, len(inputs), training.classifier.num_classes)
-    if batch_size < 1:
-        raise UserError(f"a batch of {batch_size}: must hold 1 or more")
+    kind_of("training", training, Training, "make one as kimiajax.Training(classifier, optimizer, blocks)")
+    inputs = on_host(
+        inputs_of("inputs", inputs, training.classifier.sees_images, finite=False)
+    )  # a step that is not says more
+    labels = check_labels(labels, len(inputs), training.classifier.num_classes)
+    for name, value, least in (("epochs", epochs, 0), ("a batch of", batch_size, 1), ("seed", seed, 0)):
+        whole(name, value, least)
     batch_size, record = min(batch_size, len(labels)), record or (lambda epoch: None)
     plan = Plan(len(labels), batch_size, engine.rows(batch_size, training.statistic_groups))
     state = training.start(variables, jax.random.key(seed))
@@ -231,34 +238,44 @@ def _learning(training: Training, state: TrainState) -> dict[str, Any]:
 
 
 def predict(
-    classifier: Classifier,
-    variables: dict[str, Any],
-    inputs: Shaped[np.ndarray, "n ..."],
+    classifier: Classifier | Any,
+    variables: dict[str, Any] | Any,
+    inputs: Shaped[np.ndarray, "n ..."] | Any,
     *,
-    batch_size: int,
-    precision: Precision = "float32",
+    batch_size: int | Any,
+    precision: Precision | Any = "float32",
     engine: Engine | None = None,
     progress: Silent | None = None,
     description: str = "predicting",
 ) -> Int[np.ndarray, " n"]:
-    """The scan predicted for each input, in inference mode; arguments as of `fit`."""
+    """The scan predicted for each input, in inference mode; arguments as of `fit`.
+
+    Raises:
+        UserError: an unknown precision, variables or inputs as `fit` refuses them, or an input whose scores are not
+            finite.
+    """
     progress, engine = progress or Silent(), engine or JitEngine()
+    kind_of("classifier", classifier, Classifier, "make one as kimiajax.Classifier(backbone, blocks, num_classes)")
+    inputs = on_host(inputs_of("inputs", inputs, classifier.sees_images))
+    whole("a batch of", batch_size, 1)
+    check_known("precision", precision, get_args(Precision))
+    params_of(variables)
     batch_size = min(batch_size, len(inputs))
     plan = Plan(len(inputs), batch_size, engine.rows(batch_size))
     step, variables = engine.predict(classifier, precision), engine.place(variables)
     steps = progress.track(range(plan.steps), description, len(inputs), "patches", step=batch_size)
     predicted = [step(variables, inputs[plan.places[number]])[plan.mask[number]] for number in steps]
-    return np.concatenate(predicted).astype(np.int32)
-
-
-def check_labels(labels: np.ndarray, count: int, num_classes: int) -> None:
-    """Raises UserError for labels that are not one class for each input."""
-    if len(labels) != count:
-        raise UserError(f"{len(labels)} labels for {count} inputs")
-    if count and not 0 <= labels.min() <= labels.max() < num_classes:
+    scans = np.concatenate(predicted).astype(np.int32)
+    if (scans < 0).any():
         raise UserError(
-            f"labels go from {labels.min()} to {labels.max()}; with {num_classes} classes, 0 to {num_classes - 1}"
+            f"{description}: the scores of input {scans.argmin()} are not finite and tell no scan; check the weights"
         )
+    return scans
+
+
+def check_labels(labels: Any, count: int, num_classes: int) -> Int[np.ndarray, " n"]:
+    """Returns labels, after UserError was raised for those that are not one class for each input."""
+    return np.asarray(labels_of("labels", labels, count, num_classes))
 
 
 def problem_of(losses: np.ndarray, epoch: int, plan: Plan, key: jax.Array) -> str | None:

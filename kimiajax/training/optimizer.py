@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 import optax
 
+from kimiajax.checks import check_fields, positive, share, whole
+from kimiajax.errors import UserError
 from kimiajax.training.freezing import TrainableBlocks
 
 
@@ -31,6 +33,9 @@ class Optimization:
         schedule: "constant"; "cosine" or "linear", which fall, so that a step after the last would have 0.
         warmup_epochs: over which the learning rate rises from 0, before that; no more than the epochs.
         label_smoothing: the share of a label that is spread evenly over all classes, in [0, 1).
+
+    Raises:
+        UserError: an unknown name, or a number out of its range.
     """
 
     optimizer: Literal["sgd", "rmsprop", "rmsprop2017", "adam", "adamw"] = "sgd"
@@ -41,9 +46,23 @@ class Optimization:
     warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        positive("learning_rate", self.learning_rate)
+        for name in ("momentum", "label_smoothing"):
+            share(name, getattr(self, name))
+        for name in ("weight_decay", "warmup_epochs"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{name} {getattr(self, name)}: must be 0 or more, and finite")
+
     @functools.cache  # noqa: B019  the same optimizer each time is the same program
-    def over(self, epochs: int, steps_per_epoch: int) -> Scheduled:
-        """The optimizer for a training of so many epochs, and its schedule."""
+    def over(self, epochs: int | Any, steps_per_epoch: int | Any) -> Scheduled:
+        """The optimizer for a training of so many epochs, and its schedule.
+
+        Raises:
+            UserError: what is no whole number, 0 or more.
+        """
+        whole("epochs", epochs), whole("steps_per_epoch", steps_per_epoch)
         rate, warmup = self.learning_rate, round(self.warmup_epochs * steps_per_epoch)
         rest = max(1, epochs * steps_per_epoch - warmup)
         schedule = {

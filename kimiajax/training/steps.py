@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from kimiajax.checks import check_fields, share, whole
 from kimiajax.errors import UserError
 from kimiajax.models.backbone import Array
 from kimiajax.models.batch_norm import Normalisation
 from kimiajax.models.head import Classifier
-from kimiajax.models.inputs import gray_to_unit_rgb, network_input
+from kimiajax.models.inputs import gray_to_unit_rgb, network_input, params_of
 from kimiajax.runtime.precision import Precision, compute_dtype, products_in
 from kimiajax.shapes import Bool, Float, Int, Shaped
 from kimiajax.training.augment import Augmentation, augment
@@ -40,6 +41,9 @@ class Training:
             whole batch, synchronised over devices; the number of devices makes statistics local to each.
         precision: of convolutions and matrix products.
         learning_rate: step -> learning rate, for the history only.
+
+    Raises:
+        UserError: a field of another type or out of its range.
     """
 
     classifier: Classifier
@@ -51,6 +55,11 @@ class Training:
     statistic_groups: int = 1
     precision: Precision = "float32"
     learning_rate: Callable[[int], Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        share("label_smoothing", self.label_smoothing)
+        whole("statistic_groups", self.statistic_groups, 1)
 
     def facts(self) -> dict[str, Any]:
         """What JSON takes of it: all but the optimizer."""
@@ -70,12 +79,13 @@ class Training:
         modes = self.blocks.frozen_bn, self.blocks.trained_bn
         return Normalisation(self.blocks.names, *modes, self.batch_norm_momentum, self.statistic_groups, axis)
 
-    def start(self, variables: dict[str, Any], key: jax.Array) -> TrainState:
+    def start(self, variables: dict[str, Any] | Any, key: jax.Array) -> TrainState:
         """The state before the first step; what steps donate, variables and key, is copied.
 
         Raises:
-            UserError: a name in `blocks` that is not in `variables`.
+            UserError: variables without parameters, or a name in `blocks` that is not in them.
         """
+        params_of(variables)
         variables = jax.tree.map(jnp.array, variables)
         params, stats = variables["params"], variables.get("batch_stats", {})
         optimizer = for_blocks(self.optimizer, self.blocks).init(self.blocks.split(params)[0])
@@ -270,10 +280,10 @@ def _batch_at(
 def predict_step(
     classifier: Classifier, precision: Precision, variables: Params, inputs: Shaped[jax.Array, "b ..."]
 ) -> Int[jax.Array, " b"]:
-    """Predicted scans, in inference mode."""
+    """Predicted scans, in inference mode; -1 where the logits are not finite, which no scan could be told by."""
     with products_in(precision):
         logits, _ = classifier.apply(variables, network_input(inputs), dtype=compute_dtype(precision))
-    return logits.argmax(axis=-1)
+    return jnp.where(jnp.isfinite(logits).all(axis=-1), logits.argmax(axis=-1), -1)
 
 
 def _keys(state: TrainState, index: Int[Array, " b"]) -> tuple[jax.Array, jax.Array]:

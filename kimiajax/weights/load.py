@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from kimiajax.checks import array_of, kind_of, names_of, path_of, whole
 from kimiajax.errors import UserError, check_known
 from kimiajax.io.cache import default_cache
 from kimiajax.io.pytrees import digest
-from kimiajax.models.backbone import Backbone, Flat, PublishedFile, Variables, of_blocks
+from kimiajax.models.backbone import A_BACKBONE, Backbone, Flat, PublishedFile, Variables, of_blocks
 from kimiajax.models.checkpoint import LINEAGE_FORMAT, Weights, load_converted, top_of
 from kimiajax.models.registry import BACKBONES
 from kimiajax.runtime.shell import standard_settings
@@ -29,14 +30,14 @@ class MissingBlocksError(UserError):
 
 @standard_settings()
 def load_weights(
-    network: Backbone | str,
-    source: str | Path = "imagenet",
+    network: Backbone | str | Any,
+    source: str | Path | Any = "imagenet",
     *,
-    blocks: Sequence[str] | None = None,
-    image_size: int = 224,
-    seed: int = 0,
-    patches: Shaped[np.ndarray, "n _ _"] | None = None,
-    cache: Path | None = None,
+    blocks: Sequence[str] | Any = None,
+    image_size: int | Any = 224,
+    seed: int | Any = 0,
+    patches: Shaped[np.ndarray, "n _ _"] | Any = None,
+    cache: str | Path | None = None,
     progress: Callable[[str], Any] | None = None,
 ) -> Weights:
     """Loads the weights of some blocks of a backbone.
@@ -62,8 +63,13 @@ def load_weights(
     """
     if isinstance(network, str):
         check_known("network", network, BACKBONES)
-    backbone = BACKBONES[network] if isinstance(network, str) else network
-    blocks = backbone.up_to(backbone.features) if blocks is None else tuple(blocks)
+    backbone = BACKBONES[network] if isinstance(network, str) else kind_of("network", network, Backbone, A_BACKBONE)
+    blocks = backbone.up_to(backbone.features) if blocks is None else names_of("blocks", blocks)
+    backbone.last_of(blocks)  # which refuses none, and unknown ones
+    backbone.check_size(image_size)
+    whole("seed", seed)
+    path_of("source", source)
+    cache = None if cache is None else path_of("cache", cache)
     if source == "random":
         weights = _random(backbone, blocks, image_size, seed)
     elif source == "calibrated":
@@ -93,7 +99,7 @@ def _random(backbone: Backbone, blocks: Sequence[str], image_size: int, seed: in
 
 
 def _calibrated(
-    backbone: Backbone, blocks: Sequence[str], image_size: int, seed: int, patches: np.ndarray | None
+    backbone: Backbone, blocks: Sequence[str], image_size: int, seed: int, patches: np.ndarray | Any
 ) -> Weights:
     """Random weights up to the paper's features at least, so that they do not depend on what else is read, scaled."""
     if patches is None:
@@ -101,8 +107,8 @@ def _calibrated(
             "calibrated weights are scaled on a study's training patches: `kimiajax table` makes and saves them; give "
             "load_weights these `patches`, or the folder of a run's saved weights, RUN/weights/NETWORK"
         )
-    patches = patches[:PATCHES]
-    if patches.dtype != np.uint8 or patches.shape[1:] != (image_size, image_size):
+    patches = np.asarray(array_of("patches", patches)[:PATCHES])
+    if not len(patches) or patches.dtype != np.uint8 or patches.shape[1:] != (image_size, image_size):
         raise UserError(
             f"patches for calibrated weights: {patches.dtype} {patches.shape}; gray uint8 [n {image_size} {image_size}]"
             " are needed"

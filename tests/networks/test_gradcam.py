@@ -268,12 +268,16 @@ def test_a_constant_map_has_no_heat(rng):
     np.testing.assert_array_equal(gradcam.heat_map(flat, 224), 0)
 
 
-def test_an_activation_that_is_not_finite_shows_in_the_map(small):
+def test_an_activation_that_is_not_finite_shows_in_the_map_and_an_image_is_refused(small):
     classifier, variables, images = small
-    spoilt = gray_to_unit_rgb(images)
-    spoilt[1, 5, 5] = np.nan
-    heat = grad_cam(classifier, variables, spoilt).heat
-    assert np.isnan(heat).any(axis=(1, 2)).tolist() == [False, True, False]
+    spoilt = np.ones((4, 4, 2), np.float32)
+    spoilt[1, 2, 0] = np.nan
+    at_spoilt = gradcam.AtLayer(jnp.asarray(spoilt), jnp.ones((4, 4, 2)), jnp.asarray(0), jnp.zeros(3))
+    assert np.isnan(gradcam.heat_map(at_spoilt, 8)).any()
+    images = np.array(gray_to_unit_rgb(images))
+    images[1, 5, 5] = np.nan
+    with pytest.raises(UserError, match=r"images: nan at \[1, 5, 5, 0\]"):
+        grad_cam(classifier, variables, images)
 
 
 def test_batches_change_nothing(rng):

@@ -14,7 +14,7 @@ from support.python import run
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("kimiajax", "weights_convert", "benchmarks")
 LAYERS = (  # a room imports from its own layer and those before it
-    ("errors", "shapes", "text", "paper"),
+    ("checks", "errors", "shapes", "text", "paper"),
     ("io", "runtime"),
     ("data", "models"),
     ("runs", "weights_convert"),

@@ -98,8 +98,11 @@ def unsealed(change):
         (unsealed(lambda lines: lines.append(lines[-1])), "is there twice"),
         (unsealed(lambda lines: lines.append(lines[1])), "test patches stand before training patches"),
         (unsealed(lambda lines: lines.__delitem__(slice(13, None))), "holds no test patch"),
-        (unsealed(lambda lines: lines.append("test/s0/9")), "another number of fields"),
-        (lambda path: (unsealed(len)(path), path.write_bytes(path.read_text().encode("utf-16"))), "is no UTF-8 text"),
+        (
+            unsealed(lambda lines: lines.append("test/s0/9")),
+            "line 17: holds 1 fields and the first line 7; write the manifest again",
+        ),
+        (lambda path: (unsealed(len)(path), path.write_bytes(path.read_text().encode("utf-32"))), "is no UTF-8 text"),
         (field(2, 0, ""), "line 3: has no patch_id"),
         (field(2, 1, "2"), r"line 3: scan is '2'; it must be a number from 0 to 1"),
         (field(2, 1, "nan"), "scan is 'nan'"),
@@ -229,11 +232,21 @@ def test_a_manifest_that_was_not_read_has_no_digest_of_its_pixels(scans):
     assert isinstance(full, Manifest)
 
 
-def test_a_byte_order_mark_is_no_fault(scans, tmp_path):
-    """Spreadsheets put one before the text."""
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda text: text.encode("utf-8-sig"),
+        lambda text: text.replace(",", ";").replace("0.", "0,").replace("\n", "\r\n").encode(),
+        lambda text: text.replace(",", "\t").encode("utf-16"),
+        lambda text: "".join(f"{line},\n" for line in text.splitlines()).encode(),
+        lambda text: "".join(f"{'' if not k else k - 1},{line}\n" for k, line in enumerate(text.splitlines())).encode(),
+    ],
+    ids=["mark", "semicolons and commas", "tabs in UTF-16", "an empty column", "an index"],
+)
+def test_a_manifest_that_a_spreadsheet_or_pandas_wrote_is_the_same(scans, tmp_path, write):
     cut_patches(scans).write(tmp_path / "m.csv")
     unsealed(len)(tmp_path / "m.csv")
-    (tmp_path / "m.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "m.csv").read_bytes())
+    (tmp_path / "m.csv").write_bytes(write((tmp_path / "m.csv").read_text()))
     assert read_manifest(tmp_path / "m.csv").csv == cut_patches(scans).csv
 
 

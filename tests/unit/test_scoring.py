@@ -5,6 +5,7 @@ import csv
 import functools
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from unittest import mock
@@ -218,7 +219,7 @@ def test_every_form_of_the_truth_scores_alike(tmp_path, rng, truths):
     ("text", "message"),
     [
         (None, "p.csv: No such file or directory; give the CSV file that holds the predictions"),
-        (b"\xff\xfep\0", "p.csv: is no UTF-8 text .*save the predictions as CSV in UTF-8"),
+        (b"patch_id,predicted\n\xe4,0\n", "p.csv: is no UTF-8 text .*save the predictions as CSV in UTF-8"),
         ("", "p.csv: an empty file; give the CSV file"),
         ("\n\n", "an empty file"),
         ("patch_id,predicted\n", "holds nothing below its first line; write the predictions again"),
@@ -265,7 +266,7 @@ def test_predictions_are_read_as_spreadsheets_write_them(tmp_path):
         ("", "t.csv: an empty file; give the CSV file that holds the truth"),
         ("scan,predicted\n0,1\n", "t.csv: has no column patch_id"),
         ("patch_id,predicted\na,1\n", "t.csv: has no column scan"),
-        ("patch_id,scan\na,0\nb,1.0\n", "line 3: scan is '1.0'"),
+        ("patch_id,scan\na,0\nb,1.5\n", "line 3: scan is '1.5'"),
         ("patch_id,scan\na,0\na,0\n", "line 3: a stands on line 2 already"),
         ("patch_id,scan,split\na,0,test\n", "t.json: No such file or directory; a manifest is a .csv file and its"),
     ],
@@ -342,6 +343,63 @@ def test_the_join_follows_the_truths_order(tmp_path):
     assert join(read, truth).tolist() == [1, 2, 0, 1, 2]
     with pytest.raises(UserError, match=r"1 of 5 predicted scans are out of range \(e: -1\)"):
         join(replace(read, predicted=np.array([-1, 1, 0, 2, 1])), truth)
+
+
+@pytest.mark.parametrize(
+    ("write", "why"),
+    [
+        (
+            lambda name: name.replace("/", "\\"),
+            r"5 of 5 patch ids are written otherwise \('s\\\\0' is read as 's/0'",
+        ),
+        (lambda name: f"{name}.PNG", r"'s/0\.PNG' is read as 's/0'"),
+        (lambda name: f" {name} ", "' s/0 ' is read as 's/0'"),
+        (lambda name: name.replace("/0", "\\0"), "1 of 5 patch ids"),
+    ],
+    ids=["backslashes", "extension", "blanks", "one of them"],
+)
+def test_ids_that_differ_as_programs_write_them_are_taken_for_the_truths_and_the_record_says_so(tmp_path, write, why):
+    ids = [f"s/{k}" for k in range(5)]
+    truth = write_csv(tmp_path / "t.csv", patch_id=ids, scan=B)
+    plain = score(write_csv(tmp_path / "p.csv", patch_id=ids, predicted=[0, 1, 1, 1, 2]), truth)
+    other = score(write_csv(tmp_path / "p.csv", patch_id=map(write, ids), predicted=[0, 1, 1, 1, 2]), truth)
+    assert replace(other, warnings=()) == plain
+    assert plain.warnings == ()
+    assert re.search(why, other.warnings[0]), other.warnings
+
+
+@pytest.mark.parametrize(
+    ("ids", "truth", "message"),
+    [
+        (
+            ["a.png", "a.jpg"],
+            ["a.png", "a.tif"],
+            r"1 of the 2 test patches have no prediction \(a\.tif\) and 1 of the 2",
+        ),
+        (["a", "a.png"], ["a", "b"], r"no prediction \(b\) and 1 of the 2 predictions are of no test patch \(a\.png\)"),
+        (["s\\a", "s\\c"], ["s/a", "s/b"], r"1 of the 2 test patches have no prediction \(s/b\)"),
+        (["A", "B"], ["a", "b"], r"2 of the 2 test patches have no prediction"),
+    ],
+)
+def test_ids_that_could_be_two_patches_or_none_are_refused(tmp_path, ids, truth, message):
+    paths = (
+        write_csv(tmp_path / "p.csv", patch_id=ids, predicted=[0, 1]),
+        write_csv(tmp_path / "t.csv", patch_id=truth, scan=[0, 1]),
+    )
+    with pytest.raises(UserError, match=message):
+        score(*paths)
+
+
+def test_the_record_says_how_files_were_read_that_are_not_the_projects_own(tmp_path):
+    (tmp_path / "p.csv").write_text("patch_id;predicted\na;0.0\nb;1.0\n", encoding="utf-16")
+    (tmp_path / "t.tsv").write_text("patch_id\tscan\na\t0\nb\t1\n")
+    scored = score(tmp_path / "p.csv", tmp_path / "t.tsv")
+    assert scored.eta_total == 1
+    assert scored.warnings == (
+        f"{tmp_path / 't.tsv'}: read as CSV separated by tabs.",
+        f"{tmp_path / 'p.csv'}: read as CSV in UTF-16, separated by semicolons, with whole numbers written like 3.0.",
+    )
+    assert all(each in " ".join(render_score(scored).split()) for each in ("separated by tabs.", "written like 3.0."))
 
 
 def test_the_record_is_json_and_says_all(tmp_path):

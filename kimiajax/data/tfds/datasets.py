@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from kimiajax.checks import check_fields
 from kimiajax.data.manifest import Split
 from kimiajax.errors import UserError
 from kimiajax.text import first_few, first_line
@@ -39,6 +40,9 @@ class Dataset:
         label: the key of the labels.
         train: the training split, in TFDS's notation: "train", "train[:80%]".
         test: the test split; None for "test" where there is one, and else test patches are drawn and held out.
+
+    Raises:
+        UserError: a field that is no text, or no path.
     """
 
     name: str
@@ -47,6 +51,11 @@ class Dataset:
     label: str = "label"
     train: str = "train"
     test: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data_dir, str):
+            object.__setattr__(self, "data_dir", Path(self.data_dir))
+        check_fields(self)
 
     def __str__(self) -> str:
         return self.name

@@ -44,7 +44,7 @@ WRONG = {  # damage -> how, and what the line says beside the file's name
     ),
     "below 0": (guessing(-1), "line 2", "predicted is '-1'", "must be a scan's number"),
     "a huge number": (guessing(10**30), "line 2", "must be a scan's number"),
-    "a fraction": (guessing(1.0), "line 2", "predicted is '1.0'", "must be a scan's number"),
+    "a fraction": (guessing(1.5), "line 2", "predicted is '1.5'", "must be a scan's number"),
     "not a number": (guessing("nan"), "line 2", "predicted is 'nan'", "must be a scan's number"),
     "infinite": (guessing("inf"), "line 2", "predicted is 'inf'", "must be a scan's number"),
     "a name": (guessing("scan1"), "line 2", "predicted is 'scan1'", "must be a scan's number"),
@@ -68,9 +68,13 @@ WRONG = {  # damage -> how, and what the line says beside the file's name
     "two columns of guesses": (renamed("scan", "predicted"), "has 2 columns predicted", "keep one"),
     "a field too many": (lambda lines: [*lines[:-1], lines[-1].strip() + ",0\n"], "line 12", WHOLE_LINES),
     "an open quote": (lambda lines: [*lines[:-1], '"' + lines[-1]], "line 12", WHOLE_LINES),
-    "semicolons": (lambda lines: [line.replace(",", ";") for line in lines], "has no column patch_id"),
+    "colons": (lambda lines: [line.replace(",", ":") for line in lines], "has no column patch_id", "by commas"),
+    "a title above the names": (lambda lines: ["Mine\n", *lines], "line 2", "names the columns", "lines above"),
+    "the names twice": (lambda lines: [lines[0], *lines], "line 2", "names the columns again", "keep the first"),
+    "a workbook": (lambda lines: b"PK\x03\x04", "an .xlsx", "save the predictions as CSV in UTF-8"),
+    "JSON": (lambda lines: ['{"patch_id": ["a"]}\n'], "is JSON", "save the predictions as CSV in UTF-8"),
     "binary": (lambda lines: b"\x89HDF\r\n\x1a\n\xff\x00", "is no UTF-8 text", "save the predictions as CSV in UTF-8"),
-    "UTF-16": (lambda lines: "".join(lines).encode("utf-16"), "is no UTF-8 text", "save the predictions as CSV"),
+    "UTF-32": (lambda lines: "".join(lines).encode("utf-32"), "is no UTF-8 text", "save the predictions as CSV"),
     "Latin-1": (lambda lines: "".join(lines).replace("s0", "sä").encode("latin-1"), "is no UTF-8 text"),
     "a web page": (lambda lines: ["<!doctype html>\n", "<html>no such page</html>\n"], "has no column patch_id"),
     "a Git-LFS pointer": (
@@ -145,14 +149,14 @@ def plain_truth(path):
 
 
 TRUTHS = {  # damage -> the file, how it comes to be, and what the line says beside its name
-    "a fraction": ("t.csv", lambda lines: [*lines[:-1], "x,1.0\n"], "line 12: scan is '1.0'"),
+    "a fraction": ("t.csv", lambda lines: [*lines[:-1], "x,1.5\n"], "line 12: scan is '1.5'"),
     "a patch twice": ("t.csv", lambda lines: [*lines, lines[1]], "line 13", "line 2 already", "keep one"),
     "no column of scans": ("t.csv", renamed("scan", "class"), "has no column scan", "name the columns"),
     "no column of patches": ("t.csv", renamed("patch_id", "id"), "has no column patch_id"),
     "nothing below the first line": ("t.csv", lambda lines: lines[:1], "holds nothing below its first line"),
     "empty": ("t.csv", lambda lines: [], "an empty file", "give the CSV file that holds the truth"),
     "missing": ("t.csv", lambda lines: None, "no such file or folder", "the truth is a manifest.csv"),
-    "UTF-16": ("t.csv", lambda lines: "".join(lines).encode("utf-16"), "is no UTF-8 text", "save the truth as CSV"),
+    "UTF-32": ("t.csv", lambda lines: "".join(lines).encode("utf-32"), "is no UTF-8 text", "save the truth as CSV"),
     "fewer scans": (
         "t.csv",
         lambda lines: [line for line in lines if not line.endswith(",3\n")],
