@@ -70,7 +70,7 @@ def reading(
             {stored.name: stored for each in opened.networks.values() for stored in each.values()},
         )
         FRAMEWORKS[found].hold(opened, place, held, _wanted(network, found, table), stated, path)
-        yield opened, table, held
+        yield opened, {**table, **FRAMEWORKS[found].HEAD_TABLE}, held
 
 
 def convert(

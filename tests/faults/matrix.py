@@ -41,6 +41,11 @@ ROWS = {
         "arrays misshapen, missing, extra, of another lineage; OIHW where HWIO",
         "refused with the list; where shapes coincide, parity fails",
     ),
+    "foreign": Row(
+        "weights",
+        "kernels of Theano's, Keras 1's order, channels_first, half precision, another model around it, a prefix",
+        "read to the bit, or refused where the file does not say enough",
+    ),
     "pickles": Row(
         "weights",
         "a pickle, objects in .npz, a huge header, a zip bomb, NaN",
