@@ -165,15 +165,19 @@ def write_h5(path, layers, config=None, *, root=None, group=None, old=False, net
                 place.attrs[name] = np.bytes_(value)
         if config:
             file.attrs["model_config"] = json.dumps(config)
+        names: dict[str, list[str]] = {}
         for where, each in ((network, layers), ("", beside or {})):
             for name, leaves in each.items():
                 for today, new in OLD_LAYERS if old else ():
                     name = name.replace(today, new)
                 for leaf, array in leaves.items():
-                    said = f"{name}_{OLD_LEAVES.get(leaf, leaf)}" if old else f"{leaf}:0"
-                    place = f"{where}/{name}/{said}" if where else f"{name}/{name}/{said}"
+                    said = f"{name}/{name}_{OLD_LEAVES.get(leaf, leaf)}" if old else f"{name}/{leaf}:0"
+                    names.setdefault(where or name, []).append(said)
                     values = array.view("V2") if array.dtype == ml_dtypes.bfloat16 else array
-                    weights.create_dataset(place, data=values, **(storage if array.ndim else {}))
+                    weights.create_dataset(f"{where or name}/{said}", data=values, **(storage if array.ndim else {}))
+        weights.attrs["layer_names"] = [name.encode() for name in names]
+        for name, said in names.items():
+            weights[name].attrs["weight_names"] = [each.encode() for each in said]
     return path
 
 
