@@ -55,14 +55,16 @@ class Optimization:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{name} {getattr(self, name)}: must be 0 or more, and finite")
 
-    @functools.cache  # noqa: B019  the same optimizer each time is the same program
     def over(self, epochs: int | Any, steps_per_epoch: int | Any) -> Scheduled:
         """The optimizer for a training of so many epochs, and its schedule.
 
         Raises:
             UserError: what is no whole number, 0 or more.
         """
-        whole("epochs", epochs), whole("steps_per_epoch", steps_per_epoch)
+        return self._over(whole("epochs", epochs), whole("steps_per_epoch", steps_per_epoch))
+
+    @functools.cache  # noqa: B019  the same optimizer each time is the same program
+    def _over(self, epochs: int, steps_per_epoch: int) -> Scheduled:
         rate, warmup = self.learning_rate, round(self.warmup_epochs * steps_per_epoch)
         rest = max(1, epochs * steps_per_epoch - warmup)
         schedule = {
