@@ -15,7 +15,6 @@ from kimiajax.runtime.shell import standard_settings
 from weights_convert.convert import FRAMEWORKS, convert
 from weights_convert.export import export, must_be_new
 from weights_convert.keras_graph import CHANNELS
-from weights_convert.keras_said import BACKENDS
 from weights_convert.mappings import all_files
 
 
@@ -42,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
             "--with-head", action="store_true", help="take a head of a hidden dense layer and one of logits"
         )
         if framework == "keras":
-            for name, choices in (("backend", BACKENDS), ("data-format", CHANNELS)):
+            for name, choices in (("backend", ("tensorflow", "theano")), ("data-format", CHANNELS)):
                 command.add_argument(f"--{name}", choices=list(choices), help="of a file that does not say it")
         if framework == "torch":
             command.add_argument(
@@ -92,6 +91,8 @@ def _convert(arguments: argparse.Namespace) -> list[str]:
         lines.append("network: " + ", ".join(f"{name}={value}" for name, value in lineage["options"].items()))
     within = lineage["says"].get("within")
     lines += [f"taken out of {within}"] if within else []
+    if lineage["expected_input"] is None:
+        lines.append("trained on: what layers before it make of images, which cannot be read")
     lines += [f"changed: {change}" for change in lineage["changes"]]
     if lineage["left_out"]:
         lines.append("left out: " + ", ".join(lineage["left_out"]))

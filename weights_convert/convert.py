@@ -42,6 +42,7 @@ def reading(
     path: Path,
     *,
     framework: str | None = None,
+    top: bool = True,
     head: bool = False,
     backend: str | None = None,
     data_format: str | None = None,
@@ -60,7 +61,7 @@ def reading(
     if found != "keras" and (backend or data_format):
         raise UserError(f"{path}: {found} has one layout; leave the backend and the order of axes out")
     published = published_lineage(BACKBONES[network], path) is not None
-    stated = Stated(head, published, backend, data_format)
+    stated = Stated(top, head, published, backend, data_format)
     with FRAMEWORKS[found].open_arrays(path) as opened:
         if not any(opened.networks.values()):
             raise UserError(f"{path}: holds no weights; give a file of {network}")
@@ -112,7 +113,7 @@ def convert(
             itself or does not say enough, or arrays missing, extra, misshapen, of another type or not finite; they are
             counted, and listed as far as a line goes.
     """
-    with reading(network, path, framework=framework, head=head, backend=backend, data_format=data_format) as (
+    with reading(network, path, framework=framework, top=top, head=head, backend=backend, data_format=data_format) as (
         opened,
         table,
         held,
@@ -129,10 +130,10 @@ def convert(
             held.options["scale"] = True
         backbone = BACKBONES[network].variant(**{**convention.options, **held.options})
         variables = _place(backbone, held, table, path)
-        left_out = list(held.left_out)
-        if not top and "predictions" in variables["params"]:
-            left_out += [name for name in table if table[name][0][1] in backbone.top and name in held.arrays]
-            variables["params"] = {k: v for k, v in variables["params"].items() if k not in backbone.top}
+        if held.parts_at:
+            raise UserError(
+                f"{path}: its configuration and its arrays part at {held.parts_at}; save it again from the model"
+            )
     exported = _exported_lineage(network, opened.lineage, variables, path)
     options = dict(backbone.options)
     if fold:
@@ -155,7 +156,7 @@ def convert(
         "expected_input": IMAGENET if normalised else expected_input,
         "batch_norm_epsilon": held.options.get("epsilon", convention.batch_norm_epsilon),
         "batch_norm_scale": "kept" if options.get("scale") else "folded" if fold else None,
-        "left_out": _summary(left_out),
+        "left_out": _summary(held),
         "converter": f"kimiajax {__version__}",
         "converted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **exported,
@@ -235,14 +236,16 @@ def _choose(network: str, opened: Opened, path: Path) -> tuple[str, Table]:
         for name, each in all_files(opened.framework)
         for place, arrays in opened.networks.items()
     }
-    most = {name: max(max(counts) for (of, _), counts in shared.items() if of == name) for name, _ in shared}
-    if not most[network][0] or most[network][0] < max(most.values())[0]:
-        likely = max(most, key=most.__getitem__)
-        seen = f"{likely} weights" if most[likely][0] else "weights of no network known here"
+    best = max(opened.networks, key=lambda place: (max(shared[network, place]), -len(place)))
+    here = {name: max(shared[name, best]) for name, of in shared if of == best}
+    if not here[network][0] or here[network][0] < max(here.values())[0]:
+        anywhere = {name: max(max(counts) for (of, _), counts in shared.items() if of == name) for name in here}
+        likely = max(anywhere, key=anywhere.__getitem__)
+        seen = f"{likely} weights" if anywhere[likely][0] else "weights of no network known here"
         names = first_few(stored.name for arrays in opened.networks.values() for stored in arrays.values())
         raise UserError(f"{path}: holds {seen} ({names}); {network} ones are needed")
-    places = [place for place in opened.networks if max(shared[network, place]) == most[network]]
-    place = min(places, key=len)
+    places = [place for place in opened.networks if max(shared[network, place]) == here[network]]
+    place = best
     apart = [other for other in places if not _overlap(opened.networks[place], opened.networks[other])]
     if apart:
         raise UserError(
@@ -371,10 +374,11 @@ def fold_scale(variables: Variables) -> Variables:
     return {"params": params, "batch_stats": statistics}
 
 
-def _summary(names: list[str]) -> list[str]:
-    """Arrays that were passed over, by the part of the network that they belong to."""
+def _summary(held: Held) -> list[str]:
+    """The arrays that were passed over, by the part of the network that they belong to."""
     parts: dict[str, int] = {}
-    for name in names:
-        part = "num_batches_tracked" if name.endswith("num_batches_tracked") else name.split(".")[0].split("/")[0]
+    for name in held.left_out:
+        own = name.removeprefix(held.prefix)
+        part = "num_batches_tracked" if own.endswith("num_batches_tracked") else re.split(r"[/.]", own)[0]
         parts[part] = parts.get(part, 0) + 1
-    return [f"{part} ({count} arrays)" for part, count in parts.items()]
+    return [f"{part} ({count} array{'s' * (count > 1)})" for part, count in parts.items()]

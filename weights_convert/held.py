@@ -1,10 +1,13 @@
 """A network's arrays in a file, as they are held against what reading them assumes."""
 
 import math
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from kimiajax.errors import UserError
 from kimiajax.text import first_few
@@ -27,6 +30,8 @@ class Held:
         says: what the file says of itself.
         options: of the backbone, that the file asks for.
         expected_input: what the network was trained on, where layers before it say so; None where they cannot be read.
+        parts_at: where the configuration speaks of other arrays than there are, if it does.
+        prefix: what the names of torch's arrays begin with, which was taken off.
     """
 
     arrays: dict[str, Stored]
@@ -35,6 +40,8 @@ class Held:
     says: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     expected_input: Any = AS_PUBLISHED
+    prefix: str = ""
+    parts_at: str | None = None
 
     @property
     def left_out(self) -> list[str]:
@@ -48,11 +55,14 @@ class Stated:
     """What a person says of a file.
 
     Attributes:
+        top: false leaves the classes out.
         head: take a head of the study's form.
         published: it is a file that Keras publishes, which its checksum says.
-        backend, data_format: where the file says nothing.
+        backend: where the file says nothing, or two things.
+        data_format: where the file says nothing.
     """
 
+    top: bool = True
     head: bool = False
     published: bool = False
     backend: str | None = None
@@ -91,13 +101,22 @@ class Wanted:
         return values == self.channels * side * side > 0
 
 
-def check_top(held: Held, wanted: Wanted) -> None:
-    """Leaves dense layers out that have the classes' names and are a person's own: not all, or of other widths."""
+def check_top(held: Held, wanted: Wanted, stated: Stated) -> None:
+    """Leaves dense layers out that have the classes' names and are a person's own: not all, or of other widths; and the
+    classes where a person wants none."""
     here = {block: names & held.arrays.keys() for block, names in wanted.top.items()}
     biases = {block: [held.arrays[name] for name in names if name.endswith("bias")] for block, names in here.items()}
     alike = all(bias.shape == (width,) for block, width in wanted.widths.items() for bias in biases[block])
-    if any(here.values()) and not (all(here.values()) and alike):
+    if any(here.values()) and not (stated.top and all(here.values()) and alike):
         leave_top_out(held, wanted)
+
+
+def check_own_head(held: Held) -> None:
+    """Leaves out what has the name of a head's layer where the other layer, or an array, is lacking."""
+    own = [name for name in held.arrays if re.split(r"[/.]", name)[0] in HEAD_LAYERS]
+    if len(own) != 2 * len(HEAD_LAYERS):
+        for name in own:
+            del held.arrays[name]
 
 
 def leave_top_out(held: Held, wanted: Wanted) -> None:
@@ -108,7 +127,7 @@ def leave_top_out(held: Held, wanted: Wanted) -> None:
 
 
 def take_head(held: Held, wanted: Wanted, separator: str, path: Path) -> None:
-    """Takes two dense layers, one on the network's output and one on the other's, as the head, by their shapes.
+    """Takes, by their shapes, a dense layer on the network's output and another one on that as the head.
 
     What activation lies between them no file of weights alone says; it is taken for a ReLU, which is told.
 
@@ -131,11 +150,15 @@ def take_head(held: Held, wanted: Wanted, separator: str, path: Path) -> None:
         for logits, (given, _) in dense.items()
         if hidden != logits and wanted.is_input(inputs) and given == outputs
     ]
-    if len(pairs) != 1:
+    if len(pairs) != 1 or any(dense[pairs[0][1]][1] == given for given, _ in dense.values()):
+        raise no_head(held, wanted, path)
+    among = pairs[0][0].rpartition(".")[0]  # a module of torch's, whose other arrays would lie between these
+    if separator == "." and among and any(layer.startswith(f"{among}.") for layer in layers.keys() - {*pairs[0]}):
         raise no_head(held, wanted, path)
     place_head(held, separator, [layers[layer] for layer in pairs[0]])
+    on = "the last block, flattened" if wanted.flat else "the means of the last block"
     held.changes.append(
-        f"{' and '.join(pairs[0])} taken as the head, with a ReLU between them, as nothing says otherwise"
+        f"{' and '.join(pairs[0])} taken as a head on {on}, with a ReLU between them, as nothing says otherwise"
     )
 
 
@@ -144,6 +167,20 @@ def place_head(held: Held, separator: str, layers: list[dict[str, Stored]]) -> N
     for name, leaves in zip(HEAD_LAYERS, layers, strict=True):
         for leaf in LEAVES[separator]:
             held.arrays[f"{name}{separator}{leaf}"] = leaves[leaf]
+
+
+def reorder(held: Held, name: str, channels: int, axis: int = 0) -> None:
+    """Reorders a dense kernel's inputs, along an axis, from channel, height, width to height, width, channel."""
+
+    def reordered(kernel: np.ndarray) -> np.ndarray:
+        rows = np.moveaxis(kernel, axis, 0)
+        side = math.isqrt(len(rows) // channels)
+        rows = rows.reshape(channels, side, side, -1).transpose(1, 2, 0, 3).reshape(rows.shape)
+        return np.moveaxis(rows, 0, axis)
+
+    held.arrays[name] = held.arrays[name].changed(reordered)
+    layer = re.split(r"[/.]", name)[0]
+    held.changes.append(f"{layer}'s rows reordered from channel, height, width")
 
 
 def no_head(held: Held, wanted: Wanted, path: Path) -> UserError:

@@ -95,11 +95,13 @@ class Layer:
         kind: its class.
         config: its settings.
         inputs: keys of the layers that it is given: their names, after those of the models that they are in.
+        training: it is told to compute as in training, always.
     """
 
     kind: str
     config: dict[str, Any]
     inputs: tuple[str, ...] = ()
+    training: bool = False
 
 
 @dataclass
@@ -109,18 +111,16 @@ class Graph:
     Attributes:
         layers: by key, each after those that it is given.
         kinds: classes, by key, of models within the model as well.
+        shared: keys of models within the model that are called more than once.
     """
 
     layers: dict[str, Layer] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
+    shared: set[str] = field(default_factory=set)
 
     def within(self, model: str) -> list[str]:
         """Returns the keys of a model's own layers; it is named as "vgg16/", the outermost one as ""."""
         return [key for key in self.kinds if key.startswith(model) and "/" not in key.removeprefix(model)]
-
-    def of_kind(self, kind: str) -> Iterator[tuple[str, Layer]]:
-        """Gives the layers that are a "convolution", a "batch normalisation", "dense", with their keys."""
-        return ((key, layer) for key, layer in self.layers.items() if WITH_ARRAYS.get(layer.kind) == kind)
 
     def policies(self) -> list[str]:
         """Returns the types that its layers compute in, as their policies name them."""
@@ -136,7 +136,7 @@ class Graph:
         """Describes the layers that have arrays.
 
         Args:
-            names: what layers are called in the description, by key; by default as they are.
+            names: what the network's layers are called in the description, by key; others have their key after "~".
             form: the order of axes, "channels_last" or "channels_first".
 
         Returns:
@@ -147,7 +147,7 @@ class Graph:
         for key, layer in self.layers.items():
             given = [outputs.get(each, INPUT) for each in layer.inputs] or [INPUT]
             if layer.kind in WITH_ARRAYS:
-                name = names.get(key, key)
+                name = names.get(key, f"~{key}")
                 described[name] = _described(layer, given[0], form)
                 outputs[key] = _activated(layer, name)
             else:
@@ -177,7 +177,7 @@ def _open(graph: Graph, config: Any, path: str, given: list[str]) -> list[str]:
     settings: dict[str, Any] = {"layers": config} if isinstance(config, list) else config
     entries: list[dict[str, Any]] = settings.get("layers", [])
     sequential = "input_layers" not in settings
-    inputs = [] if sequential else list(_named(settings["input_layers"]))
+    inputs = [] if sequential else [name for name, _ in _named(settings["input_layers"])]
     outputs = settings.get("output_layers")
     last: dict[str, list[str]] = {}  # a layer's name -> keys of its outputs
     before = given
@@ -185,13 +185,14 @@ def _open(graph: Graph, config: Any, path: str, given: list[str]) -> list[str]:
         settings = entry["config"]
         own = settings.get("name") if isinstance(settings, dict) else None
         name = entry.get("name") or own or f"{entry['class_name'].lower()}_{len(last) + 1}"
-        key = f"{path}{name}"
+        key, nodes = f"{path}{name}", entry.get("inbound_nodes") or []
         if sequential:
             taken = before
         elif name in inputs:
             taken = given[inputs.index(name) :][:1]
         else:
-            taken = [out for each in _inbound(entry) for out in last[each]]
+            taken = [_output(last, *each) for each in _named(nodes[:1])]
+        graph.shared |= {key} if len(nodes) > 1 else set()
         if key in graph.kinds:
             raise ValueError(f"two layers {key}")
         graph.kinds[key] = entry["class_name"]
@@ -201,28 +202,35 @@ def _open(graph: Graph, config: Any, path: str, given: list[str]) -> list[str]:
         elif isinstance(inner, dict) and isinstance(inner.get("config"), list | dict) and "layers" in inner["config"]:
             last[name] = _open(graph, inner["config"], f"{key}/", taken)
         else:
-            graph.layers[key] = Layer(entry["class_name"], settings, tuple(taken))
+            graph.layers[key] = Layer(entry["class_name"], settings, tuple(taken), _trains(nodes[:1]))
             last[name] = [key]
         before = last[name]
     if sequential:
         return before
-    return [out for each in _named(outputs) for out in last[each]]
+    return [_output(last, *each) for each in _named(outputs)]
 
 
-def _inbound(entry: dict[str, Any]) -> list[str]:
-    """The names of the layers that a layer is given where it is called first."""
-    nodes = entry.get("inbound_nodes") or []
-    return list(_named(nodes[0])) if nodes else []
+def _output(last: Mapping[str, list[str]], name: str, number: int) -> str:
+    """The key of a layer's output; a model's may be several."""
+    return last[name][number if number < len(last[name]) else 0]
 
 
-def _named(node: Any) -> Iterator[str]:
-    """The layers that a description of tensors names, whichever Keras wrote it."""
+def _trains(node: Any) -> bool:
+    """Returns whether a call's description has `training=True`."""
+    if isinstance(node, dict) and node.get("training") is True:
+        return True
+    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return any(map(_trains, inner))
+
+
+def _named(node: Any) -> Iterator[tuple[str, int]]:
+    """The layers, and which of their outputs, that a description of tensors names, whichever Keras wrote it."""
     if isinstance(node, dict):
         history = node["config"].get("keras_history") if node.get("class_name") == "__keras_tensor__" else None
-        yield from [history[0]] if history else (name for each in node.values() for name in _named(each))
+        yield from [(history[0], history[2])] if history else (one for each in node.values() for one in _named(each))
     elif isinstance(node, list):
         if len(node) >= 3 and isinstance(node[0], str) and isinstance(node[1], int):
-            yield node[0]
+            yield node[0], node[2]
             node = node[3:]
         for each in node:
             yield from _named(each)
@@ -248,7 +256,8 @@ def _described(layer: Layer, given: str, form: str) -> tuple[str, str]:
         axis = config.get("axis", -1)
         axis = axis[0] if isinstance(axis, list) else axis
         what += f" axis {axis}" if axis not in CHANNELS[form] else ""
-        what += " mode 1" if config.get("mode", 0) == 1 else ""
+        what += "".join(f" {name} {config[name]}" for name in ("mode", "renorm") if config.get(name))
+    what += " in training" if layer.training else ""
     return what, given
 
 
@@ -256,12 +265,11 @@ def _expression(layer: Layer, given: list[str], form: str) -> str:
     """What a layer without arrays makes of what it is given."""
     config, kind, x = layer.config, layer.kind, given[0]
     if kind in NOTHING:
-        return x
+        return f"{kind} in training({x})" if layer.training else x
     if kind == "Activation":
         return _activated(layer, x)
     if kind == "ReLU":
-        limits = [config.get(name) for name in ("max_value", "negative_slope", "threshold")]
-        return f"relu {limits}({x})" if any(limits) else relu(x)
+        return _rectified(config, x)
     if kind in POOLS:
         sides = _pair(config["pool_size"])
         stride = _pair(config.get("strides") or config["pool_size"])
@@ -280,20 +288,38 @@ def _expression(layer: Layer, given: list[str], form: str) -> str:
             return concatenated(*given)
     if kind == "Flatten":
         # Keras writes what it flattens as height, width, channel where it is told the order of axes, and else as it is.
-        return flattened(x) if form == "channels_last" or data_format(layer) == form else f"flat c h w({x})"
+        said = data_format(layer) or "channels_last"
+        return flattened(x) if said == form else f"flat c h w({x})" if form == "channels_first" else f"flat w c h({x})"
     return f"{kind}({', '.join(given)})"
 
 
 def _activated(layer: Layer, x: str) -> str:
     said = layer.config.get("activation")
-    while isinstance(said, dict):
-        said = said.get("config") if isinstance(said.get("config"), str) else said.get("class_name")
+    if isinstance(said, dict):
+        module, settings = str(said.get("module") or "keras"), said.get("config")
+        name = settings if isinstance(settings, str) else said["class_name"]
+        if said.get("registered_name") not in (None, "function", name, said["class_name"]) or not module.startswith(
+            ("keras", "builtins", "tensorflow")
+        ):
+            name = f"{module}.{name}"
+        elif isinstance(settings, dict) and name.lower() == "relu":
+            return _rectified(settings, x)
+        elif isinstance(settings, dict):
+            name = f"{name} {sorted(settings.items(), key=str)}"
+        said = name
     name = str(said).lower()
     return x if said is None or name == "linear" else f"{name}({x})"
 
 
+def _rectified(settings: Mapping[str, Any], x: str) -> str:
+    """The expression of a ReLU with limits and slopes, where it has such."""
+    limits = {name: settings[name] for name in ("max_value", "negative_slope", "threshold") if settings.get(name)}
+    return f"relu {limits}({x})" if limits else relu(x)
+
+
 def _policy(said: Any) -> Any:
-    return said["config"]["name"] if isinstance(said, dict) else said
+    """The name of a policy; quantised ones and maps of them are described otherwise."""
+    return said.get("config", {}).get("name") or said.get("class_name") if isinstance(said, dict) else said
 
 
 def _padding(config: Mapping[str, Any]) -> str:

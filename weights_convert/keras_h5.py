@@ -275,6 +275,8 @@ def _leaves(datasets: list[h5py.Dataset]) -> Iterable[str]:
             return ("kernel",)
         case [4 | 2, 1]:
             return "kernel", "bias"
+        case [1, 1, 0]:
+            return "mean", "variance", "count"
         case [1, 1, 1]:
             return "beta", "moving_mean", "moving_variance"
         case [1, 1, 1, 1]:

@@ -1,7 +1,7 @@
 """Holds a file of Keras' against the network that it is read as."""
 
-import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,22 @@ from weights_convert.held import (
     Held,
     Stated,
     Wanted,
+    check_own_head,
     check_top,
     leave_top_out,
     no_head,
     place_head,
+    reorder,
     take_head,
 )
 from weights_convert.keras_graph import INPUT, NOTHING, Described, Graph, ranks
 from weights_convert.keras_said import Said, by_hand, config_named, data_format, transpose, turn
 
 OUTPUT, HEAD = "output", "head"  # of a network's description: what its last block gives, and what a head is
-SAME_VALUES = re.compile("Resizing|CenterCrop|Random(Flip|Rotation|Zoom|Translation|Crop|Height|Width)")
+SAME_VALUES = re.compile(
+    "Resizing|CenterCrop|Random(Flip|Rotation|Zoom|Translation|Crop|Height|Width|Contrast|Brightness)"
+)
+LEAVES_OF = {"use_bias": "bias", "scale": "gamma", "center": "beta"}  # what says whether a layer has such an array
 LONGEST = 160  # characters of an expression in a message
 
 
@@ -49,21 +54,36 @@ def hold(opened: Opened, place: str, held: Held, wanted: Wanted, stated: Stated,
     said: Said = opened.said
     said_so = {"backend": ", ".join(said.backends), "keras_version": said.version, "within": place.rstrip("/")}
     held.says |= {key: value for key, value in said_so.items() if value}
-    transposed = transpose(held, said)
+    transposed = transpose(held, said, stated)
     turn(held, said, path, stated)
     form = data_format(held, said, path, stated) or ("channels_first" if transposed else None)
     if said.graph is not None:
         with config_named(path):
             _hold_described(held, said.graph, opened, place, wanted, stated, path, form or "channels_last")
         return
+    layers: dict[str, dict[str, Stored]] = defaultdict(dict)
     taken = {stored.name for stored in held.arrays.values()}
-    for name, stored in opened.networks[place].items():  # which may lie within the network, for all the file says
-        if stored.name not in taken and (len(stored.shape) == 4 or name.endswith(("moving_mean", "moving_variance"))):
-            held.arrays[name] = stored
-    check_top(held, wanted)
-    if stated.head:
+    for name, stored in opened.networks[place].items():
+        if stored.name not in taken:
+            layers[name.split("/")[0]][name.split("/")[1]] = stored
+    for layer, leaves in layers.items():
+        if leaves.keys() == {"mean", "variance", "count"}:
+            held.expected_input = None
+        elif layer in wanted.layers or not _is_dense(leaves):  # it may lie within the network, for all the file says
+            held.arrays |= {f"{layer}/{leaf}": stored for leaf, stored in leaves.items()}
+    check_top(held, wanted, stated)
+    check_own_head(held)
+    if stated.head and not _has_head(held):
         take_head(held, wanted, "/", path)
     _order_flattened(held, said, wanted, path, form)
+
+
+def _is_dense(leaves: Mapping[str, Stored]) -> bool:
+    return leaves.keys() <= {"kernel", "bias"} and len(leaves.get("kernel", leaves.get("bias")).shape) <= 2  # pyright: ignore[reportOptionalMemberAccess]  # one of them is there
+
+
+def _has_head(held: Held) -> bool:
+    return f"{HEAD_LAYERS[0]}/kernel" in held.arrays
 
 
 def _order_flattened(held: Held, said: Said, wanted: Wanted, path: Path, form: str | None) -> None:
@@ -75,21 +95,11 @@ def _order_flattened(held: Held, said: Said, wanted: Wanted, path: Path, form: s
         if form is None:
             raise UserError(
                 f"{path}: {name.split('/')[0]} takes an image that was flattened, and nothing says in which order of "
-                f"axes; {by_hand('--data-format channels_last, or channels_first,')}; --no-top leaves the classes out"
+                f"axes; {by_hand('--data-format channels_last, or channels_first,')}; or leave it out (--no-top, no "
+                "--with-head)"
             )
         if form == "channels_first":
-            _reorder(held, name, wanted.channels)
-
-
-def _reorder(held: Held, name: str, channels: int) -> None:
-    """Reorders a dense kernel's rows from channel, height, width to height, width, channel."""
-
-    def reordered(kernel: np.ndarray) -> np.ndarray:
-        side = math.isqrt(len(kernel) // channels)
-        return kernel.reshape(channels, side, side, -1).transpose(1, 2, 0, 3).reshape(kernel.shape)
-
-    held.arrays[name] = held.arrays[name].changed(reordered)
-    held.changes.append(f"{name.split('/')[0]}'s rows reordered from channel, height, width (channels_first)")
+            reorder(held, name, wanted.channels)
 
 
 def _hold_described(
@@ -102,7 +112,10 @@ def _hold_described(
     all_names = {part for key in graph.kinds for part in key.split("/")}
     all_names |= set(ranks(all_names).values())
     for name, stored in opened.networks[place].items():
-        if name.split("/")[0] not in all_names:  # which no configuration excuses
+        layer = name.split("/")[0]
+        if name not in held.arrays and (
+            layer not in all_names or layer in wanted.layers
+        ):  # which no configuration excuses
             held.arrays[name] = stored
     policies = graph.policies()
     held.says |= {"dtype_policy": ", ".join(policies)} if policies not in ([], ["float32"]) else {}
@@ -121,7 +134,8 @@ def _hold_described(
     _hold_output(outputs, wanted, path)
     _hold_epsilon(held, here, wanted, path)
     held.expected_input = _input(graph, names, wanted)
-    check_top(held, wanted)
+    _hold_leaves(held, here, wanted)
+    check_top(held, wanted, stated)
     for block in wanted.top:
         expected = wanted.described.get(block, ("", ""))
         if f"{block}/kernel" not in held.arrays or not wanted.described or described.get(block) == expected:
@@ -129,16 +143,45 @@ def _hold_described(
         if described.get(block) != _of_channels_first(expected):
             leave_top_out(held, wanted)
             break
-        _reorder(held, f"{block}/kernel", wanted.channels)
-    if stated.head and HEAD in wanted.described:
-        layers = _head(described, names, wanted.described[HEAD])
-        arrays = [_arrays_of(opened, layer) for layer in layers]
-        if not layers or not all(arrays):
+        reorder(held, f"{block}/kernel", wanted.channels)
+    check_own_head(held)
+    own = _has_head(held)
+    if HEAD in wanted.described and (stated.head or own):
+        _hold_head(held, graph, described, names, opened, wanted, stated.head, path)
+
+
+def _hold_head(
+    held: Held,
+    graph: Graph,
+    described: Described,
+    names: Mapping[str, str],
+    opened: Opened,
+    wanted: Wanted,
+    asked: bool,
+    path: Path,
+) -> None:
+    """Takes the head that the configuration has, if it is of the study's form; leaves out what only has its names.
+
+    Raises:
+        UserError: it was asked for, and there is none, or there are several.
+    """
+    for name in [name for name in held.arrays if name.split("/")[0] in HEAD_LAYERS]:
+        del held.arrays[name]
+    keys = {name: key for key, name in names.items()}
+    held_layers = {name.split("/")[0] for name in held.arrays}
+    heads = _heads(described, held_layers, wanted.described[HEAD])
+    layers = [keys.get(name, name.removeprefix("~")) for name in heads[0]] if len(heads) == 1 else []
+    arrays = [_arrays_of(opened, layer) for layer in layers]
+    whole = all(each.keys() >= {"kernel", "bias"} for each in arrays)
+    last = graph.layers[layers[1]].config.get("activation") if layers else None
+    if not layers or not whole or last not in (None, "linear", "softmax"):
+        if asked:
             raise no_head(held, wanted, path)
-        place_head(held, "/", arrays)
-        held.changes.append(f"{' and '.join(layers)} taken as the head")
-        if described[layers[0]] != wanted.described[HEAD]:
-            _reorder(held, f"{HEAD_LAYERS[0]}/kernel", wanted.channels)
+        return
+    place_head(held, "/", arrays)
+    held.changes.append(f"{' and '.join(layers)} taken as the head")
+    if described[heads[0][0]] != wanted.described[HEAD]:
+        reorder(held, f"{HEAD_LAYERS[0]}/kernel", wanted.channels)
 
 
 def _arrays_of(opened: Opened, key: str) -> dict[str, Stored]:
@@ -181,8 +224,9 @@ def _hold_output(outputs: set[str], wanted: Wanted, path: Path) -> None:
 
 def _hold_epsilon(held: Held, layers: Mapping[str, keras_graph.Layer], wanted: Wanted, path: Path) -> None:
     """Makes an epsilon of batch normalisation other than the network's an option of it."""
-    normalising = [layer.config for layer in layers.values() if "epsilon" in layer.config]
-    epsilons = sorted({config["epsilon"] for config in normalising})
+    normalising = [layer.config for layer in layers.values() if layer.kind.startswith("BatchNorm")]
+    said = any("epsilon" in config for config in normalising)
+    epsilons = sorted({config.get("epsilon", wanted.epsilon) for config in normalising}) if said else []
     momenta = sorted({config["momentum"] for config in normalising if config.get("momentum") is not None})
     held.says |= {"batch_norm_momentum": momenta} if momenta else {}
     if not epsilons or epsilons == [wanted.epsilon]:
@@ -203,6 +247,8 @@ def _input(graph: Graph, names: Mapping[str, str], wanted: Wanted) -> Any:
     first = next((key for key, name in names.items() if INPUT in wanted.described.get(name, ("", ""))[1]), None)
     before: list[keras_graph.Layer] = []
     inputs = graph.layers[first].inputs if first else ()
+    if first and any(first.startswith(f"{model}/") for model in graph.shared):
+        return None  # its calls may be given other inputs
     while inputs:
         layer = graph.layers[inputs[0]]
         before.append(layer)
@@ -210,10 +256,10 @@ def _input(graph: Graph, names: Mapping[str, str], wanted: Wanted) -> Any:
     scale, offset, rescaled = np.ones(1), np.zeros(1), False
     for layer in reversed(before):
         config = layer.config
-        if layer.kind == "Rescaling":
+        if layer.kind == "Rescaling" and _numbers(config["scale"]) and _numbers(config.get("offset", 0)):
             by, more = np.asarray(config["scale"], float), np.asarray(config.get("offset", 0), float)
-        elif layer.kind == "Normalization" and config.get("mean") is not None and config.get("variance") is not None:
-            by = 1 / np.sqrt(np.ravel(np.asarray(config["variance"], float)))
+        elif layer.kind == "Normalization" and _numbers(config.get("mean")) and not config.get("invert"):
+            by = 1 / np.maximum(np.sqrt(np.ravel(np.asarray(config["variance"], float))), 1e-7)  # as Keras does
             more = -np.ravel(np.asarray(config["mean"], float)) * by
         elif layer.kind in NOTHING or SAME_VALUES.fullmatch(layer.kind) or layer.kind == "ZeroPadding2D":
             continue
@@ -234,16 +280,42 @@ def _input(graph: Graph, names: Mapping[str, str], wanted: Wanted) -> Any:
     return {"channels": "RGB", "range": [0, 255], "mean": (-offset / scale).tolist(), "std": (1 / scale).tolist()}
 
 
-def _head(described: Described, names: Mapping[str, str], wanted: tuple[str, str]) -> tuple[str, ...]:
-    """Finds a hidden dense layer with a ReLU on the network's output, and one of logits after it, by their keys."""
-    own = set(names.values())
-    for hidden, given in described.items():
-        if hidden in own or given not in (wanted, _of_channels_first(wanted)):
-            continue
-        for logits, after in described.items():
-            if logits not in own and after == ("dense", keras_graph.relu(hidden)):
-                return hidden, logits
-    return ()
+def _heads(described: Described, own: set[str], wanted: tuple[str, str]) -> list[tuple[str, str]]:
+    """Finds each hidden dense layer with a ReLU on the network's output, and the logits after it, which end there."""
+    dense = [layer for layer in described if layer not in own and described[layer][0] == "dense"]
+    return [
+        (hidden, logits)
+        for hidden in dense
+        if described[hidden] in (wanted, _of_channels_first(wanted))
+        for logits in dense
+        if described[logits] == ("dense", keras_graph.relu(hidden))
+        and not any(logits in given for _, given in described.values())
+    ]
+
+
+def _hold_leaves(held: Held, layers: Mapping[str, keras_graph.Layer], wanted: Wanted) -> None:
+    """Notes where the configuration and the arrays speak of other layers."""
+    shapes = {}
+    for name, stored in held.arrays.items():
+        layer, _, leaf = name.partition("/")
+        shapes.setdefault(wanted.layers.get(layer, layer), {})[leaf] = stored.shape
+    for layer, described in layers.items():
+        config, found = described.config, shapes.get(layer, {})
+        said = {leaf: config[flag] for flag, leaf in LEAVES_OF.items() if flag in config}
+        kernel = found.get("kernel", ())
+        size = config.get("kernel_size", config.get("nb_row") and [config["nb_row"], config.get("nb_col")])
+        outputs = config.get("filters", config.get("units", config.get("nb_filter")))
+        if kernel and len(kernel) == 4 and size is not None:
+            said["kernel size"] = tuple(size if isinstance(size, list) else [size, size]) == kernel[:2]
+        if kernel and outputs is not None:
+            said["number of outputs"] = outputs == kernel[-1]
+        wrong = [what for what, so in said.items() if found and so != (what in found or " " in what)]
+        if wrong and held.parts_at is None:
+            held.parts_at = f"{layer}'s {wrong[0]}"
+
+
+def _numbers(said: Any) -> bool:
+    return isinstance(said, int | float) or (isinstance(said, list) and bool(said))
 
 
 def _of_channels_first(layer: tuple[str, str]) -> tuple[str, str]:

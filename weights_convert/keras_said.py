@@ -16,13 +16,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from kimiajax.errors import UserError
+from kimiajax.errors import UserError, check_known
 from kimiajax.io.json_records import parse_json
 from kimiajax.text import quoted
 from weights_convert import keras_graph
 from weights_convert.arrays import Stored
 from weights_convert.held import Held, Stated
-from weights_convert.keras_graph import Graph
+from weights_convert.keras_graph import CHANNELS, Graph
 
 BACKENDS = {
     "theano": True,
@@ -74,6 +74,8 @@ class Said:
         texts = {name: text.decode("utf-8", "replace") for name, text in described.items()}
         configs += [texts.pop("config.json")] if "config.json" in texts else []
         graph = None
+        if len(set(configs)) > 1:
+            raise UserError(f"{path}: has two configurations that differ; save it again from the model")
         for text in (*texts.values(), *configs):
             with config_named(path):
                 record = parse_json(text)
@@ -134,6 +136,10 @@ def turn(held: Held, said: Said, path: Path, stated: Stated) -> None:
     Raises:
         UserError: the file contradicts itself, or does not say what wrote it.
     """
+    for name, value, known in (("backend", stated.backend, BACKENDS), ("data_format", stated.data_format, CHANNELS)):
+        if value is not None:
+            check_known(name, value, known)
+    known = [backend for backend in said.backends if backend in BACKENDS]
     unknown = [backend for backend in said.backends if backend not in BACKENDS]
     if unknown and stated.backend is None:
         raise UserError(
@@ -141,18 +147,21 @@ def turn(held: Held, said: Said, path: Path, stated: Stated) -> None:
             f"{by_hand('--backend tensorflow, or theano,')}"
         )
     named = said.of_name("kernels")
-    evidence = {f"its backend is {', '.join(said.backends)}": "theano" in said.backends} if said.backends else {}
+    # Only Theano's programs write its name; others may overwrite it in one place and not in the other.
+    evidence = {f"its backend is {', '.join(known)}": "theano" in known} if known else {}
     evidence |= {f"its name has {named}_kernels": NAMED_KERNELS[named]} if named else {}
     if not evidence and (said.after_theano or stated.published):
         evidence = {"its Keras has no Theano": False}
-    if stated.backend and (not evidence or BACKENDS[stated.backend] in evidence.values()):  # which decides between two
+    both = {BACKENDS[backend] for backend in known} | set(evidence.values())
+    if stated.backend and (not evidence or BACKENDS[stated.backend] in both):  # which decides between two
         evidence = {f"you say {stated.backend}": BACKENDS[stated.backend]}
     elif stated.backend:
         evidence[f"you say {stated.backend}"] = BACKENDS[stated.backend]
     if len(set(evidence.values())) > 1:
         raise UserError(
             f"{path}: there are two answers to whether Theano wrote it, whose kernels are turned by 180 degrees "
-            f"({', '.join(evidence)}); save it again from the model, or {by_hand('--backend tensorflow, or theano,')}"
+            f"({', '.join(evidence)}); save it again from the model"
+            + ("" if stated.backend else f", or {by_hand('--backend tensorflow, or theano,')}")
         )
     if not evidence:
         raise UserError(
@@ -166,10 +175,11 @@ def turn(held: Held, said: Said, path: Path, stated: Stated) -> None:
         held.changes.append(f"kernels turned by 180 degrees, since Theano has them so ({why})")
 
 
-def transpose(held: Held, said: Said) -> bool:
+def transpose(held: Held, said: Said, stated: Stated) -> bool:
     """Transposes kernels that Keras 1 wrote in its order "th", where the file says that it did; returns whether."""
     kernels = _kernels(held)
-    ordered = said.of_name("dim_ordering") == "th" or (said.graph and "channels_first" in said.graph.data_formats())
+    ordered = "th" in (said.of_name("dim_ordering"), said.of_name("kernels")) or stated.data_format == "channels_first"
+    ordered = ordered or (said.graph is not None and "channels_first" in said.graph.data_formats())
     of_keras_1 = said.number[0] == 1 if said.number else ordered
     if not of_keras_1 or not kernels or not all(_is_oihw(stored.shape) for stored in kernels.values()):
         return False

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kimiajax.text import quoted
 from weights_convert.arrays import Opened, Stored, open_safetensors
-from weights_convert.held import Held, Stated, Wanted, check_top, take_head
+from weights_convert.held import HEAD_LAYERS, Held, Stated, Wanted, check_top, leave_top_out, reorder, take_head
 from weights_convert.mapping import AS_IS, DENSE_OUT_IN, Layout, Table
 
 
@@ -50,13 +50,25 @@ def hold(opened: Opened, place: str, held: Held, wanted: Wanted, stated: Stated,
     Raises:
         UserError: no head of the study's form where one is asked for.
     """
+    held.prefix = place
     if place:
         held.changes.append(f"the prefix {quoted(place)} of its names left out")
-    tops = {name.split(".")[0] for names in wanted.top.values() for name in names}
-    own = {layer.split(".")[0] for layer in wanted.layers} - tops
+    own = {layer.split(".")[0] for layer in wanted.layers} - _modules(wanted)
+    parents = {layer.rpartition(".")[0] for layer in wanted.layers if layer.split(".")[0] in own}
     for name, stored in opened.networks[place].items():
-        if name.split(".")[0] in own and not is_unused(name):
+        layer = name.rpartition(".")[0]
+        if (layer.split(".")[0] in own or (layer and layer.rpartition(".")[0] in parents)) and not is_unused(name):
             held.arrays[name] = stored
-    check_top(held, wanted)
+    check_top(held, wanted, stated)
+    beside = [name for name in opened.networks[place] if name.split(".")[0] in _modules(wanted)]
+    if any(name not in held.arrays for name in beside):  # which lies between the classes' layers, or after them
+        leave_top_out(held, wanted)
     if stated.head:
         take_head(held, wanted, ".", path)
+        if wanted.flat:
+            reorder(held, f"{HEAD_LAYERS[0]}.weight", wanted.channels, axis=1)
+
+
+def _modules(wanted: Wanted) -> set[str]:
+    """The modules that hold the classes."""
+    return {name.split(".")[0] for names in wanted.top.values() for name in names}

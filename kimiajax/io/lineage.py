@@ -33,8 +33,9 @@ def as_read(lineage: dict[str, Any]) -> str | None:
     done = list(origin.get("changes", []))
     within = origin.get("says", {}).get("within")
     done += [f"taken out of {within}"] if within else []
-    if origin["framework"] == "keras" and origin.get("left_out"):
-        done.append(f"left out: {', '.join(origin['left_out'])}")
+    usual = ("AuxLogits (", "num_batches_tracked (")  # of torch's own files
+    left_out = [part for part in origin.get("left_out", []) if not part.startswith(usual)]
+    done += [f"left out: {', '.join(left_out)}"] if left_out else []
     if "epsilon" in origin.get("options", {}):
         done.append(f"batch normalisation with epsilon {origin['options']['epsilon']}")
     return "; ".join(done) or None

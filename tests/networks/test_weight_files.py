@@ -61,7 +61,8 @@ def test_what_a_mapping_describes_is_what_keras_configures(network):
     keras.utils.clear_session()
     built = getattr(keras.applications, model.application)(weights=None)
     graph = keras_graph.parse(json.loads(built.to_json()))
-    described, outputs = graph.described(keras_graph.ranks(graph.layers), "channels_last")
+    names = dict(zip(graph.layers, graph.layers)) | keras_graph.ranks(graph.layers)
+    described, outputs = graph.described(names, "channels_last")
     expected = dict(model.described)
     (_, output), _ = expected.pop("output"), expected.pop("head")
     assert described == expected

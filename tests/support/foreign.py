@@ -19,6 +19,7 @@ TF, JAX = {"backend": "tensorflow", "keras_version": "2.0.8"}, {"backend": "jax"
 THEANO, KERAS_1 = {"backend": "theano", "keras_version": "2.0.8"}, {"keras_version": "1.2.2"}
 TF_NAME = "vgg16_weights_tf_dim_ordering_tf_kernels.h5"
 TH_NAME = "vgg16_weights_th_dim_ordering_th_kernels.h5"
+FUNCTION = {"class_name": "function"}
 RESCALING = w.layer("Rescaling", "rescaling", scale=1 / 127.5, offset=-1)
 POOLED = (w.layer("GlobalAveragePooling2D", "gap"), w.layer("Dense", "scans", units=3, activation="softmax"))
 
@@ -58,7 +59,9 @@ def digest_of(network, top, dtype, folder):
     return digest
 
 
-def case(network, write, *, top=False, dtype="float32", refused=None, name="x.h5", head=False, **lineage):
+def case(
+    network, write, *, top=False, dtype="float32", refused=None, name="x.h5", head=False, without_top=False, **lineage
+):
     """A file: what writes it, and what is right: the source's arrays in this type, or a refusal with these words."""
     return {
         "network": network,
@@ -68,6 +71,7 @@ def case(network, write, *, top=False, dtype="float32", refused=None, name="x.h5
         "refused": refused,
         "name": name,
         "head": head,
+        "without_top": without_top,
         "lineage": lineage,
     }
 
@@ -95,9 +99,9 @@ def check(case, folder):
                 np.testing.assert_array_equal(params["head"][layer][leaf], expected[mine][leaf])
         weights = convert(network, path)
     assert "head" not in weights.variables["params"]
-    assert weights.lineage["digest"] == digest_of(
-        network, "fc1" in params or "predictions" in params, case["dtype"], folder
-    )
+    top = case["top"] and not case["without_top"]
+    assert ("predictions" in params) == top
+    assert weights.lineage["digest"] == digest_of(network, top, case["dtype"], folder)
     for key, value in case["lineage"].items():
         said = weights.lineage[key]
         assert said == value if not isinstance(value, str) else value in json.dumps(said), (key, said)
@@ -267,7 +271,87 @@ CONFIGURATIONS = {
     ),
     "another network's": case(V, h5(config=lambda c: source(N)[1], root=JAX), refused="no layer of it"),
 }
+CONFIGURATIONS |= {
+    "a ReLU with a limit": case(
+        V,
+        h5(config=altered("Conv2D", 2, activation=w.layer("ReLU", "r", max_value=0.5)), root=JAX),
+        refused="relu {'max_value': 0.5}(block2_conv1)",
+    ),
+    "a function of somebody's": case(
+        V,
+        h5(
+            config=altered(
+                "Conv2D", 2, activation={"module": "mine", "config": "relu", "registered_name": "mine>relu"} | FUNCTION
+            ),
+            root=JAX,
+        ),
+        refused="mine.relu(block2_conv1)",
+    ),
+    "no centre": case(N, h5(config=altered("BatchNormalization", 2, center=False), root=JAX), refused="'s beta"),
+    "another kernel": case(V, h5(config=altered("Conv2D", 3, kernel_size=[5, 5]), root=JAX), refused="kernel size"),
+    "statistics of the batch": case(
+        N,
+        h5(config=lambda c: w.changed(w.keras_1(c), "BatchNormalization", 1, mode=2), old=True),
+        name="i_tf_kernels.h5",
+        refused="mode 2",
+    ),
+    "training at all times": case(N, h5(config=lambda c: always_training(c), root=TF), refused="in training"),
+    "two that differ": case(V, lambda *given: two_configurations(*given), refused="two configurations"),
+    "quantised layers' policies": case(
+        V,
+        h5(
+            config=altered("Conv2D", 3, dtype={"class_name": "QuantizedDTypePolicy", "config": {"mode": "int8"}}),
+            root=JAX,
+        ),
+    ),
+    "Flatten that transposes": case(
+        V, h5(config=altered("Flatten", data_format="channels_first"), root=JAX), top=True, without_top=True
+    ),
+}
+THREE = w.head_arrays(2048) | {"more": {"kernel": np.ones((3, 2), np.float32), "bias": np.zeros(2, np.float32)}}
 MODELS = {
+    "a third dense layer": case(
+        V,
+        h5(config=nested(*w.HEAD, w.layer("Dense", "more", units=2)), root=TF, network="vgg16", beside=THREE),
+        head=True,
+        refused="has no head of the study's form",
+    ),
+    "a third dense layer, weights alone": case(
+        V, numbered(network="vgg16", beside=THREE), name="x.weights.h5", head=True, refused="has no head"
+    ),
+    "a head by this project's names": case(
+        V,
+        h5(
+            config=nested(
+                w.HEAD[0], w.layer("Dense", "head_hidden", activation="tanh"), w.layer("Dense", "head_logits", units=3)
+            ),
+            root=TF,
+            network="vgg16",
+            beside={
+                f"head_{new}": w.head_arrays(2048)[old] for new, old in (("hidden", "hidden"), ("logits", "scans"))
+            },
+        ),
+        left_out="head_hidden",
+    ),
+    "arrays of an adapter": case(
+        V,
+        h5(
+            lambda x: {**x, "block5_conv2": {**x["block5_conv2"], "lora_kernel_a": np.ones((3, 3), np.float32)}},
+            root=JAX,
+        ),
+        refused="extra: block5_conv2/lora_kernel_a",
+    ),
+    "layers between, weights alone": case(
+        V,
+        numbered(beside={"norm": {"gamma": np.ones(64, np.float32), "beta": np.zeros(64, np.float32)}}),
+        name="x.weights.h5",
+        refused="extra: norm/",
+    ),
+    "two networks, one asked for": case(
+        V,
+        lambda path, layers, config: with_other(w.write_h5(path, layers, None, root=TF, network="a"), source(N)[0]),
+        left_out="b (",
+    ),
     "Sequential": case(V, h5(config=nested(), root=TF, network="vgg16"), says="vgg16"),
     "Sequential with a head": case(
         V, h5(config=with_head(V), root=TF, network="vgg16", beside=w.head_arrays(2048)), left_out="hidden (2 arrays)"
@@ -317,10 +401,10 @@ TYPES = {
     "int32": case(V, h5(lambda x: w.in_type(x, "int32"), root=JAX), refused="is int32"),
 }
 CLASSIFIER = {"classifier.0.weight": np.ones((8, 2048), np.float32), "classifier.0.bias": np.ones(8, np.float32)}
-OURS = {
+OURS = {  # on an image that torch flattens as channel, height, width
     f"classifier.{place}.{leaf}": array.T if leaf == "weight" else array
     for place, layer in ((0, "hidden"), (3, "scans"))
-    for leaf, array in zip(("weight", "bias"), w.head_arrays(2048)[layer].values())
+    for leaf, array in zip(("weight", "bias"), w.flattened_as_chw(w.head_arrays(2048), "hidden", 512)[layer].values())
 }
 TORCH = {
     "torchvision's": case(V, torch(V), name="x.safetensors", changes=[]),
@@ -334,6 +418,19 @@ TORCH = {
     "bfloat16": case(V, torch(V, dtype=ml_dtypes.bfloat16), name="x.safetensors", dtype="bfloat16", changes="widened"),
     "another classifier": case(V, torch(V, beside=CLASSIFIER), name="x.safetensors", left_out="classifier"),
     "a head taken": case(V, torch(V, beside=OURS), name="x.safetensors", head=True),
+    "batch normalisation in the classifier": case(
+        V,
+        torch(V, beside={**OURS, "classifier.1.running_mean": np.ones(8, np.float32)}),
+        name="x.safetensors",
+        head=True,
+        refused="has no head",
+    ),
+    "a layer between features alone": case(
+        V,
+        torch(V, 2, beside={"1.running_mean": np.ones(64, np.float32)}),
+        name="x.safetensors",
+        refused="1.running_mean",
+    ),
     "batch normalisation between": case(
         V,
         torch(V, beside={"features.1.running_mean": np.ones(64)}),
@@ -356,6 +453,28 @@ def pooled_by_means(config, number):
     pools = [layer for layer in w.layers_of(config) if layer["class_name"] == "MaxPooling2D"]
     pools[number]["class_name"] = "AveragePooling2D"
     return config
+
+
+def always_training(config):
+    config = w.keras_2(config)
+    first = next(layer for layer in w.layers_of(config) if layer["class_name"] == "BatchNormalization")
+    first["inbound_nodes"][0][0][3]["training"] = True
+    return config
+
+
+def two_configurations(path, layers, config):
+    w.write_h5(path, layers, config, root=JAX)
+    with h5py.File(path, "r+") as file:
+        file["model_weights"].attrs["model_config"] = json.dumps(w.changed(config, "Conv2D", 0, padding="valid"))
+    return path
+
+
+def with_other(path, layers):
+    with h5py.File(path, "r+") as file:
+        for layer, leaves in layers.items():
+            for leaf, array in leaves.items():
+                file[f"b/{layer}/{leaf}:0"] = array
+    return path
 
 
 def twice(path, layers):

@@ -131,7 +131,7 @@ def test_auxiliary_classifier_and_counters_are_left_out_and_named(inception, tmp
     arrays["AuxLogits.fc.weight"] = np.zeros((4, 768), np.float32)
     arrays["Mixed_5b.branch1x1.bn.num_batches_tracked"] = np.array(7)
     lineage = convert("inception_v3", saved(arrays, tmp_path)).lineage
-    assert lineage["left_out"] == ["AuxLogits (1 arrays)", "num_batches_tracked (1 arrays)"]
+    assert lineage["left_out"] == ["AuxLogits (1 array)", "num_batches_tracked (1 array)"]
     assert lineage["digest"] == convert("inception_v3", inception).lineage["digest"]
 
 

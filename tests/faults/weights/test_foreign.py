@@ -28,7 +28,7 @@ def test_a_file_is_read_to_the_bit_or_refused(folder, name):
 WRONG = {  # what the reader would do no more, and a file that it would then read wrong
     "turn kernels": ("turn", "backend: Theano's, said at the root"),
     "transpose kernels": ("transpose", "Keras 1: th, weights alone, by its name"),
-    "reorder rows": ("_reorder", "order of axes: first, Flatten of Keras 2.0"),
+    "reorder rows": ("reorder", "order of axes: first, Flatten of Keras 2.0"),
     "ask for an order": ("_order_flattened", "order of axes: weights alone, Keras 2.0"),
     "hold epsilons": ("_hold_epsilon", "configuration: an epsilon"),
     "hold the configuration": ("_hold_described", "configuration: an activation"),
