@@ -1,10 +1,18 @@
 """`python -m benchmarks`, the same as `kimiajax bench`, from the source tree."""
 
+import os
 import sys
 
+from kimiajax.runtime import shell
 from kimiajax.runtime.exit_codes import ended
 
-from .suite import main
-
 if __name__ == "__main__":
-    sys.exit(ended(main, program="benchmarks"))
+    shell.enter(began_here=True)
+
+    from .suite import main  # which imports JAX
+
+    def run() -> int:
+        shell.check_xla_flags(os.environ.get("XLA_FLAGS", ""))
+        return main()
+
+    sys.exit(ended(run, program="benchmarks"))

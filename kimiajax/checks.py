@@ -18,6 +18,7 @@ from kimiajax.errors import UserError
 from kimiajax.text import first_line, quoted
 
 T = TypeVar("T")
+MOST_SEED = 2**32 - 1  # above which JAX would take another one for it
 AT_ONCE = 2**22  # values that are looked at at a time
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False", NoneType: "None"}
 
@@ -44,7 +45,7 @@ def array_of(name: str, given: Any) -> Any:
             raise UserError(
                 f"{name}: no array ({type(error).__name__}: {first_line(error)}); give NumPy's or JAX's"
             ) from error
-    if not (getattr(given.dtype, "kind", "") in "fiub" or given.dtype.name == "bfloat16"):
+    if not (getattr(given.dtype, "kind", None) in tuple("fiub") or given.dtype.name == "bfloat16"):
         raise UserError(f"{name}: an array of {given.dtype}; give one of real numbers")
     return given
 
@@ -77,7 +78,7 @@ def refuse_where(name: str, array: Any, wrong: Callable[[np.ndarray], np.ndarray
 
 def check_finite(name: str, array: Any, remedy: str = "check the weights and the data") -> None:
     """Raises UserError for NaN and infinity, with the first place; a tracer passes."""
-    if getattr(array.dtype, "kind", "") not in "iub":
+    if getattr(array.dtype, "kind", None) not in tuple("iub"):
         refuse_where(name, array, lambda part: ~np.isfinite(part), f"is not finite (NaN or infinity); {remedy}")
 
 

@@ -6,22 +6,26 @@ python -m weights_convert export CHECKPOINT OUT.h5    a checkpoint as a file tha
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from kimiajax.runtime import streams
+from kimiajax.runtime import shell
 from kimiajax.runtime.exit_codes import ended
-from kimiajax.runtime.shell import standard_settings
-from weights_convert.convert import FRAMEWORKS, convert
-from weights_convert.export import export, must_be_new
-from weights_convert.keras_graph import CHANNELS
-from weights_convert.mappings import all_files
 
 
 def main(argv: list[str] | None = None) -> int:
-    if argv is None:
-        streams.in_utf8()
-    streams.settle()
+    shell.enter(argv is None)
+    return ended(lambda: _main(argv), "--debug" in (sys.argv if argv is None else argv), program="weights_convert")
+
+
+def _main(argv: list[str] | None) -> int:
+    shell.check_xla_flags(os.environ.get("XLA_FLAGS", ""))
+
+    from weights_convert.convert import FRAMEWORKS  # which imports JAX
+    from weights_convert.keras_graph import CHANNELS
+    from weights_convert.mappings import all_files
+
     shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     shared.add_argument("--debug", action="store_true", help="show where an error comes from")
     parser = argparse.ArgumentParser(
@@ -54,10 +58,10 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("checkpoint", type=Path, help="a converted checkpoint, or runs/NAME/checkpoints/ROW")
     command.add_argument("out", type=Path, help="the .h5 file to write; must not exist")
     arguments = parser.parse_args(argv)
-    return ended(lambda: _run(arguments), "debug" in arguments, program="weights_convert")
+    return _run(arguments)
 
 
-@standard_settings()
+@shell.standard_settings()
 def _run(arguments: argparse.Namespace) -> int:
     lines = _export(arguments) if arguments.command == "export" else _convert(arguments)
     print("\n".join(lines))
@@ -65,6 +69,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> list[str]:
+    from weights_convert.convert import convert
+    from weights_convert.export import must_be_new
+
     must_be_new(arguments.out)
     weights = convert(
         arguments.network,
@@ -100,6 +107,8 @@ def _convert(arguments: argparse.Namespace) -> list[str]:
 
 
 def _export(arguments: argparse.Namespace) -> list[str]:
+    from weights_convert.export import export
+
     return [f"{arguments.out}: {export(arguments.checkpoint, arguments.out)}"]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kimiajax import __version__
 from kimiajax.cli import commands
 from kimiajax.errors import UserError
-from kimiajax.runtime import allocator, distributed, shell, streams
+from kimiajax.runtime import allocator, distributed, shell
 from kimiajax.runtime.exit_codes import ended
 from kimiajax.runtime.progress import for_terminal
 from kimiajax.runtime.signals import Interruption
@@ -39,7 +39,7 @@ usage: kimiajax table PRESET [--flags]   the comparison table; `kimiajax table -
        kimiajax --version [--verbose]   with what a report of a bug needs
 `--debug` after any command shows where an error comes from."""
 
-COMPUTING = ("table", "sweep", "blocks", "report", "compare", "features", "predict", "parity", "bench")
+COMPUTING = ("table", "sweep", "blocks", "report", "compare", "score", "features", "predict", "parity", "bench")
 PARITY_FAILED, PARITY_NOT_RUN = 3, 4
 ROW_FAILED = 3
 TERMINATED = 143
@@ -51,12 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     `parity` returns 3 where the networks differ, and 4 under `--require` where the reference is not installed; `table`
     returns 3, as `sweep`, where a row's training stopped, and `data audit` where a check failed.
     """
-    if argv is None:
-        streams.in_utf8()
-    streams.settle()
+    shell.enter(argv is None)
     warnings.formatwarning = _as_line
-    for variable in shell.drop_variables(os.environ):
-        streams.tell(f"{variable} is not used: figures must not depend on it")
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
     command, *arguments = [argument for argument in argv if argument != "--debug"] or ["--help"]

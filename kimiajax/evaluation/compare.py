@@ -151,6 +151,7 @@ def _differences(a: StoredRun, b: StoredRun) -> list[str]:
             "training patches": _training(run),
             "program": {"version": environment["kimiajax"], "revision": environment["revision"], "shell": said},
             "devices": environment["devices"],
+            "machine": {name: environment.get(name) for name in ("processor", "cores")},
             "packages": environment["packages"],
         }
 

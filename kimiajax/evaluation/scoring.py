@@ -13,6 +13,7 @@ import numpy as np
 
 from kimiajax.checks import path_of
 from kimiajax.runs.predictions import join, read_predictions, read_truth, with_ids_of
+from kimiajax.runtime.shell import standard_settings
 
 if TYPE_CHECKING:
     from kimiajax.evaluation.statistics import Interval
@@ -74,6 +75,7 @@ class Scored:
         return {**fields, "never_predicted": self.never_predicted, "without_patches": self.without_patches}
 
 
+@standard_settings()
 def score(predictions_path: str | Path | Any, truth_path: str | Path | Any) -> Scored:
     """Scores a file of predictions against the truth.
 

@@ -33,7 +33,7 @@ def describe_machine() -> dict[str, object]:
     """What the speed of a program on the host depends on."""
     return {
         "packages": {name: _version(name) for name in PACKAGES},
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "processor": processor_facts().get("model name") or platform.processor() or None,
         "xla_flags": os.environ.get("XLA_FLAGS"),
         "malloc": allocator.settings(),

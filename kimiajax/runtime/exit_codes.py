@@ -71,15 +71,18 @@ def _of_the_machine(error: Exception) -> str | None:
     kind, text = type(error), str(error)
     if isinstance(error, MemoryError) or (kind.__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in text):
         return f"out of memory ({first_line(text)}); use a smaller --image-size or --batch-size, or --feed stream"
-    if _raised_in(error) == "jax._src.xla_bridge":
+    modules = _raised_through(error)
+    if "jax._src.xla_bridge" in modules or text.startswith("Unable to initialize backend"):
         asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
         return (
             f"{asked}: JAX finds no such device ({first_line(text) or kind.__name__}); install the package's extra "
             "for it (cuda, tpu), or unset JAX_PLATFORMS"
         )
-    if _raised_in(error) == "jax._src.config":
-        given = ", ".join(f"{name}={value}" for name, value in os.environ.items() if name.startswith("JAX_"))
-        return f"a variable of JAX has a value that it does not take ({first_line(text)}): {given}; correct or unset it"
+    if modules and modules[-1] in ("jax._src.config", "flax.configurations"):
+        names = [name for name in os.environ if name.startswith(("JAX_", "FLAX_"))]
+        given = ", ".join(f"{name}={os.environ[name]}" for name in names)
+        why = first_line(text)
+        return f"a variable has a value that JAX or Flax does not take ({why}): {given}; correct or unset it"
     return None
 
 
@@ -90,7 +93,6 @@ def _bug(error: Exception) -> str:
     )
 
 
-def _raised_in(error: Exception) -> str | None:
-    """The module that raised an error."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return frames[-1].f_globals.get("__name__") if frames else None
+def _raised_through(error: Exception) -> list[str]:
+    """The modules that an error came through, the last one being where it was raised."""
+    return [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]

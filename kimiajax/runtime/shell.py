@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kimiajax.errors import UserError
+from kimiajax.runtime import streams
 from kimiajax.text import first_line, quoted
 
 OFF = (
@@ -70,10 +71,11 @@ KEPT = re.compile(
     r"|FLAX_(PROFILE|FILTER_FRAMES|MAX_REPR_DEPTH)"
 )
 OF_JAX = re.compile(r"JAX\w*|FLAX_\w+|EAGER_CONSTANT_FOLDING|CHECK_VMA|MOCK_NUM_GPU_PROCESSES")
-# What libraries below JAX and NumPy read, and no program can take back; but for what they tell, memory and threads.
+# What libraries below JAX and NumPy read, and no program can take back; but for what they tell, and memory. XLA cuts
+# its sums by the threads of NPROC.
 BELOW = re.compile(
-    r"LIBTPU_INIT_ARGS|NVIDIA_TF32_OVERRIDE|GLIBC_TUNABLES|OPENBLAS_CORETYPE|KMP_DETERMINISTIC_REDUCTION"
-    r"|(CUBLAS|CUBLASLT|CUDNN|HIPBLASLT|ROCBLAS|MIOPEN|TENSILE|XLA|ONEDNN|DNNL|MKL|NPY)_\w+"
+    r"NPROC|LIBTPU_INIT_ARGS|NVIDIA_TF32_OVERRIDE|GLIBC_TUNABLES|OPENBLAS_CORETYPE|KMP_DETERMINISTIC_REDUCTION"
+    r"|(NCCL|CUBLAS|CUBLASLT|CUDNN|HIPBLASLT|ROCBLAS|MIOPEN|TENSILE|XLA|ONEDNN|DNNL|MKL|NPY)_\w+"
     r"|TF_(XLA_FLAGS|CUDNN_\w+|ENABLE_\w+|DISABLE_\w+|USE_\w+|DETERMINISTIC_\w+|CUBLAS_\w+|NUMERICS_\w+)"
 )
 TELLING = re.compile(
@@ -91,6 +93,19 @@ READ_FLAGS = "from jaxlib import _jax; _jax.CompileOptions()"
 _lock = threading.Lock()
 _before: dict[str, Any] = {}
 _within = 0
+
+
+def enter(began_here: bool) -> None:
+    """Settles the streams and the variables of a program, which calls this before it imports JAX.
+
+    Args:
+        began_here: the program is this process, and not a function of another one's.
+    """
+    if began_here:
+        streams.in_utf8()
+    streams.settle()
+    for variable in drop_variables(os.environ):
+        streams.tell(f"{variable} is not used: figures must not depend on it")
 
 
 def drop_variables(environ: MutableMapping[str, str]) -> list[str]:

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kimiajax.checks import kind_of, on_host, whole
+from kimiajax.checks import MOST_SEED, kind_of, on_host, whole
 from kimiajax.errors import UserError
 from kimiajax.io.pytrees import digest, digest_of_leaf
 from kimiajax.models.inputs import inputs_of
 from kimiajax.runtime.progress import Silent
+from kimiajax.runtime.shell import standard_settings
 from kimiajax.shapes import Float, Int
 from kimiajax.training import loop
 from kimiajax.training.checkpoints import Checkpoints
@@ -31,6 +32,7 @@ AT_ONCE = 2 * 2**30  # bytes of features on the device; heads beyond that wait f
 Result = tuple[dict[str, Any], list[loop.Epoch]] | loop.NonFiniteError
 
 
+@standard_settings()
 def fit_heads(
     training: Training | Any,
     starts: Sequence[dict[str, Any]] | Any,
@@ -70,6 +72,8 @@ def fit_heads(
     kind_of("training", training, Training, "make one as kimiajax.Training(classifier, optimizer, blocks)")
     if not counts[0]:
         raise UserError("seeds: there are none; give one at least")
+    for seed in seeds:
+        whole("seed", seed, most=MOST_SEED)
     for name, value, least in (("epochs", epochs, 0), ("a batch of", batch_size, 1), *(("seed", s, 0) for s in seeds)):
         whole(name, value, least)
     inputs = [on_host(inputs_of("features", each, False, finite=False)) for each in inputs]

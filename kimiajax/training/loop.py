@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kimiajax.checks import kind_of, labels_of, on_host, whole
+from kimiajax.checks import MOST_SEED, kind_of, labels_of, on_host, whole
 from kimiajax.errors import UserError, check_known
 from kimiajax.io.pytrees import digest, digest_of_leaf
 from kimiajax.models.head import Classifier
 from kimiajax.models.inputs import inputs_of, params_of
 from kimiajax.runtime.precision import Precision
 from kimiajax.runtime.progress import Silent
+from kimiajax.runtime.shell import standard_settings
 from kimiajax.shapes import Int, Shaped
 from kimiajax.training.checkpoints import Checkpoints
 from kimiajax.training.engines import Engine, JitEngine
@@ -66,6 +67,7 @@ class NonFiniteError(UserError):
         return NonFiniteError, (str(self), self.variables, self.history)
 
 
+@standard_settings()
 def fit(
     training: Training | Any,
     variables: dict[str, Any] | Any,
@@ -119,8 +121,9 @@ def fit(
         inputs_of("inputs", inputs, training.classifier.sees_images, finite=False)
     )  # a step that is not says more
     labels = check_labels(labels, len(inputs), training.classifier.num_classes)
-    for name, value, least in (("epochs", epochs, 0), ("a batch of", batch_size, 1), ("seed", seed, 0)):
+    for name, value, least in (("epochs", epochs, 0), ("a batch of", batch_size, 1)):
         whole(name, value, least)
+    whole("seed", seed, most=MOST_SEED)
     batch_size, record = min(batch_size, len(labels)), record or (lambda epoch: None)
     plan = Plan(len(labels), batch_size, engine.rows(batch_size, training.statistic_groups))
     state = training.start(variables, jax.random.key(seed))
@@ -237,6 +240,7 @@ def _learning(training: Training, state: TrainState) -> dict[str, Any]:
     return {"params": trainable, "batch_stats": state.batch_stats}
 
 
+@standard_settings()
 def predict(
     classifier: Classifier | Any,
     variables: dict[str, Any] | Any,

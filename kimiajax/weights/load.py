@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from kimiajax.checks import array_of, kind_of, names_of, path_of, whole
+from kimiajax.checks import MOST_SEED, array_of, kind_of, names_of, path_of, whole
 from kimiajax.errors import UserError, check_known
 from kimiajax.io.cache import default_cache
 from kimiajax.io.pytrees import digest
@@ -67,7 +67,7 @@ def load_weights(
     blocks = backbone.up_to(backbone.features) if blocks is None else names_of("blocks", blocks)
     backbone.last_of(blocks)  # which refuses none, and unknown ones
     backbone.check_size(image_size)
-    whole("seed", seed)
+    whole("seed", seed, most=MOST_SEED)
     path_of("source", source)
     cache = None if cache is None else path_of("cache", cache)
     if source == "random":

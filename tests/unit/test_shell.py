@@ -7,11 +7,13 @@ import threading
 import flax
 import jax
 import numpy as np
+import optax
 import pytest
 from support.networks import TWO
 from support.python import run
 from support.stored_runs import manifest_of, write_run
 
+import kimiajax as kj
 from kimiajax.cli.bug_report import for_an_issue
 from kimiajax.cli.main import main
 from kimiajax.errors import UserError
@@ -193,8 +195,13 @@ def test_what_no_program_can_set_is_recorded_and_what_changes_no_figure_is_not(m
     monkeypatch.setattr(os, "environ", {"HOME": "/", "MKL_NUM_THREADS": "2", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
     assert shell.recorded() == {}
     assert "shell" not in describe_environment()
-    said = {"NVIDIA_TF32_OVERRIDE": "1", "LIBTPU_INIT_ARGS": "--xla_tpu_a", "NPY_DISABLE_CPU_FEATURES": "AVX2"}
-    said |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "JAX_NO_SUCH": "1"}
+    said = {
+        "NPROC": "1",
+        "NVIDIA_TF32_OVERRIDE": "1",
+        "LIBTPU_INIT_ARGS": "--xla_tpu_a",
+        "NPY_DISABLE_CPU_FEATURES": "AVX2",
+    }
+    said |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "JAX_NO_SUCH": "1", "NPROC": "1"}
     os.environ.update(said, XLA_FLAGS="--xla_cpu_ftz=false", TF_CPP_MIN_LOG_LEVEL="3", CUDNN_LOGINFO_DBG="1")
     assert describe_environment()["shell"] == {"--xla_cpu_ftz": "false", **said}
 
@@ -223,6 +230,30 @@ def test_compare_names_what_the_shells_of_two_runs_said(tmp_path):
         'program/shell/NVIDIA_TF32_OVERRIDE: null in A, "1" in B',
     ]
     assert compare_runs(told["none"], told["none"], draws=50).differences == []
+
+
+def test_compare_names_another_processor_and_other_cores(tmp_path):
+    """By which XLA cuts its sums."""
+    scans = manifest_of([3, 3])
+    base = {"kimiajax": "0.1.0", "revision": "abc", "devices": ["cpu"], "packages": {}, "processor": "x"}
+    for cores in (1, 2):
+        rows = {"cnn": scans.labels("test")}
+        write_run(tmp_path / f"{cores}", scans, rows, environment={**base, "cores": cores})
+    one, two = (read_run(tmp_path / name) for name in ("1", "2"))
+    assert compare_runs(one, two, draws=50).differences == ["machine/cores: 1 in A, 2 in B"]
+
+
+def test_training_by_a_building_block_is_the_same_under_another_callers_settings(rng, request):
+    """64 bits and another kind of keys among them."""
+    training = kj.Training(kj.Classifier(TWO, (), 2), optax.sgd(0.1), kj.TrainableBlocks(("head",)))
+    layers = {"hidden": (8, 8), "logits": (8, 2)}
+    dense = lambda shape: {"kernel": rng.random(shape, np.float32), "bias": np.zeros(shape[1], np.float32)}  # noqa: E731
+    start = {"params": {"head": {name: dense(shape) for name, shape in layers.items()}}}
+    inputs, labels = rng.random((8, 8), np.float32), np.arange(8) % 2
+    train = lambda: kj.fit(training, start, inputs, labels, epochs=2, batch_size=4, seed=0)[1]  # noqa: E731
+    expected = [epoch.loss for epoch in train()]
+    request.getfixturevalue("others")
+    assert [epoch.loss for epoch in train()] == expected
 
 
 def test_features_of_another_shell_are_not_found_in_the_cache(tmp_path, monkeypatch, rng):

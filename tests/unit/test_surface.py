@@ -204,6 +204,8 @@ CALLS = {
     "a batch of nan": lambda: kj.predict(HEAD, LEARNT, FEATURES, batch_size=float("nan")),
     "epochs -1": lambda: fit(HEAD, LEARNT, FEATURES, epochs=-1),
     "seed -1": lambda: fit(HEAD, LEARNT, FEATURES, seed=-1),
+    "seed 4294967296: must be from 0 to 4294967295": lambda: fit(HEAD, LEARNT, FEATURES, seed=2**32),
+    "features: an array of key": lambda: kj.fit_linear_svm(jax.random.split(jax.random.key(0), (4, 3)), [0, 0, 1, 1]),
     "no feed 'fast'": lambda: fit(HEAD, LEARNT, FEATURES, feed="fast"),
     "the variables hold no 'mixed9'": lambda: kj.fine_tuned(
         kj.load_weights("cnn", "random", image_size=32), BOTH, ("mixed9",), "mine"
