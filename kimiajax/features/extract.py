@@ -28,7 +28,7 @@ from kimiajax.models.inputs import images_of, network_input
 from kimiajax.runtime import distributed
 from kimiajax.runtime.precision import Precision, compute_dtype, products_in
 from kimiajax.runtime.progress import Silent
-from kimiajax.runtime.shell import recorded, standard_settings
+from kimiajax.runtime.shell import DOUBLES, recorded, standard_settings
 from kimiajax.shapes import Float, Shaped, UInt8
 
 ROWS = "images"  # the file that says of which images a folder's arrays are, by their digests
@@ -54,7 +54,7 @@ class Taps(NamedTuple):
     cached: bool
 
 
-@standard_settings()
+@standard_settings(DOUBLES)
 def extract_features(
     backbone: Backbone | Any, variables: Variables | Any, images: UInt8[np.ndarray, "n s s"] | Any, **options: Any
 ) -> Float[np.ndarray, "n d"]:

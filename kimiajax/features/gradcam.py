@@ -22,7 +22,7 @@ from kimiajax.models.backbone import Array, Backbone, Variables, of_blocks
 from kimiajax.models.head import Classifier
 from kimiajax.models.inputs import images_of, network_input, params_of
 from kimiajax.runtime.precision import products_in
-from kimiajax.runtime.shell import standard_settings
+from kimiajax.runtime.shell import DOUBLES, standard_settings
 from kimiajax.shapes import Float, Int, Shaped, UInt8
 
 KERAS_VIS = "keras-vis"
@@ -50,7 +50,7 @@ class AtLayer(NamedTuple):
     logits: Float[jax.Array, " k"]
 
 
-@standard_settings()
+@standard_settings(DOUBLES)
 def grad_cam(
     classifier: Classifier | Any,
     variables: Variables | Any,

@@ -12,7 +12,7 @@ import numpy as np
 from kimiajax.checks import labels_of, rows_of, whole
 from kimiajax.errors import UserError, check_known
 from kimiajax.runtime.precision import products_in
-from kimiajax.runtime.shell import standard_settings
+from kimiajax.runtime.shell import DOUBLES, standard_settings
 from kimiajax.shapes import Bool, Float, Int, Shaped
 
 AT_ONCE = 256  # queries whose distances to a part of the gallery are held
@@ -41,7 +41,7 @@ class Retrieved(NamedTuple):
     queries_per_second: float
 
 
-@standard_settings()
+@standard_settings(DOUBLES)
 def nearest(
     queries: Shaped[jax.Array | np.ndarray, "q d"] | Any,
     gallery: Shaped[jax.Array | np.ndarray, "n e"] | Any,
@@ -109,7 +109,7 @@ def barcodes(features: Float[jax.Array | np.ndarray, "n d"] | Any) -> Shaped[jax
     return jnp.concatenate(words)
 
 
-@standard_settings()
+@standard_settings(DOUBLES)
 def retrieve(
     train_features: Float[jax.Array | np.ndarray, "n d"] | Any,
     train_scans: Int[np.ndarray, " n"] | Any,

@@ -2,7 +2,8 @@
 
 Each setting is one of three. What changes no figure is left as it is: devices, logs, caches, the network (`KEPT`). What
 the program can set, it sets (`STANDARD`): commands drop the variables of the others before JAX reads them, and library
-functions compute within `standard_settings`. What the program cannot set is recorded with each result (`recorded`).
+functions compute within `standard_settings`, those that train and extract in double precision too where the caller has
+it. What the program cannot set is recorded with each result (`recorded`).
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Collection, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ STANDARD: dict[str, Any] = {  # options of JAX, of which a version may lack some
     **{f"jax_transfer_guard{way}": None for way in ("", "_host_to_device", "_device_to_device", "_device_to_host")},
     "jax_array_garbage_collection_guard": None,
 }
+DOUBLES = ("jax_enable_x64",)  # which who trains in double precision means
 FLAX = {"flax_fix_rng_separator": False, "flax_preserve_adopted_names": False, "flax_return_frozendict": False}
 
 # Variables that change no figure: which devices there are, what is told, what is kept, how processes meet.
@@ -132,8 +134,11 @@ def _read_as(value: str) -> str:
 
 
 @contextlib.contextmanager
-def standard_settings() -> Iterator[None]:
+def standard_settings(but: Collection[str] = ()) -> Iterator[None]:
     """Within, JAX and Flax compute by the program's settings, whatever was set before, which then holds again.
+
+    Args:
+        but: options that stay as the caller has them.
 
     Raises:
         UserError: a context of the caller's, such as `jax.enable_x64(True)`, rules this thread.
@@ -144,11 +149,11 @@ def standard_settings() -> Iterator[None]:
     with _lock:
         if not _within:
             with ThreadPoolExecutor(1) as fresh:  # a thread within no context: the values of the process
-                _before.update(fresh.submit(_differing).result())
+                _before.update(fresh.submit(_differing, but).result())
             _set({name: _wanted(name) for name in _before})
         _within += 1
     try:
-        if ruled := [f"{name}={value}" for name, value in _differing().items()]:
+        if ruled := [f"{name}={value}" for name, value in _differing(but).items()]:
             raise UserError(
                 f"{', '.join(ruled)}: a context around this call, or this version of JAX ({jax.__version__}), holds to "
                 "it, and figures would differ; call from outside that context"
@@ -178,9 +183,9 @@ def _options() -> dict[str, Any]:
     return {name: _plain(value) for name, value in found.items()}
 
 
-def _differing() -> dict[str, Any]:
+def _differing(but: Collection[str] = ()) -> dict[str, Any]:
     """Those that are not as the program sets them."""
-    return {name: value for name, value in _options().items() if value != _wanted(name)}
+    return {name: value for name, value in _options().items() if value != _wanted(name) and name not in but}
 
 
 def _plain(value: Any) -> Any:

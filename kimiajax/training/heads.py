@@ -20,7 +20,7 @@ from kimiajax.errors import UserError
 from kimiajax.io.pytrees import digest, digest_of_leaf
 from kimiajax.models.inputs import inputs_of
 from kimiajax.runtime.progress import Silent
-from kimiajax.runtime.shell import standard_settings
+from kimiajax.runtime.shell import DOUBLES, standard_settings
 from kimiajax.shapes import Float, Int
 from kimiajax.training import loop
 from kimiajax.training.checkpoints import Checkpoints
@@ -32,7 +32,7 @@ AT_ONCE = 2 * 2**30  # bytes of features on the device; heads beyond that wait f
 Result = tuple[dict[str, Any], list[loop.Epoch]] | loop.NonFiniteError
 
 
-@standard_settings()
+@standard_settings(DOUBLES)
 def fit_heads(
     training: Training | Any,
     starts: Sequence[dict[str, Any]] | Any,

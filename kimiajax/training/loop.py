@@ -17,7 +17,7 @@ from kimiajax.models.head import Classifier
 from kimiajax.models.inputs import inputs_of, params_of
 from kimiajax.runtime.precision import Precision
 from kimiajax.runtime.progress import Silent
-from kimiajax.runtime.shell import standard_settings
+from kimiajax.runtime.shell import DOUBLES, standard_settings
 from kimiajax.shapes import Int, Shaped
 from kimiajax.training.checkpoints import Checkpoints
 from kimiajax.training.engines import Engine, JitEngine
@@ -67,7 +67,7 @@ class NonFiniteError(UserError):
         return NonFiniteError, (str(self), self.variables, self.history)
 
 
-@standard_settings()
+@standard_settings(DOUBLES)
 def fit(
     training: Training | Any,
     variables: dict[str, Any] | Any,
@@ -240,7 +240,7 @@ def _learning(training: Training, state: TrainState) -> dict[str, Any]:
     return {"params": trainable, "batch_stats": state.batch_stats}
 
 
-@standard_settings()
+@standard_settings(DOUBLES)
 def predict(
     classifier: Classifier | Any,
     variables: dict[str, Any] | Any,

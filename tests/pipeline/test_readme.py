@@ -209,8 +209,9 @@ def test_flags_that_are_shown_exist(capsys):
     named = [value for module in (of_commands, of_tables, of_sweeps, of_parity) for value in vars(module).values()]
     kinds = [kind for kind in named if isinstance(kind, type) and is_dataclass(kind)]
     known = {flag(field.name) for kind in kinds for field in fields(kind)}
-    with pytest.raises(SystemExit):
-        weights_convert(["torch", "--help"])
+    for framework in ("torch", "keras"):
+        with pytest.raises(SystemExit):
+            weights_convert([framework, "--help"])
     with pytest.raises(SystemExit):
         bench(["--help"])
     assert main(["--help"]) == 0
