@@ -71,14 +71,14 @@ def _of_the_machine(error: Exception) -> str | None:
     kind, text = type(error), str(error)
     if isinstance(error, MemoryError) or (kind.__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in text):
         return f"out of memory ({first_line(text)}); use a smaller --image-size or --batch-size, or --feed stream"
-    modules = _raised_through(error)
-    if "jax._src.xla_bridge" in modules or text.startswith("Unable to initialize backend"):
+    module = _raised_in(error)
+    if module == "jax._src.xla_bridge" or text.startswith("Unable to initialize backend"):
         asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
         return (
             f"{asked}: JAX finds no such device ({first_line(text) or kind.__name__}); install the package's extra "
             "for it (cuda, tpu), or unset JAX_PLATFORMS"
         )
-    if modules and modules[-1] in ("jax._src.config", "flax.configurations"):
+    if module in ("jax._src.config", "flax.configurations"):
         names = [name for name in os.environ if name.startswith(("JAX_", "FLAX_"))]
         given = ", ".join(f"{name}={os.environ[name]}" for name in names)
         why = first_line(text)
@@ -93,6 +93,7 @@ def _bug(error: Exception) -> str:
     )
 
 
-def _raised_through(error: Exception) -> list[str]:
-    """The modules that an error came through, the last one being where it was raised."""
-    return [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+def _raised_in(error: Exception) -> str | None:
+    """The module that raised an error."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get("__name__") if frames else None
