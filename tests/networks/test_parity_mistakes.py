@@ -82,9 +82,9 @@ def setting(shared):
 @pytest.fixture(autouse=True)
 def optimizers_made_anew():
     """An optimizer is made once and kept: a mistaken one must not be that of other tests, nor theirs its own."""
-    Optimization.over.cache_clear()
+    Optimization._over.cache_clear()
     yield
-    Optimization.over.cache_clear()
+    Optimization._over.cache_clear()
 
 
 @pytest.mark.parametrize(("network", "options"), [("vgg16", {}), ("vgg16", NATIVE), ("inception_v3", NATIVE)])
