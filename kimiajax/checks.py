@@ -24,7 +24,7 @@ WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or F
 
 
 def is_traced(array: Any) -> bool:
-    """Whether an array is one of JAX's that has no values yet, under `jit`, `vmap` or `grad`."""
+    """Returns whether an array is one of JAX's that has no values yet, under `jit`, `vmap` or `grad`."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(array, jax.core.Tracer)
 

@@ -38,37 +38,29 @@ NARROWED = {"float16": "widened", "bfloat16": "widened", "float64": "rounded"}  
 
 @contextlib.contextmanager
 def reading(
-    network: str,
-    path: Path,
-    *,
-    framework: str | None = None,
-    top: bool = True,
-    head: bool = False,
-    backend: str | None = None,
-    data_format: str | None = None,
+    network: str, path: Path, stated: Stated | None = None, framework: str | None = None
 ) -> Iterator[tuple[Opened, Table, Held]]:
     """Opens a weight file and finds the network in it.
 
     Gives the file, the table of the network's names, and the arrays with what the file says of them. Arguments and
     errors are those of `convert`.
     """
-    found = framework_of(path)
+    stated, found = stated or Stated(), framework_of(path)
     if framework not in (None, found):
         raise UserError(
             f"{path}: seems to be a file of {found}, not of {framework}; name {found} in its place, or give a file of "
             f"{framework}"
         )
-    if found != "keras" and (backend or data_format):
+    if found != "keras" and (stated.backend or stated.data_format):
         raise UserError(f"{path}: {found} has one layout; leave the backend and the order of axes out")
-    published = published_lineage(BACKBONES[network], path) is not None
-    stated = Stated(top, head, published, backend, data_format)
     with FRAMEWORKS[found].open_arrays(path) as opened:
         if not any(opened.networks.values()):
             raise UserError(f"{path}: holds no weights; give a file of {network}")
         place, table = _choose(network, opened, path)
         held = Held(
             {name: stored for name, stored in opened.networks[place].items() if name in table},
-            {stored.name: stored for each in opened.networks.values() for stored in each.values()},
+            {array.name: array for each in opened.networks.values() for array in each.values()},
+            published_lineage(BACKBONES[network], path),
         )
         FRAMEWORKS[found].hold(opened, place, held, _wanted(network, found, table), stated, path)
         yield opened, {**table, **FRAMEWORKS[found].HEAD_TABLE}, held
@@ -113,11 +105,7 @@ def convert(
             itself or does not say enough, or arrays missing, extra, misshapen, of another type or not finite; they are
             counted, and listed as far as a line goes.
     """
-    with reading(network, path, framework=framework, top=top, head=head, backend=backend, data_format=data_format) as (
-        opened,
-        table,
-        held,
-    ):
+    with reading(network, path, Stated(top, head, backend, data_format), framework) as (opened, table, held):
         found = opened.framework
         convention = files_of(network, found).convention
         if fold and not convention.options.get("scale"):
@@ -148,7 +136,7 @@ def convert(
         "layout": opened.layout,
         "source": path.name,
         "source_sha256": sha256_file(path),
-        "published": published_lineage(backbone, path),
+        "published": held.published,
         "says": held.says,
         "changes": held.changes,
         **top_of(variables),

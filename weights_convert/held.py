@@ -26,6 +26,7 @@ class Held:
     Attributes:
         arrays: by the names of the table, as their framework would write them today.
         everything: all arrays of the file, by their names there.
+        published: the name of the file that Keras publishes, if it is one, which its checksum says.
         changes: what was done to arrays, a sentence each.
         says: what the file says of itself.
         options: of the backbone, that the file asks for.
@@ -36,6 +37,7 @@ class Held:
 
     arrays: dict[str, Stored]
     everything: dict[str, Stored]
+    published: str | None = None
     changes: list[str] = field(default_factory=list)
     says: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
@@ -57,14 +59,12 @@ class Stated:
     Attributes:
         top: false leaves the classes out.
         head: take a head of the study's form.
-        published: it is a file that Keras publishes, which its checksum says.
         backend: where the file says nothing, or two things.
         data_format: where the file says nothing.
     """
 
     top: bool = True
     head: bool = False
-    published: bool = False
     backend: str | None = None
     data_format: str | None = None
 

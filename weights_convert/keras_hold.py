@@ -79,7 +79,7 @@ def hold(opened: Opened, place: str, held: Held, wanted: Wanted, stated: Stated,
 
 
 def _is_dense(leaves: Mapping[str, Stored]) -> bool:
-    return leaves.keys() <= {"kernel", "bias"} and len(leaves.get("kernel", leaves.get("bias")).shape) <= 2  # pyright: ignore[reportOptionalMemberAccess]  # one of them is there
+    return leaves.keys() <= {"kernel", "bias"} and all(len(stored.shape) <= 2 for stored in leaves.values())
 
 
 def _has_head(held: Held) -> bool:
@@ -113,10 +113,8 @@ def _hold_described(
     all_names |= set(ranks(all_names).values())
     for name, stored in opened.networks[place].items():
         layer = name.split("/")[0]
-        if name not in held.arrays and (
-            layer not in all_names or layer in wanted.layers
-        ):  # which no configuration excuses
-            held.arrays[name] = stored
+        if layer not in all_names or layer in wanted.layers:  # which no configuration excuses
+            held.arrays.setdefault(name, stored)
     policies = graph.policies()
     held.says |= {"dtype_policy": ", ".join(policies)} if policies not in ([], ["float32"]) else {}
     for layer, expected in wanted.described.items():
@@ -145,8 +143,7 @@ def _hold_described(
             break
         reorder(held, f"{block}/kernel", wanted.channels)
     check_own_head(held)
-    own = _has_head(held)
-    if HEAD in wanted.described and (stated.head or own):
+    if HEAD in wanted.described and (stated.head or _has_head(held)):
         _hold_head(held, graph, described, names, opened, wanted, stated.head, path)
 
 
@@ -301,17 +298,17 @@ def _hold_leaves(held: Held, layers: Mapping[str, keras_graph.Layer], wanted: Wa
         shapes.setdefault(wanted.layers.get(layer, layer), {})[leaf] = stored.shape
     for layer, described in layers.items():
         config, found = described.config, shapes.get(layer, {})
-        said = {leaf: config[flag] for flag, leaf in LEAVES_OF.items() if flag in config}
+        agrees = {leaf: config[flag] == (leaf in found) for flag, leaf in LEAVES_OF.items() if flag in config}
         kernel = found.get("kernel", ())
         size = config.get("kernel_size", config.get("nb_row") and [config["nb_row"], config.get("nb_col")])
         outputs = config.get("filters", config.get("units", config.get("nb_filter")))
-        if kernel and len(kernel) == 4 and size is not None:
-            said["kernel size"] = tuple(size if isinstance(size, list) else [size, size]) == kernel[:2]
+        if len(kernel) == 4 and size is not None:
+            agrees["kernel size"] = tuple(size if isinstance(size, list) else [size, size]) == kernel[:2]
         if kernel and outputs is not None:
-            said["number of outputs"] = outputs == kernel[-1]
-        wrong = [what for what, so in said.items() if found and so != (what in found or " " in what)]
+            agrees["number of outputs"] = outputs == kernel[-1]
+        wrong = next((what for what, so in agrees.items() if not so), None) if found else None
         if wrong and held.parts_at is None:
-            held.parts_at = f"{layer}'s {wrong[0]}"
+            held.parts_at = f"{layer}'s {wrong}"
 
 
 def _numbers(said: Any) -> bool:

@@ -24,10 +24,10 @@ from weights_convert.arrays import Stored
 from weights_convert.held import Held, Stated
 from weights_convert.keras_graph import CHANNELS, Graph
 
-BACKENDS = {
+BACKENDS = {  # what Keras ran on -> whether its kernels are turned
     "theano": True,
     **dict.fromkeys(("tensorflow", "cntk", "jax", "torch", "numpy", "openvino"), False),
-}  # turned
+}
 OF_KERAS_3 = ("jax", "torch", "numpy", "openvino")
 NAMED_KERNELS = {"th": True, "tf": False}  # `..._tf_dim_ordering_tf_kernels.h5`
 LAST_WITH_THEANO = (2, 3)  # of Keras' versions
@@ -150,7 +150,7 @@ def turn(held: Held, said: Said, path: Path, stated: Stated) -> None:
     # Only Theano's programs write its name; others may overwrite it in one place and not in the other.
     evidence = {f"its backend is {', '.join(known)}": "theano" in known} if known else {}
     evidence |= {f"its name has {named}_kernels": NAMED_KERNELS[named]} if named else {}
-    if not evidence and (said.after_theano or stated.published):
+    if not evidence and (said.after_theano or held.published):
         evidence = {"its Keras has no Theano": False}
     both = {BACKENDS[backend] for backend in known} | set(evidence.values())
     if stated.backend and (not evidence or BACKENDS[stated.backend] in both):  # which decides between two
@@ -206,7 +206,7 @@ def data_format(held: Held, said: Said, path: Path, stated: Stated) -> str | Non
     found = {
         "its configuration": said.graph.data_formats() if said.graph else [],
         "its name": [named] if named else [],
-        "its checksum": ["channels_last"] if stated.published else [],
+        "its checksum": ["channels_last"] if held.published else [],
         "you": [stated.data_format] if stated.data_format else [],
     }
     answers = sorted({form for forms in found.values() for form in forms})

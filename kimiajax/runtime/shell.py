@@ -205,7 +205,7 @@ def _set(values: dict[str, Any]) -> None:
 
 
 def recorded() -> dict[str, str]:
-    """What holds here, may change figures, and is no setting of the program's: values by variable, flag or option."""
+    """Returns what holds here, may change figures, and the program does not set: values by variable, flag or option."""
     odd = {name: str(value) for name, value in _differing().items()}
     unknown = {
         name: value

@@ -101,7 +101,7 @@ class Source(ABC):
 
     @property
     def flags(self) -> str:
-        """How the command line names it, to be copied into a shell."""
+        """Returns the flag that names it, to be copied into a shell."""
         return shlex.join(["--scans", text_of(self.path)])
 
     def close(self) -> None:  # noqa: B027 (there may be nothing to let go of)
