@@ -183,26 +183,34 @@ def _check_mapping(backbone: Backbone, variables: Variables, images: jax.Array) 
     """Every array of the network has its place in another framework's file, and every block its layer there."""
     if backbone.mapping is None:
         return
-    leaves = {(kind, *path) for kind, part in variables.items() for path in flatten_dict(part)}
     try:
         of_frameworks = importlib.import_module(backbone.mapping).FILES.items()
     except (ImportError, AttributeError) as error:
         what = f"its mapping, {backbone.mapping!r}, is no name of a module with FILES ({error})"
         raise _broken(backbone, what) from error
     for framework, files in of_frameworks:
-        network = backbone.variant(**files.convention.options)
-        if network != backbone:
-            continue  # of other arrays
-        for table in files.tables:
-            places = [to for to, _ in table.values() if to[1] != "head"]
-            if sorted(places) != sorted(leaves):
-                odd = first("/".join(path) for path in leaves.symmetric_difference(places))
-                raise _broken(
-                    backbone, f"the table of {framework}'s files and its arrays part at {odd or 'one named twice'}"
-                )
+        for rank, table in enumerate(files.tables):
+            places = sorted(to for to, _ in table.values() if to[1] != "head")
+            options = dict(files.convention.options)
+            if "scale" in backbone.module.__dataclass_fields__ and any(to[-1] == "scale" for to in places):
+                options["scale"] = True
+            network = backbone.variant(**options)
+            size = images.shape[1]
+            whole = _places(network.shapes(size))
+            if places == whole or (rank and places == _places(network.shapes(size, network.trunk))):
+                continue  # an older form may leave the top out
+            odd = first("/".join(path) for path in set(whole).symmetric_difference(places))
+            raise _broken(
+                backbone, f"the table of {framework}'s files and its arrays part at {odd or 'one named twice'}"
+            )
         absent = set(backbone.blocks) - {"pooled"} - set(files.model.layers) if files.model else set()
         if absent:
             raise _broken(backbone, f"{framework} has no layer for {first(absent)}; name it in the mapping's `layers`")
+
+
+def _places(variables: Variables) -> list[tuple[str, ...]]:
+    """The arrays of a network as a mapping names them."""
+    return sorted((kind, *path) for kind, part in variables.items() for path in flatten_dict(part))
 
 
 CHECKS: tuple[Callable[[Backbone, Variables, jax.Array], None], ...] = (

@@ -85,10 +85,10 @@ def with_fault(fault):
     return replace(BASE, options=(("fault", fault),))
 
 
-def mapping(monkeypatch, table, layers):
+def mapping(monkeypatch, table, layers, *older):
     """The network with a mapping of its own."""
     module = types.ModuleType("small_mapping")
-    module.FILES = {"keras": Files((table,), Convention({}, {}, 1e-3), KerasModel("Small", layers))}
+    module.FILES = {"keras": Files((table, *older), Convention({}, {}, 1e-3), KerasModel("Small", layers))}
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return replace(BASE, mapping=module.__name__)
 
@@ -154,6 +154,8 @@ def test_a_mapping_that_lacks_an_array_or_a_layer_is_caught(monkeypatch):
     less = {name: entry for name, entry in TABLE.items() if name != "c/bias"}
     with pytest.raises(UserError, match="keras's files and its arrays part at params/second/conv/bias"):
         check_backbone(mapping(monkeypatch, less, LAYERS))
+    with pytest.raises(UserError, match="keras's files and its arrays part at params/second/conv/bias"):
+        check_backbone(mapping(monkeypatch, TABLE, LAYERS, less))
     with pytest.raises(UserError, match="keras has no layer for second"):
         check_backbone(mapping(monkeypatch, TABLE, {"first": "b"}))
 
