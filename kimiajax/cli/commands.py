@@ -93,12 +93,11 @@ def _audit(config: "AuditConfig", given: "Path | Dataset") -> int:
 
     audit = run_audit(
         given,
-        config.patch_size,
-        config.mpp,
         manifest=None if config.manifest is None else read_manifest(config.manifest),
         official=config.official,
         cache=config.cache or default_cache(),
         progress=for_terminal(),
+        **config.reading(),
     )
     name = given.stem if isinstance(given, Path) else given.name.replace("/", "-").replace(":", "-")
     record = (config.out or Path("runs") / "audit" / name) / "audit.json"
@@ -116,7 +115,7 @@ def _explain(config: "ExplainConfig", given: "Path | Dataset") -> None:
     from kimiajax.io.cache import default_cache
     from kimiajax.report.data import render_counts
 
-    with open_scans(given, config.patch_size, config.mpp) as source:
+    with open_scans(given, **config.reading()) as source:
         if not isinstance(source, Gridded):
             raise UserError(f"{source.path}: a {source.kind} holds patches that were cut already; give the scans")
         surveys = survey(source, BACKGROUND, cache=config.cache or default_cache(), track=for_terminal().track)
@@ -136,7 +135,7 @@ def _export(config: "ExportConfig", given: "Path | Dataset") -> None:
     if config.out is None:
         raise UserError("data export needs --out DIR, the folder to write")
     track, cache = for_terminal().track, config.cache or default_cache()
-    with open_scans(given, config.patch_size, config.mpp, cache=cache, track=track) as source:
+    with open_scans(given, **config.reading(), cache=cache, track=track) as source:
         if config.manifest is not None:
             manifest = read_manifest(config.manifest)
         else:
@@ -255,10 +254,9 @@ def features(arguments: list[str]) -> None:
         precision=config.precision,
         conv=config.conv,
         seed=config.seed,
-        patch_size=config.patch_size,
-        mpp=config.mpp,
         cache=cache,
         progress=for_terminal(),
+        **config.reading(),
     )
     shape = " x ".join(map(str, record["shape"]))
     show(f"{record['tap']} of {record['network']}, {shape}, written to {config.out}")
@@ -288,12 +286,11 @@ def predict(arguments: list[str]) -> None:
         weights=config.weights,
         split=config.split,
         patches_per_scan=config.patches_per_scan,
-        patch_size=config.patch_size,
-        mpp=config.mpp,
         pictures=config.grad_cam,
         layer=config.layer,
         cache=cache,
         progress=for_terminal(),
+        **config.reading(),
     )
     show(render_applied(applied))
     if config.out is not None:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from kimiajax.data.config import PatchConfig, ScansConfig, check_cutting, check_least
+from kimiajax.data.config import READING, PatchConfig, ScansConfig, check_cutting, check_least
 from kimiajax.errors import UserError
 
 
@@ -137,6 +137,10 @@ class PredictConfig:
     """Of these pictures: a block, or `keras-vis`; by default the last block with more than 2 x 2 cells."""
     cache: Path | None = None
     """Folder for what serves again: surveys, patches, weights, features; by default the user's cache folder."""
+
+    def reading(self) -> dict[str, Any]:
+        """How patches are read, where that is not as in the run."""
+        return {name: value for name in READING if (value := getattr(self, name)) is not None}
 
     def validate(self) -> None:
         """Raises UserError for the first setting that is out of its range."""

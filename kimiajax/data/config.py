@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kimiajax.data.tfds.datasets import Dataset
 
 OF_DATASETS = ("data_dir", "image_key", "label_key", "train_split", "test_split")  # settings that only --dataset has
+READING = ("patch_size", "mpp")  # settings of how these are read, by the names that `open_scans` has for them
 SOURCES = ("scans", "dataset", *OF_DATASETS)  # where patches come from; what they are, their manifest says
 
 
@@ -68,6 +69,10 @@ class ScansConfig:
 
         splits = {"train": self.train_split, "test": self.test_split}
         return Dataset(self.dataset, self.data_dir, self.image_key, self.label_key, **splits)
+
+    def reading(self) -> dict[str, Any]:
+        """How they are read, as `open_scans` takes it."""
+        return {name: getattr(self, name) for name in READING}
 
     def check_scans(self) -> None:
         """Raises UserError for the first of these settings that is of another type or out of its range."""

@@ -15,7 +15,7 @@ from kimiajax.data.patches import Rules
 from kimiajax.data.resize import FILTERS, resize
 from kimiajax.data.sources.image_files import IMAGES, read_gray
 from kimiajax.data.sources.image_folder import holds_splits, natural
-from kimiajax.data.sources.slides import MPP, SUFFIXES, slides_in
+from kimiajax.data.sources.slides import SUFFIXES, slides_in
 from kimiajax.data.sources.source import Track, hole_of, is_hole, no_track, walk
 from kimiajax.data.survey import in_threads
 from kimiajax.data.tfds.datasets import Dataset
@@ -54,9 +54,9 @@ def read_inputs(
     *,
     manifest: Manifest | None = None,
     patch_size: int | None = None,
-    mpp: float = MPP,
     cache: Path | None = None,
     track: Track = no_track,
+    **reading: Any,
 ) -> list[Inputs]:
     """Reads all patches that a path holds.
 
@@ -70,8 +70,8 @@ def read_inputs(
         manifest: use exactly its patches of the scans, and not what the rules leave.
         patch_size: side of a patch in pixels, cut from slides and checked elsewhere; see `open_scans`. Without it,
             plain images must be of one size.
-        mpp: microns per pixel at which slides are read.
         cache: as in `prepare_patches`; plain images are read each time.
+        reading: how anything but plain images is read, as of `open_scans`.
 
     Returns:
         Two parts of scans, and one of plain images.
@@ -92,7 +92,7 @@ def read_inputs(
             )
         return [_read_images(images, image_size, filter, patch_size, track if path.is_dir() else no_track)]
     options = {"cache": cache, "track": track}
-    with open_scans(path, patch_size, mpp, **options) as source:
+    with open_scans(path, patch_size, **reading, **options) as source:
         patches = prepare_patches(source, rules, image_size, filter, manifest=manifest, **options)
     manifest = patches.manifest
     return [

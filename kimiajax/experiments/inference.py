@@ -44,12 +44,11 @@ def apply_row(
     weights: str | Path | None = None,
     split: Split | Literal["all"] | Any = "all",
     patches_per_scan: int | Literal["all"] | Any = "all",
-    patch_size: int | Any = None,
-    mpp: float | Any = None,
     pictures: str | Path | None = None,
     layer: str | Any = None,
     cache: str | Path | None = None,
     progress: Silent | None = None,
+    **reading: Any,
 ) -> Applied:
     """What a finished row of a run predicts for patches from anywhere, computed as the run computed it.
 
@@ -60,12 +59,11 @@ def apply_row(
             digest must be the same.
         split: of scans, only their training or test patches.
         patches_per_scan: training patches drawn from each scan, by the run's own rules.
-        patch_size: side of a patch in pixels; by default the run's.
-        mpp: microns per pixel at which slides are read; by default the run's.
         pictures: a new folder for each patch with a heat map over it, `NAME-gradcam.png`; of a network only.
         layer: of these; see `grad_cam`.
         cache: a folder for what serves again.
         progress: shows what goes on.
+        reading: how they are read, as of `read_inputs`; patch_size and mpp are by default the run's.
 
     Raises:
         UserError: no such row, one that failed or learnt nothing, files that were changed since, weights of another
@@ -96,8 +94,7 @@ def apply_row(
             split,
             image_size=config["image_size"],
             filter=config["resize"],
-            patch_size=finished.results["data"]["patch_size"] if patch_size is None else patch_size,
-            mpp=config["mpp"] if mpp is None else mpp,
+            **{"patch_size": finished.results["data"]["patch_size"], "mpp": config["mpp"], **reading},
             cache=cache,
             track=progress.track,
         )

@@ -293,7 +293,7 @@ def _open_scans(request: Request) -> Source:
         return open_scans(draw_scans(request.folder.path, config, request.progress), config.data.patch_size)
     needs = f"{request.preset} needs scans: --scans PATH, of a scan file in the layout of Kimia_Path24.h5 or a folder"
     options = {"cache": request.cache, "track": request.progress.track}
-    return open_scans(config.data.needed(needs), config.data.patch_size, config.data.mpp, **options)
+    return open_scans(config.data.needed(needs), **config.data.reading(), **options)
 
 
 def _choice(network: str, request: Request, engine: Engine, before: Way | None) -> Choice:

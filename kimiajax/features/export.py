@@ -17,7 +17,6 @@ from kimiajax.data.inference_inputs import Inputs, read_inputs
 from kimiajax.data.manifest import Manifest
 from kimiajax.data.patches import Rules
 from kimiajax.data.resize import FILTERS
-from kimiajax.data.sources.slides import MPP
 from kimiajax.data.tfds.datasets import Dataset
 from kimiajax.errors import UserError, check_known
 from kimiajax.features.extract import batch_size_for, extract_taps
@@ -55,10 +54,9 @@ def export_features(
     precision: Precision | Any = "float32",
     conv: Literal["auto", "plain", "fast"] | Any = "auto",
     seed: int | Any = 0,
-    patch_size: int | Any = None,
-    mpp: float | Any = MPP,
     cache: str | Path | None = None,
     progress: Silent | None = None,
+    **reading: Any,
 ) -> dict[str, Any]:
     """Writes a block's outputs for all patches that a path holds to a new folder.
 
@@ -75,13 +73,14 @@ def export_features(
         weights: as `load_weights` takes them.
         image_size: side of the network's input in pixels.
         resize: the filter from patch to input.
-        rules, manifest, patch_size, mpp: as in `read_inputs`.
+        rules, manifest: as in `read_inputs`.
         precision: of convolutions and matrix products.
         conv: how the network convolves; see `choose_way`.
         seed: of random weights.
         cache: a folder for what serves again; the features are then kept there too. Without it nothing is kept but
             weights that are downloaded.
         progress: shows what goes on.
+        reading: how it is read, as of `read_inputs`: patch_size, mpp.
 
     Returns:
         The content of `features.json`.
@@ -121,8 +120,8 @@ def export_features(
         loaded = replace(loaded, conv=choice.way)
         if done := as_read(loaded.lineage):
             progress.say(f"{network}, as its file asks: {done}")
-        options = {"manifest": manifest, "patch_size": patch_size, "mpp": mpp, "cache": cache, "track": progress.track}
-        parts = read_inputs(path, rules, image_size, resize, **options)
+        options = {"manifest": manifest, "cache": cache, "track": progress.track}
+        parts = read_inputs(path, rules, image_size, resize, **options, **reading)
         shape = (sum(len(part.ids) for part in parts), *shape_of(loaded, tap, image_size))
         features = new_array(aside / "features.npy", shape, np.float32, "--out")
         first = 0

@@ -103,24 +103,22 @@ def _name(source: Source) -> str:
 
 def run_audit(
     path: Path | Dataset,
-    patch_size: int | None = None,
-    mpp: float = 0.5,
     *,
     manifest: Manifest | None = None,
     official: bool = False,
     cache: Path | None = None,
     progress: Silent | None = None,
+    **reading: Any,
 ) -> Audit:
     """Runs every check that applies.
 
     Args:
         path: a scan file, a folder of images, a folder of whole slides, or a prepared data set.
-        patch_size: side of a patch in pixels, see `open_scans`.
-        mpp: microns per pixel, for slides.
         manifest: asks of these patches, and not of all that the rules leave.
         official: the file is given as the official one, so that another digest or other counts fail.
         cache: the folder in which the record is kept for later runs.
         progress: shows what goes on.
+        reading: how it is read, as of `open_scans`.
 
     Raises:
         UserError: there is nothing at the path, or the manifest is of another source.
@@ -129,7 +127,7 @@ def run_audit(
         raise UserError(f"{path}: no such file or folder")
     progress = progress or Silent()
     try:
-        source = open_scans(path, patch_size, mpp, cache=cache, track=progress.track)
+        source = open_scans(path, **reading, cache=cache, track=progress.track)
     except UsageError:
         raise
     except UserError as error:
