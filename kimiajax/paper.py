@@ -4,6 +4,7 @@ Kieffer, Babaie, Kalra, Tizhoosh: "Convolutional Neural Networks for Histopathol
 Using Pre-Trained Networks", IPTA 2017. Data set: Babaie et al., CVPR Workshops 2017, arXiv:1705.07522.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -30,6 +31,11 @@ TEST_PATCHES = 1325
 TRAINING_PATCHES_PUBLISHED = {"the paper": 27_055, "Ahmed 2021": 23_916, "Kimia Path24C": 22_591}
 TEST_PATCHES_PER_SCAN = (65, 65, 65, 75, 15, 40, 70, 50, 60, 60, 70, 70, 70, 60, 60, 30, 45, 45, 25, 25, 65, 65, 65, 65)
 OFFICIAL_MD5 = "aeb54db89aaf28455e06770d20bd1307"  # of Kimia_Path24.h5, 29,409 MB
+
+
+def is_kimia(test_patches: Sequence[int]) -> bool:
+    """Whether data have Kimia Path24's test patches, by scan: the paper's figures are of these."""
+    return tuple(test_patches) == TEST_PATCHES_PER_SCAN
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from kimiajax.io.files import csv_text, new_file
 from kimiajax.io.json_records import SEAL, is_sealed, parse_json, sealed
 from kimiajax.io.tables import Table, read_table
 from kimiajax.shapes import Int
-from kimiajax.text import LONGEST_NAME, is_name, quoted
+from kimiajax.text import LONGEST_NAME, first_few, is_name, quoted
 
 FORMAT = 1
 Split = Literal["train", "test"]
@@ -123,6 +124,20 @@ class Manifest:
             for file, text in texts.items():
                 if not file.is_file() or file.read_bytes() != text.encode():
                     stack.enter_context(new_file(file)).write_bytes(text.encode())
+
+
+def left_out_of(about: Mapping[str, Any]) -> str:
+    """The places that were left out as dark or flat, by scan: "93 dark (slide0 31, slide1 62)"; empty where none.
+
+    Args:
+        about: of a manifest, or what results say of the data.
+    """
+    told = []
+    for kind, counts in (about.get("left_out") or {}).items():
+        by_scan = first_few(f"{name} {count:,}" for name, count in zip(about["names"], counts) if count)
+        if by_scan:
+            told.append(f"{sum(counts):,} {kind} ({by_scan})")
+    return " and ".join(told)
 
 
 def header_of(path: Path) -> Path:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,13 +17,26 @@ import numpy as np
 
 from kimiajax.checks import check_fields, kind_of, path_of, whole
 from kimiajax.data.manifest import Manifest, Patch
-from kimiajax.data.sources.source import BACKGROUND, Candidates, Gridded, Precut, Source, Track, no_track
+from kimiajax.data.sources.source import (
+    BACKGROUND,
+    DARK,
+    FLAT,
+    SMALLEST_HOLE,
+    Candidates,
+    Gridded,
+    Precut,
+    Source,
+    Track,
+    no_track,
+)
 from kimiajax.data.survey import SMALLEST_PATCH, VERSION, Inspect, Survey, survey_scan
 from kimiajax.errors import UsageError, UserError
 from kimiajax.io.cache import keep_file, kept_file
+from kimiajax.paper import is_kimia
 
 DAMAGED = (OSError, ValueError, KeyError, EOFError, NotImplementedError, BadZipFile, zlib.error)  # what a .npz raises
-CUTTING = ("grid", "homogeneity", "background")  # of the rules, what scans are cut by
+CUTTING = ("grid", "homogeneity", "background")  # of the rules, what the paper's scans are cut by
+CONTENT = ("dark", "darkness", "flat")  # of the rules, what others are cut by as well
 WHITENED_TOLERANCE = 0.01  # a training patch may share this fraction of its area with a whitened place
 
 Places = list[tuple[int, int]]
@@ -52,6 +66,12 @@ class Rules:
         grid: one of `GRIDS`.
         homogeneity: patches with at least this fraction of background are left out; infinity leaves out none.
         background: the gray value from which a pixel counts as background, 0 to 255.
+        dark: the gray value up to which all pixels of a cell are for it to be dark, 0 to 255; "none" leaves out no
+            patch for it; None is "none" for Kimia Path24's own scans and for patches under `SMALLEST_HOLE` pixels, and
+            `DARK` for others. A cell is an eighth of a patch's side.
+        darkness: patches with at least this fraction of dark cells are left out.
+        flat: what a cell's gray values span at most for it to be flat, 0 to 255; flat cells count as background.
+            "none" and None as of `dark`, with `FLAT`.
         test_patches_per_scan: test patches drawn from each scan, where the source holds none out itself.
         test_seed: of that draw.
 
@@ -64,6 +84,9 @@ class Rules:
     grid: Grid = "full"
     homogeneity: float = 0.99
     background: int = BACKGROUND
+    dark: int | Literal["none"] | None = None
+    darkness: float = 0.1
+    flat: int | Literal["none"] | None = None
     test_patches_per_scan: int = 50
     test_seed: int = 0
 
@@ -80,6 +103,26 @@ class Rules:
             whole(name, getattr(self, name), least, most)
         if not 0 < self.homogeneity <= 1 and self.homogeneity != math.inf:
             raise UserError(f"homogeneity {self.homogeneity}: must be a fraction, above 0 and at most 1")
+        for name in ("dark", "flat"):
+            if getattr(self, name) not in ("none", None):
+                whole(name, getattr(self, name), 0, 255)
+        if not 0 < self.darkness <= 1:
+            raise UserError(f"darkness {self.darkness}: must be a fraction, above 0 and at most 1")
+
+    def of(self, source: Source) -> "Rules":
+        """These rules with what a source decides, whose scans are still to be cut.
+
+        The paper's rule alone cuts Kimia Path24's own scans, and patches whose cells have so few pixels that tissue may
+        be flat there.
+        """
+        if not isinstance(source, Gridded):
+            return self
+        counts = Counter(patch.scan for patch in source.test_patches() or ())
+        official = is_kimia([counts[scan] for scan in range(len(source))])
+        small = source.patch_size < SMALLEST_HOLE
+        dark, flat = ("none", "none") if official or small else (DARK, FLAT)
+        dark, flat = dark if self.dark is None else self.dark, flat if self.flat is None else self.flat
+        return replace(self, dark=dark, flat=flat)
 
 
 def survey(
@@ -136,19 +179,31 @@ def key_of(*content: object) -> str:
 
 
 def candidates_of(survey: Survey, scan: int, rules: Rules) -> Candidates:
-    """The places of a scan's grid that are neither background nor over a whitened place."""
+    """The places of a scan's grid that are neither background, dark nor flat, nor over a whitened place.
+
+    Rules that leave `dark` or `flat` to the source leave out none for them; see `Rules.of`.
+    """
     homogeneity, overlap = survey.homogeneity(rules.background), survey.overlap()
+    none = np.zeros(survey.grid)
+    dark = survey.dark(rules.dark) if isinstance(rules.dark, int) else none
+    flat = survey.flat(rules.flat, rules.background) if isinstance(rules.flat, int) else none
     places = GRIDS[rules.grid](*survey.grid)
-    patches, whitened = {}, 0
+    patches, whitened, left_out = {}, 0, Counter()
     for rank, (i, j) in enumerate(places):
         if homogeneity[i, j] >= rules.homogeneity:
             continue
         if overlap[i, j] > WHITENED_TOLERANCE:
             whitened += 1
             continue
+        if dark[i, j] >= rules.darkness:
+            left_out["dark"] += 1
+            continue
+        if flat[i, j] and homogeneity[i, j] + flat[i, j] >= rules.homogeneity:
+            left_out["flat"] += 1
+            continue
         row, col = i * survey.size, j * survey.size
         patches[rank] = Patch(f"train/s{scan}/{row}_{col}", scan, "train", row, col, float(homogeneity[i, j]))
-    return Candidates(patches, len(places), whitened)
+    return Candidates(patches, len(places), whitened, **left_out)
 
 
 def cut_patches(
@@ -179,6 +234,7 @@ def cut_patches(
     """
     kind_of("source", source, Source, "give what `open_scans` opens")
     rules = Rules() if rules is None else kind_of("rules", rules, Rules, "make them as kimiajax.Rules(...)")
+    rules = rules.of(source)
     cache = None if cache is None else path_of("cache", cache)
     offered = offered_by(source, rules, surveys=surveys, cache=cache, track=track)
     test = source.test_patches()
@@ -195,6 +251,8 @@ def cut_patches(
         "names": list(source.names),
         "rules": _rules_of(source, rules),
     }
+    if isinstance(source, Gridded):
+        about["left_out"] = {name: [getattr(scan, name) for scan in offered] for name in ("dark", "flat")}
     return Manifest((*train, *test), source.patch_size, len(source), about)
 
 
@@ -215,6 +273,7 @@ def offered_by(
         _check_precut(source, rules)
         return source.offered()
     assert isinstance(source, Gridded)
+    rules = rules.of(source)
     surveys = surveys or survey(source, [rules.background], cache=cache, track=track)
     offered = [candidates_of(survey, scan, rules) for scan, survey in enumerate(surveys)]
     _check_offered(source, offered, rules)
@@ -222,10 +281,10 @@ def offered_by(
 
 
 def _check_precut(source: Precut, rules: Rules) -> None:
-    for name in source.rules or ("grid", "homogeneity"):  # background decides what is counted in others
+    for name in source.rules or ("grid", "homogeneity", *CONTENT):  # background decides what is counted in others
         usual = getattr(Rules, name)
         asked, were = getattr(rules, name), source.rules.get(name, usual)
-        if asked not in (usual, were):
+        if asked not in (usual, were) and (name not in CONTENT or asked != "none"):
             by = f", by {name} {were}" if name in source.rules else ""
             raise UsageError(f"{source.path}: --{name} {asked}: the patches of a {source.kind} were cut before{by}")
 
@@ -245,9 +304,10 @@ def _check_offered(source: Gridded, offered: list[Candidates], rules: Rules) -> 
         if not candidates.patches:
             raise UserError(
                 f"{source.path}: {source.names[scan]} has no training patch: of its {candidates.places} places of "
-                f"{source.patch_size} x {source.patch_size}, {candidates.whitened} lie over whitened places and the "
-                f"rest are {rules.homogeneity:g} or more background (gray {rules.background} and above); see "
-                "--homogeneity and --background"
+                f"{source.patch_size} x {source.patch_size}, {candidates.whitened} lie over whitened places, "
+                f"{candidates.dark} are dark (gray {rules.dark} and below), {candidates.flat} flat, and the rest are "
+                f"{rules.homogeneity:g} or more background (gray {rules.background} and above); see --homogeneity, "
+                "--background, --dark and --flat"
             )
 
 
@@ -265,5 +325,5 @@ def _hold_out(source: Source, offered: list[Candidates], rules: Rules) -> tuple[
         held_out = candidates.draw(count, np.random.default_rng([rules.test_seed, scan, 1]))
         test += [replace(p, patch_id=f"test/{p.patch_id.removeprefix('train/')}", split="test") for p in held_out]
         left = {rank: patch for rank, patch in candidates.patches.items() if patch not in held_out}
-        rest.append(Candidates(left, candidates.places, candidates.whitened))
+        rest.append(replace(candidates, patches=left))
     return test, rest

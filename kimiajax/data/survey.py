@@ -58,9 +58,28 @@ class Survey:
         A patch that the source does not hold whole counts as background.
         """
         rows, cols = self.grid
-        unseen = self.least > self.greatest
-        cells = np.where(unseen, self.size**2, self.counts[background])[: rows * CELLS, : cols * CELLS]
+        cells = np.where(~self._seen, self.size**2, self.counts[background])[: rows * CELLS, : cols * CELLS]
         return np.minimum(cells.reshape(rows, CELLS, cols, CELLS).sum(axis=(1, 3)) / self.size**2, 1)
+
+    def dark(self, level: int) -> Float[np.ndarray, "rows cols"]:
+        """The share of each whole patch's cells, in [0, 1], that hold no pixel above a gray value."""
+        return self._share(self._seen & (self.greatest <= level))
+
+    def flat(self, spread: int, background: int) -> Float[np.ndarray, "rows cols"]:
+        """The share of each whole patch's cells, in [0, 1], whose gray values are below background and span no more
+        than `spread`."""
+        span = self.greatest.astype(np.int16) - self.least
+        return self._share(self._seen & (self.greatest < background) & (span <= spread))
+
+    @property
+    def _seen(self) -> Bool[np.ndarray, "rows cols"]:
+        """The cells that the source has pixels of."""
+        return self.least <= self.greatest
+
+    def _share(self, cells: Bool[np.ndarray, "r c"]) -> Float[np.ndarray, "rows cols"]:
+        """The share of each whole patch's cells."""
+        rows, cols = self.grid
+        return cells[: rows * CELLS, : cols * CELLS].reshape(rows, CELLS, cols, CELLS).mean(axis=(1, 3))
 
     def overlap(self) -> Float[np.ndarray, "rows cols"]:
         """The share of each whole patch, in [0, 1], that the whitened place which covers most of it covers."""

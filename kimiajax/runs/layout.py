@@ -23,8 +23,9 @@ from kimiajax.runs.pictures import Picture, clear_pictures, write_pictures
 from kimiajax.shapes import Int
 
 # 4: how each network convolved; 5: floors, retrieval, pictures; 6: a seal; 7: settings of any network; 8: modes
-# of trained batch normalisation, and "rmsprop" names the optimizer of Keras 3; 9: heads alone, and rows of any block
-SCHEMA_VERSION = 9
+# of trained batch normalisation, and "rmsprop" names the optimizer of Keras 3; 9: heads alone, and rows of any block;
+# 10: dark and flat places are left out, and an audit may be NOT TOLD
+SCHEMA_VERSION = 10
 
 # Settings that change no result: a run goes on with others, and two runs are not told apart by them.
 NO_RESULT = (

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kimiajax.data.manifest import Manifest, read_manifest
+from kimiajax.data.patches import Rules
 from kimiajax.errors import UserError
 from kimiajax.io.files import sha256_file
 from kimiajax.io.json_records import is_sealed, parse_json
@@ -20,10 +21,11 @@ from kimiajax.runs.schema import faults
 from kimiajax.shapes import Bool, Int
 from kimiajax.text import first_few, quoted
 
-READS = (4, 5, 6, 7, 8, SCHEMA_VERSION)  # of results.json; 4 had no floors, no retrieval and no pictures
+READS = (4, 5, 6, 7, 8, 9, SCHEMA_VERSION)  # of results.json; 4 had no floors, no retrieval and no pictures
 SEALED = 6  # the first that is
 OF_TWO = 6  # the last whose settings were each of VGG16's or Inception-v3's
 OF_2017 = 7  # the last that knew the trained batch normalisation and the RMSprop of 2017 alone
+OF_ALL_PLACES = 9  # the last that left out no dark or flat places
 Presets = Mapping[str, Mapping[str, Any]]  # name -> settings
 NO_RESULTS = "no results of this program, or damaged"
 LATER = {"family": "table", **dict.fromkeys(("network", "block", "against", "retrieval")), "pictures": []}  # since 4
@@ -139,6 +141,8 @@ def as_of_today(config: dict[str, Any], version: int) -> dict[str, Any]:
         config = {**config, "trained_bn": "keras2017", "head_optimizer": "rmsprop2017"}
         if config.get("optimizer") == "rmsprop":
             config["optimizer"] = "rmsprop2017"
+    if version <= OF_ALL_PLACES:
+        config = {**config, "dark": "none", "darkness": Rules.darkness, "flat": "none"}
     return config
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from kimiajax.errors import UserError
 from kimiajax.io.json_records import is_sealed, parse_json
-from kimiajax.runs.reader import OF_2017, as_of_today
+from kimiajax.runs.reader import OF_2017, OF_ALL_PLACES, as_of_today
 
 SWEEP = "sweep.json"
-SCHEMA_VERSION = 2  # 1 had the settings of results.json 7 and later those of 8, which name `trained_bn`
+SCHEMA_VERSION = 3  # 1 had the settings of results.json 7 and later those of 8, which name `trained_bn`; 2 those of 9
 TITLES = {
     "patches": "training patches a scan",
     "augmentations": "augmentation of fine-tuning",
@@ -30,12 +30,13 @@ def read_sweep(folder: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: no sweep of this program, or damaged ({type(error).__name__}); run it anew"
         ) from error
-    if version not in (1, SCHEMA_VERSION):
+    if version not in (1, 2, SCHEMA_VERSION):
         raise UserError(
             f"{path}: of schema version {version}, and 1 to {SCHEMA_VERSION} are read here; run the sweep again"
         )
     if not is_sealed(results):
         raise UserError(f"{path}: was changed after it was written; the same `kimiajax sweep` mends it")
-    if "trained_bn" in results["config"]:
+    if version == SCHEMA_VERSION:
         return results
-    return {**results, "config": as_of_today(results["config"], OF_2017)}
+    settings = OF_ALL_PLACES if "trained_bn" in results["config"] else OF_2017
+    return {**results, "config": as_of_today(results["config"], settings)}

@@ -1,8 +1,13 @@
+import io
+
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 from support.scan_files import tissue, write_scans
 
+from kimiajax import paper
+from kimiajax.data.manifest import left_out_of
 from kimiajax.data.patches import Rules, cut_patches, full_grid, readme_grid, survey
 from kimiajax.data.sources.scan_file import Scans
 from kimiajax.data.survey import WHITE, cell_edges, survey_scan
@@ -115,6 +120,61 @@ def test_a_scan_without_tissue_is_refused(tmp_path, rng):
     scans = scans_of(tmp_path, tissue(rng, 16, 16), np.full((16, 16), 240, np.uint8))
     with pytest.raises(UserError, match=r"scan1 has no training patch: of its 4 places of 8 x 8, 0 lie over whitened"):
         cut_patches(scans)
+
+
+def jpeg(pixels):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=60)
+    return np.asarray(Image.open(stream))
+
+
+PADDING = {
+    **{f"gray {gray}": lambda _, gray=gray: gray for gray in (0, 3, 12, 25)},
+    "noise up to 3": lambda rng: rng.integers(0, 4, (256, 108)),
+    "noise around 25": lambda rng: rng.integers(18, 33, (256, 108)),
+}
+
+
+@pytest.mark.parametrize("compress", [lambda pixels: pixels, jpeg], ids=["as it is", "JPEG"])
+@pytest.mark.parametrize("padding", PADDING)
+def test_padding_that_a_scanner_left_dark_is_left_out_and_counted(tmp_path, rng, padding, compress):
+    scan = np.repeat(np.repeat(tissue(rng, 64, 64), 4, 0), 4, 1)
+    scan[:, 148:] = PADDING[padding](rng)  # off the grid of 64
+    source = scans_of(tmp_path, compress(scan), patches=tissue(rng, 64, 64)[None])
+    manifest = cut_patches(source)
+    assert places(manifest) == {(row, col) for row in range(0, 256, 64) for col in (0, 64)}
+    assert manifest.about["left_out"] == {"dark": [8], "flat": [0]}
+    assert left_out_of(manifest.about) == "8 dark (scan0 8)"
+    assert len(places(cut_patches(source, Rules(dark="none", flat="none")))) == 16
+
+
+def test_flat_cells_count_as_background_and_alone_leave_out_no_tissue(tmp_path, rng):
+    scan = rng.integers(204, 210, (128, 128), dtype=np.uint8)  # glass below the background's gray value
+    scan[:64, :64] = tissue(rng, 64, 64)
+    scan[64:, :32] = tissue(rng, 64, 32)
+    source = scans_of(tmp_path, scan, patches=tissue(rng, 64, 64)[None])
+    manifest = cut_patches(source)
+    assert places(manifest) == {(0, 0), (64, 0)}
+    assert manifest.about["left_out"] == {"dark": [0], "flat": [2]}
+    assert len(places(cut_patches(source, Rules(flat=4)))) == 4
+
+
+def test_scans_of_kimia_path24_are_cut_by_the_papers_rule_alone_unless_asked(tmp_path, rng, monkeypatch):
+    scan = np.zeros((128, 128), np.uint8)
+    scan[:64] = tissue(rng, 64, 128)
+    source = scans_of(tmp_path, scan, patches=tissue(rng, 64, 64)[None])
+    assert len(places(cut_patches(source))) == 2
+    monkeypatch.setattr(paper, "TEST_PATCHES_PER_SCAN", (1,))
+    manifest = cut_patches(source)
+    assert len(places(manifest)) == 4
+    assert manifest.about["rules"]["dark"] == "none"
+    assert len(places(cut_patches(source, Rules(dark=40)))) == 2
+
+
+@pytest.mark.parametrize("rules", [{"dark": -1}, {"dark": 256}, {"flat": 300}, {"darkness": 0.0}, {"darkness": 1.5}])
+def test_rules_of_content_out_of_their_range_are_refused(rules):
+    with pytest.raises(UserError, match=next(iter(rules))):
+        Rules(**rules)
 
 
 def by_plain_counting(scan, size, level, row, col):

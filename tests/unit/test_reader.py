@@ -77,8 +77,8 @@ def test_settings_of_version_7_are_read_under_the_names_that_they_have_now(store
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (3, "of schema version 3, and 4 to 9 are read here; compute the table again"),
-        (10, "of schema version 10, and 4 to 9 are read here; use a newer kimiajax"),
+        (3, "of schema version 3, and 4 to 10 are read here; compute the table again"),
+        (11, "of schema version 11, and 4 to 10 are read here; use a newer kimiajax"),
         (None, "of schema version None"),
     ],
 )

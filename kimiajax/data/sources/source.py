@@ -25,16 +25,28 @@ Track = Callable[[Iterable, str, int | None, str], Iterable]
 no_track: Track = Silent().track  # the default of every function that takes a `Track`
 S = TypeVar("S", bound="Source")
 BACKGROUND = 220  # the gray value from which a pixel counts as background, unless rules say otherwise
+DARK = 40  # the gray value up to which all pixels of a dark cell are: no cell of tissue is, of 25 pixels or more
+FLAT = 8  # what the gray values of a flat cell span at most
 SMALLEST_HOLE = 64  # side in pixels of a patch that has not one gray value by chance; an audit asks of its eighths
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a scan offers for training, each with its rank among all places, so that a draw depends on those alone."""
+    """What a scan offers for training, each with its rank among all places, so that a draw depends on those alone.
+
+    Attributes:
+        patches: by rank.
+        places: how many there are, those left out included.
+        whitened: left out over whitened places.
+        dark: left out for their dark cells.
+        flat: left out because what is no background in them is flat.
+    """
 
     patches: dict[int, Patch]
     places: int
     whitened: int = 0
+    dark: int = 0
+    flat: int = 0
 
     def draw(self, count: int | Literal["all"], rng: np.random.Generator) -> list[Patch]:
         """The first `count` in a random order of all places, put back into the order of the places."""
