@@ -153,7 +153,8 @@ def report(arguments: list[str]) -> None:
     config = parsed(ReportConfig, "report RUN", "What a run shows, and how surely, from its stored results.", flags)
 
     from kimiajax.evaluation.analysis import analyse
-    from kimiajax.evaluation.stored import read_run
+    from kimiajax.evaluation.stored import read_run, with_newest_audits
+    from kimiajax.io.cache import default_cache
     from kimiajax.report.formats import FORMATS
     from kimiajax.runs.sweep_file import SWEEP
 
@@ -161,7 +162,7 @@ def report(arguments: list[str]) -> None:
     if (Path(folder) / SWEEP).is_file():
         _report_sweep(folder, config)
         return
-    run = read_run(folder)
+    run = with_newest_audits(read_run(folder), config.cache or default_cache())
     if config.format == "html":
         from kimiajax.experiments.config import PRESETS, as_dicts
         from kimiajax.report.html import write_report

@@ -171,6 +171,8 @@ class ReportConfig:
     """One file with everything, or the table alone, as text."""
     out: Path | None = None
     """The file to write; by default report.html in the run's folder, and text is printed."""
+    cache: Path | None = None
+    """Folder in which audits made since the run are looked for; by default the user's cache folder."""
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,42 @@
 """A stored run, read again, whose scores are those of its predictions."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kimiajax.checks import path_of
+from kimiajax.data.audit.audit import record_of
+from kimiajax.data.manifest import read_manifest
 from kimiajax.errors import UserError
 from kimiajax.evaluation.metrics import scores_from_counts
 from kimiajax.runs.layout import RunFolder
 from kimiajax.runs.reader import StoredRun, read_files
+from kimiajax.runs.warnings import audit_note, is_audit_note
 
 ROUNDING = 1e-6
+
+
+def with_newest_audits(run: StoredRun, cache: Path | None) -> StoredRun:
+    """A run that says of its data what the newest audit of its patches does, also one that was made after the run.
+
+    Args:
+        run: a stored run.
+        cache: the folder in which audits are kept.
+    """
+    seeds = []
+    for folder, results in zip(run.folders, run.seeds):
+        data = results["data"]
+        found = record_of(data.get("identity"), read_manifest(RunFolder(folder).manifest), cache)
+        newest = max(filter(None, (data["audit"], found)), key=lambda audit: audit["date"], default=None)
+        seeds.append({**results, "data": {**data, "audit": newest}})
+    kept = [note for note in run.results["notes"] if not is_audit_note(note)]
+    said = [note for results in seeds if (note := audit_note(results["data"]))]
+    results = {**run.results, "notes": [*kept, *dict.fromkeys(said)]}
+    if len(seeds) == 1:
+        results["data"] = seeds[0]["data"]
+    return replace(run, results=results, seeds=tuple(seeds))
 
 
 def read_run(folder: str | Path | Any) -> StoredRun:

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 from kimiajax import paper
+from kimiajax.data.manifest import left_out_of
 from kimiajax.experiments.approach import Approach
 from kimiajax.experiments.study import Study, mixed_lineages
 from kimiajax.io.lineage import as_read
+from kimiajax.runs.warnings import audit_note
 
 
 def notes_of(study: Study, rows: Sequence[Approach]) -> list[str]:
@@ -24,12 +26,11 @@ def notes_of(study: Study, rows: Sequence[Approach]) -> list[str]:
         notes.append(
             f"The patches are those of {config.data.manifest}, chosen by what its header says and not by this run."
         )
-    audit = data["audit"]
-    if audit is None and not data["synthetic"]:
-        drawn = ", with --manifest and this run's manifest.csv," if data["held_out"] else ""
-        notes.append(f"Not audited: `kimiajax data audit {data['flags']}`{drawn} tells whether to trust these data.")
-    elif audit is not None and audit["failed"]:
-        notes.append(f"The audit of these data FAILED ({', '.join(audit['failed'])}): no figure here can be relied on.")
+    left_out = left_out_of(data)
+    if left_out:
+        notes.append(f"Left out, since it shows no tissue: {left_out}; see --dark and --flat.")
+    if said := audit_note(data):
+        notes.append(said)
     notes += _of_weights(study)
     notes += _of_computation(study)
     notes += [note for row in rows for note in row.notes(study)]

@@ -199,7 +199,7 @@ def open_studies(
             size, options = config.data.image_size, {"manifest": manifest, "cache": cache, "track": progress.track}
             patches = prepare_patches(source, own.data.rules(), size, config.data.resize, **options)
             weights |= calibrate_all(taps, own, patches.train, progress)
-            data = _describe(source, patches.manifest, record_of(source, patches.manifest, cache))
+            data = _describe(source, patches.manifest, record_of(source.identity, patches.manifest, cache))
             folder = request.folder if config.output.seeds == 1 else request.folder.of_seed(seed)
             history = History(folder, config.output.tensorboard)
             conv = conv or {network: _choice(network, request, engine, before.get(network)) for network in taps}
@@ -327,5 +327,7 @@ def _describe(source: Source, manifest: Manifest, audit: dict[str, Any] | None) 
         "manifest_sha256": manifest.sha256,
         "pixels_sha256": manifest.pixels_sha256,
         "rules": manifest.about.get("rules"),
+        "left_out": manifest.about.get("left_out"),
+        "identity": source.identity,
         "audit": audit,
     }

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 
 from kimiajax import paper
-from kimiajax.data.audit.audit import Audit
+from kimiajax.data.audit.audit import NOT_TOLD, TRUSTED, Audit
+from kimiajax.data.audit.checks import FAILED
 from kimiajax.data.audit.rule_counts import BACKGROUND, HOMOGENEITY, Count
 from kimiajax.data.patches import GRIDS
 from kimiajax.report.console import as_text, new_table
@@ -72,11 +73,14 @@ def render_audit(audit: Audit) -> str:
     table.add_column("what was found", overflow="fold")
     for check in audit.checks:
         table.add_row(check.name, check.verdict, check.detail)
-    verdict = "PASSED: no check failed."
-    if audit.failed:
-        marked = " Results computed from these data will say so." if audit.identity else ""
-        verdict = f"FAILED: {', '.join(audit.failed)}.{marked}"
-    return as_text(audit.path, table, verdict)
+    marked = " Results computed from these data will say so." if audit.identity else ""
+    verdicts = {
+        FAILED: f"FAILED: {', '.join(audit.failed)}.{marked}",
+        NOT_TOLD: f"NOT TOLD: no check failed, and these could not tell: {', '.join(audit.untold)}.{marked}",
+        TRUSTED: "PASSED: no check failed.",
+    }
+    left_out = f" Left out: {audit.left_out}." if audit.left_out else ""
+    return as_text(audit.path, table, verdicts[audit.verdict] + left_out)
 
 
 def _share(homogeneity: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kimiajax import __version__, paper
+from kimiajax.data.manifest import left_out_of
 from kimiajax.errors import UserError
 from kimiajax.evaluation.analysis import HISTOGRAM, Analysis, beaten_by_histogram
 from kimiajax.evaluation.claims import CLAIMS, FAILS, HOLDS, LEVEL, MARGIN
@@ -245,6 +246,7 @@ def _data(run: StoredRun) -> list[tuple[str, str]]:
         ("manifest, SHA-256", data["manifest_sha256"]),
         ("pixels, SHA-256", _plain(data["pixels_sha256"])),
         ("rules", _plain(data["rules"])),
+        *([("left out", left_out)] if (left_out := left_out_of(data)) else []),
         ("scans", ", ".join(data["names"])),
     ]
 

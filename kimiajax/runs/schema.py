@@ -78,13 +78,15 @@ DATA = {
     "source": str,
     "synthetic": bool,
 }
-AUDIT = {"failed": [str], "verdict": str, "date": str, "kimiajax": str}
+AUDIT = {"failed": [str], "untold?": [str], "verdict": str, "date": str, "kimiajax": str}
 DATA_OF_ONE_SEED = {
     "kind": str,
     "manifest_sha256": str,
     "pixels_sha256": (str, NULL),
     "rules": (dict, NULL),
     "names": [str],
+    "left_out?": ({EACH: [_count]}, NULL),
+    "identity?": str,
     "audit": (AUDIT, NULL),
 }
 RESULTS = {

@@ -1,5 +1,6 @@
 """What marks a run's figures as worthless, or as others than they seem, by the `results.json` of each of its seeds."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,31 @@ def failed_checks(seeds: Sequence[Results]) -> list[str]:
     """The checks of an audit that failed, of any seed's patches."""
     audits = [results["data"]["audit"] for results in seeds]
     return list(dict.fromkeys(check for audit in audits if audit is not None for check in audit["failed"]))
+
+
+NOT_AUDITED, AUDITED = "Not audited:", "The audit of these data"  # how notes on audits begin
+
+
+def is_audit_note(note: str) -> bool:
+    """Whether a note is of `audit_note`, of one seed or of several."""
+    return re.sub(r"^Seed \d+: ", "", note).startswith((NOT_AUDITED, AUDITED))
+
+
+def audit_note(data: Mapping[str, Any]) -> str | None:
+    """What a reader must know of an audit of a seed's patches; None where it passed, or no one wants one."""
+    audit = data["audit"]
+    drawn = ", with --manifest and this run's manifest.csv," if data.get("held_out") else ""
+    command = f"`kimiajax data audit {data.get('flags', '--scans ' + data['source'])}`{drawn}"
+    if audit is None:
+        return None if data["synthetic"] else f"{NOT_AUDITED} {command} tells whether to trust these data."
+    if audit["failed"]:
+        return f"{AUDITED} FAILED ({', '.join(audit['failed'])}): no figure here can be relied on."
+    if audit.get("untold"):
+        return (
+            f"{AUDITED} is NOT TOLD ({', '.join(audit['untold'])}): nothing failed, but that is no proof; "
+            f"{command} says why."
+        )
+    return None
 
 
 def random_networks(seeds: Sequence[Results]) -> list[str]:

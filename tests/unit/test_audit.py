@@ -14,14 +14,15 @@ from support.scan_files import tissue, write_scans
 from kimiajax import paper
 from kimiajax.cli.main import main
 from kimiajax.data.audit import near_duplicates
-from kimiajax.data.audit.audit import record_of, run_audit
-from kimiajax.data.audit.checks import FAILED, NOTE, PASSED, UNTOLD, check_exact
+from kimiajax.data.audit.audit import NOT_TOLD, TRUSTED, record_of, run_audit
+from kimiajax.data.audit.checks import FAILED, NOT_APPLICABLE, NOTE, PASSED, UNTOLD, check_exact
 from kimiajax.data.audit.copy_detection import CopyFinder
+from kimiajax.data.audit.labels import looks_of
 from kimiajax.data.audit.near_duplicates import THUMBNAIL, near_pairs
 from kimiajax.data.export import export_patches
 from kimiajax.data.manifest import Manifest, Patch
 from kimiajax.data.open_scans import open_scans
-from kimiajax.data.patch_arrays import read_patches
+from kimiajax.data.patch_arrays import Patches, read_patches
 from kimiajax.data.patches import cut_patches
 from kimiajax.data.resize import resize
 from kimiajax.data.sources.synthetic import write_synthetic_scans
@@ -53,7 +54,8 @@ def test_sound_data_pass_and_every_check_says_so(sound):
     notes = {"official digest", "test patches per scan", "training patches"}
     assert {name for name, verdict in by_name.items() if verdict == NOTE} == notes
     assert {verdict for name, verdict in by_name.items() if name not in notes} == {PASSED}
-    assert len(by_name) == 13
+    assert len(by_name) == 16
+    assert audit.verdict == TRUSTED
 
 
 def first_of(file, scan):
@@ -157,7 +159,7 @@ def near_copy(change):
 
 
 COPIES, EXACT, NEAR = "copies of test patches in the scans", "exact duplicates", "near duplicates"
-WHITENED, CONSTANT, TARGETS = "whitened places", "constant regions", "targets"
+WHITENED, CONSTANT, TARGETS, DARK = "whitened places", "constant regions", "targets", "dark and flat patches"
 # What each fault must fail, and what else it may, as it covers a whitened place or shows in more than one way.
 FAULTS = [
     (copy_a_test_patch(160, 160), {COPIES, EXACT, NEAR}, {WHITENED}),
@@ -166,7 +168,7 @@ FAULTS = [
     (refill, {COPIES, WHITENED}, {EXACT, NEAR}),
     (fill_with_other_tissue, {WHITENED}, set()),
     (zero_a_block, {CONSTANT}, set()),
-    (leave_a_chunk_out, {CONSTANT, "blank patches"}, {WHITENED}),
+    (leave_a_chunk_out, {CONSTANT}, {WHITENED}),
     (transpose_a_scan, {"orientation"}, set()),
     (turn_the_test_patches, {"orientation"}, set()),
     (exchange_two_targets, {TARGETS}, set()),
@@ -174,7 +176,7 @@ FAULTS = [
     (shift_targets(24), {"layout"}, set()),
     (repeat_a_test_patch, {EXACT, TARGETS}, set()),
     (blank_a_test_patch, {"blank patches", CONSTANT}, set()),
-    (zero_half_a_test_patch, {CONSTANT}, {TARGETS}),
+    (zero_half_a_test_patch, {CONSTANT, DARK}, {TARGETS}),
     (near_copy(lambda picture: picture.filter(ImageFilter.GaussianBlur(0.4))), {NEAR}, {COPIES, WHITENED}),
     (near_copy(lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), {NEAR}, {WHITENED}),
     (near_copy(lambda picture: picture.point(lambda gray: gray * 0.9 + 9)), {NEAR}, {WHITENED}),
@@ -202,16 +204,16 @@ def test_a_manifest_that_takes_a_whitened_place_for_training_fails_alone(scans, 
     assert audit.failed == ["training patches over whitened places"]
     with open_scans(scans) as source:
         planted, manifest = (read_patches(source, m, 8).manifest for m in (planted, manifest))
-        assert record_of(source, planted, tmp_path)["failed"] == audit.failed
+        assert record_of(source.identity, planted, tmp_path)["failed"] == audit.failed
     verdicts(scans, cache=tmp_path)
     with open_scans(scans) as source:
         some = replace(manifest, patches=manifest.patches[::2])
-        assert record_of(source, some, tmp_path)["failed"] == [], "one of all patches speaks for some of them"
-        assert record_of(source, planted, tmp_path)["failed"] == audit.failed
+        assert record_of(source.identity, some, tmp_path)["failed"] == [], "one of all patches speaks for some of them"
+        assert record_of(source.identity, planted, tmp_path)["failed"] == audit.failed
     shutil.rmtree(tmp_path / "audits")
     verdicts(scans, cache=tmp_path)
     with open_scans(scans) as source:
-        assert record_of(source, planted, tmp_path) is None, "the audit of all has not seen this one"
+        assert record_of(source.identity, planted, tmp_path) is None, "the audit of all has not seen this one"
 
 
 def test_what_is_wrong_with_the_data_marks_patches_that_no_audit_has_seen(scans, tmp_path):
@@ -222,7 +224,7 @@ def test_what_is_wrong_with_the_data_marks_patches_that_no_audit_has_seen(scans,
     half = replace(manifest, patches=manifest.patches[::2])
     verdicts(scans, manifest=half, cache=tmp_path)
     with open_scans(scans) as source:
-        assert record_of(source, manifest, tmp_path)["failed"] == ["constant regions"]
+        assert record_of(source.identity, manifest, tmp_path)["failed"] == ["constant regions"]
 
 
 def test_a_manifest_of_other_scans_is_no_fault_of_the_data(scans, tmp_path):
@@ -278,10 +280,10 @@ def test_cells_of_a_few_pixels_that_are_equal_are_no_hole(tmp_path, rng):
     assert by_name["constant regions"] == PASSED
     path = write_scans(tmp_path / "b.h5", [np.full((64, 64), 100, np.uint8)], patches=tissue(rng, 16, 16)[None])
     by_name = {check.name: check.verdict for check in run_audit(path).checks}
-    assert by_name["constant regions"] == UNTOLD
+    assert by_name["constant regions"] == NOT_APPLICABLE
 
 
-def test_whitened_places_that_overlap_cannot_be_told(tmp_path, rng):
+def test_whitened_places_that_overlap_are_noted_and_copies_decide(tmp_path, rng):
     scan, test = tissue(rng, 400, 400), []
     for row, col in ((40, 50), (90, 100), (250, 250)):
         test.append(scan[row : row + 80, col : col + 80].copy())
@@ -289,7 +291,7 @@ def test_whitened_places_that_overlap_cannot_be_told(tmp_path, rng):
         scan[row : row + 80, col : col + 80] = 255
     path = write_scans(tmp_path / "a.h5", [scan], patches=np.stack(test), targets=np.zeros(3, int))
     by_name = {check.name: check.verdict for check in run_audit(path).checks}
-    assert by_name["whitened places"] == UNTOLD
+    assert by_name["whitened places"] == NOTE
 
 
 def rim_of_tissue(rng):
@@ -358,14 +360,14 @@ def test_a_part_that_cannot_be_read_fails_by_name(scans):
     assert "cannot read /scan1/data" in audit.checks[-1].detail
 
 
-def test_glass_as_white_as_whitened_places_cannot_be_told_and_copies_decide(scans):
+def test_glass_as_white_as_whitened_places_is_noted_and_copies_decide(scans):
     with h5py.File(scans, "r+") as file:
         for number in range(4):
             scan = file[f"scan{number}/data"][...]
             scan[:, :100] = 255
             file[f"scan{number}/data"][...] = scan
     _, by_name = verdicts(scans)
-    assert by_name["whitened places"] in (UNTOLD, NOTE)
+    assert by_name["whitened places"] == NOTE
     assert by_name["copies of test patches in the scans"] == PASSED
 
 
@@ -420,9 +422,9 @@ def test_the_command_ends_in_a_table_a_record_and_a_status_and_marks_later_resul
     assert main([*audit, "--patch-size", str(SIZE)]) == 0
     assert "PASSED: no check failed." in capsys.readouterr().out
     record = json.loads((out / "audit.json").read_text())
-    assert (record["verdict"], record["failed"], len(record["checks"])) == ("passed", [], 13)
+    assert (record["verdict"], record["failed"], len(record["checks"])) == ("PASSED", [], 16)
     summary, failed = marked()
-    assert (summary["verdict"], failed) == ("passed", False)
+    assert (summary["verdict"], failed) == ("PASSED", False)
 
     with h5py.File(scans, "r+") as file:
         zero_a_block(file, scans)
@@ -431,6 +433,120 @@ def test_the_command_ends_in_a_table_a_record_and_a_status_and_marks_later_resul
     assert "FAILED: constant regions" in capsys.readouterr().out
     summary, failed = marked()
     assert (summary["failed"], failed) == (["constant regions"], True)
+
+
+def test_labels_that_are_all_wrong_fail_in_a_file_of_two_scans(tmp_path):
+    path = tmp_path / "two.h5"
+    write_synthetic_scans(path, num_scans=2, patch_size=SIZE, grid=(5, 5), test_patches=(3, 3), seed=9)
+    assert verdicts(path)[1][TARGETS] == PASSED
+    with h5py.File(path, "r+") as file:
+        file["test_data/targets"][...] = 1 - file["test_data/targets"][...]
+    assert verdicts(path)[0].failed == [TARGETS]
+
+
+CLASSES = ("breast", "colon", "liver")
+DARKER = {"breast": 0, "colon": 40, "liver": 80}  # gray levels
+
+
+def classes_of_patches(path, rng, *, train=20, test=4, label=lambda name, k: name, draw=None):
+    """A folder of patches whose classes are of different brightness; `label` names the class that each is put in."""
+    for split, count in (("train", train), ("test", test)):
+        for number, name in enumerate(CLASSES):
+            for k in range(count):
+                into = path / split / f"s{CLASSES.index(label(name, k) if split == 'test' else name)}"
+                into.mkdir(parents=True, exist_ok=True)
+                pixels = (draw or tissue_of)(rng, name, split, k)
+                Image.fromarray(pixels).save(into / f"{number}_{k}.png")
+    return path
+
+
+def tissue_of(rng, name, *_):
+    return (np.clip(20 * gaussian_filter(rng.normal(size=(64, 64)), 1) * 4, -60, 60) + 180 - DARKER[name]).astype(
+        np.uint8
+    )
+
+
+def found(path, name, **options):
+    audit = run_audit(path, **options)
+    return audit.verdict, next(check for check in audit.checks if check.name == name)
+
+
+def test_labels_of_patches_are_told_by_what_they_look_like(tmp_path, rng):
+    verdict, check = found(classes_of_patches(tmp_path / "right", rng), "labels")
+    assert (verdict, check.verdict) == (TRUSTED, PASSED)
+    assert "12 of 12 test patches" in check.detail
+
+    def next_class(name, _):
+        return CLASSES[(CLASSES.index(name) + 1) % 3]
+
+    verdict, check = found(classes_of_patches(tmp_path / "round", rng, label=next_class), "labels")
+    assert (verdict, check.verdict) == (NOT_TOLD, UNTOLD)
+    assert check.findings[0] == {"those of": "s0", "look like": "s2"}
+
+    mixed = classes_of_patches(tmp_path / "mixed", rng, label=lambda _, k: CLASSES[k % 3])
+    assert found(mixed, "labels")[0] == NOT_TOLD
+
+    few = classes_of_patches(tmp_path / "few", rng, test=1)
+    verdict, check = found(few, "labels")
+    assert verdict == NOT_TOLD
+    assert "3 of 3 test patches" in check.detail
+    assert "may be chance" in check.detail
+
+
+def test_labels_are_told_among_all_patches_where_none_are_held_out(tmp_path, rng):
+    pictures = np.concatenate([np.full((20, 64, 64), gray) + rng.integers(0, 9, (20, 64, 64)) for gray in (60, 150)])
+    kinds = np.repeat([0, 1], 20)
+
+    def looks(labels):
+        patches = tuple(Patch(f"train/s{k}/{n}", int(k), "train") for n, k in enumerate(labels))
+        test = Patch("test/s0/x", 0, "test")
+        whole = Manifest((*patches, test), 64, 2)
+        return looks_of(Patches(whole, pictures.astype(np.uint8), pictures[:1].astype(np.uint8)), apart=False)
+
+    assert looks(kinds).agree == looks(kinds).asked == 41
+    assert looks(kinds).chance < 1e-9
+    assert looks(rng.permutation(kinds)).chance > 1e-3
+
+
+def test_a_cut_is_dark_where_its_padding_is_and_the_audit_fails_for_it(tmp_path, rng):
+    def padded(rng, name, split, k):
+        pixels = tissue_of(rng, name)
+        if (name, split, k) == ("colon", "test", 2):
+            pixels[:, 50:] = rng.integers(0, 26, (64, 14))
+        return pixels
+
+    verdict, check = found(classes_of_patches(tmp_path / "a", rng, draw=padded), DARK)
+    assert (verdict, check.findings) == (FAILED, [{"patch": "test/s1/1_2", "dark": 0.125}])
+
+
+@pytest.mark.parametrize(("blurred", "verdict"), [(0, PASSED), (1, NOTE), (8, UNTOLD)])
+def test_patches_unlike_the_rest_are_named_and_many_of_them_leave_the_audit_untold(tmp_path, rng, blurred, verdict):
+    def some(rng, name, split, k):
+        pixels = tissue_of(rng, name)
+        if (name, split) == ("liver", "train") and k < blurred:
+            return gaussian_filter(pixels, 5)
+        return pixels
+
+    of_audit, check = found(classes_of_patches(tmp_path / "a", rng, draw=some), "patches unlike the rest")
+    assert (check.verdict, len(check.findings)) == (verdict, blurred)
+    assert of_audit == (NOT_TOLD if verdict == UNTOLD else TRUSTED)
+    assert ("train/s2/2_0" in check.findings) == (blurred > 0)
+
+
+def test_an_audit_that_is_not_told_ends_well_and_keeps_the_caution(tmp_path, rng, capsys):
+    cache = ["--cache", str(tmp_path / "cache")]
+    folder = classes_of_patches(tmp_path / "few", rng, train=3, test=1)
+    run = str(tmp_path / "run")
+    assert main(["table", "quick", "--scans", str(folder), *cache, "--out", run, "--rows", "floor_histogram"]) == 0
+    assert "Not audited:" in capsys.readouterr().out
+    assert main(["data", "audit", "--scans", str(folder), *cache, "--out", str(tmp_path / "out")]) == 0
+    assert "NOT TOLD: no check failed, and these could not tell: labels." in capsys.readouterr().out
+    assert main(["report", run, "--format", "markdown", *cache]) == 0
+    told = capsys.readouterr().out
+    assert "The audit of these data is NOT TOLD (labels)" in told, "the audit came after the run"
+    assert "Not audited" not in told
+    assert main(["report", run, "--format", "markdown", "--cache", str(tmp_path / "other")]) == 0
+    assert "Not audited" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,15 @@
 """Whether data can be trusted: that they are what they are said to be, whole, and that no test patch leaks.
 
-An audit is a list of checks. Each passes, fails, notes something, or cannot tell; what cannot be told fails nothing,
-and says so. The record is kept in the cache as well, where `kimiajax table` finds it by the files' identity: whatever
-is computed from data whose audit failed is marked.
+An audit is a list of checks. Each passes, fails, notes something, does not apply, or cannot tell. One that fails makes
+the audit FAILED; else one that cannot tell makes it NOT TOLD; else it is PASSED. The record is kept in the cache as
+well, where tables and reports find it by the files' identity, or by the patches: whatever is computed from data whose
+audit did not pass says so.
 """
 
 import contextlib
 import datetime
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 from kimiajax import __version__
 from kimiajax.data.audit import checks
 from kimiajax.data.audit.alignment import fit_places
-from kimiajax.data.audit.checks import FAILED, PASSED, Check
+from kimiajax.data.audit.checks import FAILED, UNTOLD, Check
+from kimiajax.data.audit.content import check_dark, check_unlike
 from kimiajax.data.audit.copy_detection import CopyFinder
+from kimiajax.data.audit.labels import check_labels, check_orientation, check_targets
 from kimiajax.data.audit.near_duplicates import THUMBNAIL
-from kimiajax.data.manifest import SPLITS, Manifest, Split
+from kimiajax.data.manifest import SPLITS, Manifest, Split, left_out_of
 from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patch_arrays import check_of, read_patches
 from kimiajax.data.patches import Rules, cut_patches, key_of, survey
@@ -31,20 +34,34 @@ from kimiajax.io.cache import keep_file
 from kimiajax.runtime.progress import Silent
 from kimiajax.text import text_of
 
-FORMAT = 1
+FORMAT = 2  # 1 had neither content nor labels, and took what cannot be told for passed
 BAD_DATA = (FAILED, "data")
-Covers = dict[Split, list[str | None]]  # digests of the patches that an audit speaks for
+TRUSTED, NOT_TOLD = "PASSED", "NOT TOLD"  # verdicts of an audit, beside FAILED
+
+
+@dataclass
+class Seen:
+    """What an audit speaks for.
+
+    Attributes:
+        digests: of the patches, by split.
+        left_out: the places that were left out as dark or flat, in words.
+    """
+
+    digests: dict[Split, list[str | None]]
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The record of an audit."""
+    """The record of an audit; `left_out` says which places were left out as dark or flat."""
 
     path: str
     checks: list[Check]
     identity: str | None = None
     manifest_sha256: str | None = None
     official: bool = False
+    left_out: str = ""
 
     @property
     def failed(self) -> list[str]:
@@ -52,8 +69,13 @@ class Audit:
         return [check.name for check in self.checks if check.verdict == FAILED]
 
     @property
+    def untold(self) -> list[str]:
+        """Names of the checks that could not tell."""
+        return [check.name for check in self.checks if check.verdict == UNTOLD]
+
+    @property
     def verdict(self) -> str:
-        return FAILED if self.failed else PASSED
+        return verdict_of(self.failed, self.untold)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of `audit.json`."""
@@ -67,38 +89,53 @@ class Audit:
             "given_as_official": self.official,
             "verdict": self.verdict,
             "failed": self.failed,
+            "untold": self.untold,
+            "left_out": self.left_out,
             "checks": [asdict(check) for check in self.checks],
         }
 
 
-def record_of(source: Source, manifest: Manifest, cache: Path | None) -> dict[str, Any] | None:
-    """What audits of these very files say of a manifest's patches: verdict, failed checks, date and version.
+def verdict_of(failed: Sequence[str], untold: Sequence[str]) -> str:
+    """What checks come to, by those that failed and those that could not tell."""
+    return FAILED if failed else NOT_TOLD if untold else TRUSTED
+
+
+def record_of(identity: str | None, manifest: Manifest, cache: Path | None) -> dict[str, Any] | None:
+    """What audits say of a manifest's patches: verdict, checks that failed or could not tell, date and version.
 
     What failed of the data as such holds for all patches. Beyond that an audit speaks for patches that it has seen,
-    each in its split and with the same pixels. None where no audit has.
+    each in its split and with the same pixels. None where no audit has. Of several, the one with the fewest failures
+    speaks, since others may fail for patches that are not used here, and of these the newest.
+
+    Args:
+        identity: of the source, so that only audits of these very files are asked; None asks all that saw the patches.
+        manifest: the patches.
+        cache: the folder in which audits are kept.
     """
-    records = list(_records(source, cache))
+    records = list(_records(identity, manifest.patch_size, cache))
     used = {split: {patch.sha256 for patch in manifest.split(split)} for split in SPLITS}
     seen = [r for r in records if all(used[split] <= set(r["covers"][split]) for split in SPLITS)]
-    failed = {check["name"] for r in records for check in r["checks"] if (check["verdict"], check["of"]) == BAD_DATA}
+    of_data = records if identity is not None else seen
+    failed = {check["name"] for r in of_data for check in r["checks"] if (check["verdict"], check["of"]) == BAD_DATA}
     if not seen and not failed:
         return None
-    best = min(seen or records, key=lambda record: len(record["failed"]))  # others may fail for patches not used here
+    newest = sorted(seen or records, key=lambda record: record["date"], reverse=True)
+    best = min(newest, key=lambda record: len(record["failed"]))
     failed |= set(best["failed"] if seen else ())
-    verdict = FAILED if failed else PASSED
-    return {"verdict": verdict, "failed": sorted(failed), "date": best["date"], "kimiajax": best["kimiajax"]}
+    untold = best["untold"] if seen else []
+    told = {"verdict": verdict_of(sorted(failed), untold), "failed": sorted(failed), "untold": untold}
+    return {**told, "date": best["date"], "kimiajax": best["kimiajax"]}
 
 
-def _records(source: Source, cache: Path | None) -> Iterator[dict[str, Any]]:
-    folder = None if cache is None else cache / "audits" / _name(source)
-    if folder is not None and folder.is_dir():
-        for path in folder.glob("*.json"):
-            with contextlib.suppress(OSError, ValueError):
-                yield json.loads(path.read_text(encoding="utf-8"))
+def _records(identity: str | None, patch_size: int, cache: Path | None) -> Iterator[dict[str, Any]]:
+    folder = "*" if identity is None else _name(identity, patch_size)
+    for path in [] if cache is None else sorted(cache.glob(f"audits/{folder}/*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            yield json.loads(path.read_text(encoding="utf-8"))
 
 
-def _name(source: Source) -> str:
-    return key_of("audit", FORMAT, source.identity, source.patch_size)
+def _name(identity: str, patch_size: int) -> str:
+    return key_of("audit", FORMAT, identity, patch_size)
 
 
 def run_audit(
@@ -136,50 +173,62 @@ def run_audit(
         if manifest is not None:
             check_of(source, manifest)
         found = [checks.check_layout(source)]
-        covers: Covers = {split: [] for split in SPLITS}
+        seen = Seen({split: [] for split in SPLITS})
         try:
-            for check in _checks(source, manifest, official, covers, progress):
+            for check in _checks(source, manifest, official, seen, progress):
                 progress.say(f"{check.name}: {check.verdict}")
                 found.append(check)
         except UserError as error:
             found.append(Check("reading", FAILED, str(error)))
-        audit = Audit(text_of(path), found, source.identity, manifest and manifest.sha256, official)
-        content = json.dumps({**audit.as_dict(), "covers": covers}).encode()
-        keep_file(cache, f"audits/{_name(source)}", f"{audit.manifest_sha256 or 'all'}.json", content)
+        audit = Audit(text_of(path), found, source.identity, manifest and manifest.sha256, official, seen.left_out)
+        content = json.dumps({**audit.as_dict(), "covers": seen.digests}).encode()
+        keep_file(
+            cache,
+            f"audits/{_name(source.identity, source.patch_size)}",
+            f"{audit.manifest_sha256 or 'all'}.json",
+            content,
+        )
     return audit
 
 
-def _checks(
-    source: Source, manifest: Manifest | None, official: bool, covers: Covers, progress: Silent
-) -> Iterator[Check]:
+def _checks(source: Source, manifest: Manifest | None, official: bool, seen: Seen, progress: Silent) -> Iterator[Check]:
     yield checks.check_digest(source, official, progress)
     yield checks.check_counts(source, official)
     if not isinstance(source, Gridded):
         manifest = manifest or cut_patches(source, Rules(test_patches_per_scan=1))
-        yield from _check_patches(source, manifest, covers, progress)
+        yield from _check_patches(source, manifest, seen, progress)
         return
+    rims = None
     finder = CopyFinder(source.read_test_patch, len(source.targets)) if isinstance(source, Scans) else None
     inspect = None if finder is None else finder.inspect
     surveys = survey(source, [Rules.background], inspect=inspect, track=progress.track)
     yield checks.check_constant(source, surveys)
     if isinstance(source, Scans) and finder is not None:
         fits = fit_places(source, surveys, source.read_test_patch, source.targets)
-        yield checks.check_targets(source, fits)
-        yield checks.check_orientation(source, fits)
+        rims = check_targets(source, fits)
+        yield rims
+        yield check_orientation(source, fits)
         yield checks.check_whitened(source, surveys)
         yield checks.check_copies(source, finder.copies(source), finder.blind)
     manifest = manifest or cut_patches(source, Rules(test_patches_per_scan=1), surveys=surveys)
     if source.whitens:
         yield checks.check_overlap(source, manifest, surveys)
-    yield from _check_patches(source, manifest, covers, progress)
+    yield from _check_patches(source, manifest, seen, progress, rims)
 
 
-def _check_patches(source: Source, manifest: Manifest, covers: Covers, progress: Silent) -> Iterator[Check]:
-    """What is asked of the patches themselves, wherever they come from."""
+def _check_patches(
+    source: Source, manifest: Manifest, seen: Seen, progress: Silent, rims: Check | None = None
+) -> Iterator[Check]:
+    """What is asked of the patches themselves, wherever they come from; `rims` as of `check_labels`."""
     patches = read_patches(source, manifest, THUMBNAIL, "box", track=progress.track, with_holes=True)
     for split in SPLITS:
-        covers[split] += [patch.sha256 for patch in patches.manifest.split(split)]
+        seen.digests[split] += [patch.sha256 for patch in patches.manifest.split(split)]
+    seen.left_out = left_out_of(patches.manifest.about)
     yield checks.check_training_counts(source, patches.manifest)
     yield checks.check_blank(source, patches)
+    yield check_dark(patches)
+    yield check_unlike(patches)
+    if not isinstance(source, Gridded) or isinstance(source, Scans):  # a slide's patches are its own
+        yield check_labels(patches, source, rims)
     yield checks.check_exact(patches.manifest)
     yield checks.check_near(patches)

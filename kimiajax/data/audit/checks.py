@@ -7,13 +7,12 @@ import numpy as np
 
 from kimiajax import paper
 from kimiajax.data.audit import near_duplicates
-from kimiajax.data.audit.alignment import ORIENTATIONS, Fits
 from kimiajax.data.audit.copy_detection import Copy
 from kimiajax.data.manifest import SPLITS, Manifest, Patch
 from kimiajax.data.patch_arrays import Patches
 from kimiajax.data.patches import WHITENED_TOLERANCE, Rules
 from kimiajax.data.sources.scan_file import Scans
-from kimiajax.data.sources.source import SMALLEST_HOLE, Gridded, Source
+from kimiajax.data.sources.source import DARK, SMALLEST_HOLE, Gridded, Source
 from kimiajax.data.survey import CELLS, WHITE, Survey, cell_edges, in_threads
 from kimiajax.data.tfds.source import Prepared
 from kimiajax.errors import UserError
@@ -21,8 +20,6 @@ from kimiajax.io.files import md5_file
 from kimiajax.runtime.progress import Silent
 
 PASSED, FAILED, NOTE, UNTOLD, NOT_APPLICABLE = "passed", "FAILED", "note", "cannot be told", "not applicable"
-FIT = 0.1  # by so much must a patch fit elsewhere better, in correlation, than where it is said to belong
-SIGMAS = 5.0  # and by so many standard deviations better than patches of other scans fit
 GROUP = 20  # patches named of a group with the same pixels
 SHOWN = 5  # findings named in a line; the record holds them all
 
@@ -44,7 +41,7 @@ def check_layout(source: Source) -> Check:
     return Check("layout", PASSED, f"a {source.kind} with {len(source)} scans, patches of {size} x {size} pixels")
 
 
-def _some(names: list[Any]) -> str:
+def some(names: list[Any]) -> str:
     rest = len(names) - SHOWN
     return ", ".join(map(str, names[:SHOWN])) + (f" and {rest} more" if rest > 0 else "")
 
@@ -77,7 +74,7 @@ def check_counts(source: Source, official: bool) -> Check:
     counts = [sum(patch.scan == scan for patch in test) for scan in range(len(source))]
     without = [source.names[scan] for scan, count in enumerate(counts) if not count]
     if without:
-        return Check(name, FAILED, f"{_some(without)} have no test patch", counts)
+        return Check(name, FAILED, f"{some(without)} have no test patch", counts)
     if tuple(counts) == paper.TEST_PATCHES_PER_SCAN:
         return Check(name, PASSED, f"{sum(counts):,} in {len(counts)} scans, as published of Kimia Path24", counts)
     detail = f"{sum(counts):,} in {len(counts)} scans; Kimia Path24 has {paper.TEST_PATCHES:,} in {paper.NUM_SCANS}"
@@ -100,9 +97,11 @@ def check_constant(source: Gridded, surveys: list[Survey]) -> Check:
     if isinstance(source, Scans):
         findings += [{"dataset": name, "chunks never written": n} for name, n in source.unwritten().items()]
     edge, large = source.patch_size // CELLS, source.patch_size >= SMALLEST_HOLE
+    least = 0 if isinstance(source, Scans) else DARK + 1  # what a scanner leaves dark, rules leave out
     for scan, survey in enumerate(surveys if large else []):
         whole = [np.diff(cell_edges(length, survey.size)) >= edge for length in survey.shape]
         flat = (survey.least == survey.greatest) & (survey.least < Rules.background) & np.outer(*whole)
+        flat &= survey.least >= least
         for value in np.unique(survey.least[flat]).tolist():
             at = np.argwhere(flat & (survey.least == value))
             row, col = (at[0] * survey.size // CELLS).tolist()
@@ -113,11 +112,12 @@ def check_constant(source: Gridded, surveys: list[Survey]) -> Check:
         findings += [{"test patch": k, "cells": count} for k, count in enumerate(holes) if count]
     if not findings and not large:
         detail = f"patches of {source.patch_size} pixels are too small: a few equal pixels are no hole"
-        return Check("constant regions", UNTOLD, detail)
+        return Check("constant regions", NOT_APPLICABLE, detail)
     if not findings:
-        detail = f"no cell of {edge} x {edge} pixels has one gray value under {Rules.background}, no chunk is left out"
+        grays = f"from {least} to {Rules.background - 1}"
+        detail = f"no cell of {edge} x {edge} pixels has one gray value {grays}, no chunk is left out"
         return Check("constant regions", PASSED, detail)
-    return Check("constant regions", FAILED, f"holes in the data: {_some([_line(f) for f in findings])}", findings)
+    return Check("constant regions", FAILED, f"holes in the data: {some([line(f) for f in findings])}", findings)
 
 
 def _holes(patch: np.ndarray, edge: int) -> int:
@@ -128,58 +128,8 @@ def _holes(patch: np.ndarray, edge: int) -> int:
     return int(np.count_nonzero((least == cells.max(axis=(1, 3))) & (least < Rules.background)))
 
 
-def _line(finding: dict[str, Any]) -> str:
+def line(finding: dict[str, Any]) -> str:
     return " ".join(f"{key} {value}" for key, value in finding.items())
-
-
-def _threshold(fits: Fits, targets: np.ndarray) -> float:
-    """What correlation the rims of strange patches do not reach; a few that do belong there change it little."""
-    others = np.ones_like(fits.upright, bool)
-    others[np.arange(len(targets)), targets] = False
-    strange = fits.upright[others & np.isfinite(fits.upright)]
-    if not len(strange):
-        return 1.0
-    middle = float(np.median(strange))
-    return middle + SIGMAS * 1.4826 * float(np.median(np.abs(strange - middle)))
-
-
-def check_targets(source: Scans, fits: Fits) -> Check:
-    """Whether each test patch continues its own scan's tissue and no other's."""
-    name, targets = "targets", source.targets
-    upright = np.nan_to_num(fits.upright, nan=-1)
-    own = np.maximum(upright[np.arange(len(targets)), targets], np.nan_to_num(fits.turned, nan=-1).max(axis=1))
-    level, best = _threshold(fits, targets), upright.argmax(axis=1)
-    strays = np.flatnonzero((upright.max(axis=1) > np.maximum(own + FIT, level)) & (best != targets))
-    findings = [
-        {"test_patch": int(k), "target": source.names[targets[k]], "fits": source.names[best[k]]} for k in strays
-    ]
-    if findings:
-        detail = f"{len(findings)} test patches continue another scan's tissue: {_some([_line(f) for f in findings])}"
-        return Check(name, FAILED, detail, findings)
-    return _told(name, source, own > level, "continue the tissue around a whitened place of the scan that they name")
-
-
-def check_orientation(source: Scans, fits: Fits) -> Check:
-    """Whether the test patches of each scan are the same way up as the scan is."""
-    name, targets = "orientation", source.targets
-    level, turned = _threshold(fits, targets), np.nan_to_num(fits.turned, nan=-1)
-    findings = []
-    for scan in np.unique(targets).tolist():
-        mean = turned[targets == scan].mean(axis=0)
-        if mean.argmax() and mean.max() > mean[0] + FIT and mean.max() > level:
-            findings.append({"scan": source.names[scan], "its patches are": ORIENTATIONS[int(mean.argmax())]})
-    if findings:
-        return Check(name, FAILED, f"scan and test patches differ: {_some([_line(f) for f in findings])}", findings)
-    upright = turned[:, 0]
-    return _told(name, source, (upright > level) & (upright >= turned.max(axis=1)), "are the same way up as their scan")
-
-
-def _told(name: str, source: Scans, told: np.ndarray, what: str) -> Check:
-    untold = [int(k) for k in np.flatnonzero(~told)]
-    detail = f"{told.sum():,} of {len(told):,} test patches {what}"
-    if untold:
-        detail += f"; of {len(untold)} it cannot be told"
-    return Check(name, PASSED if told.mean() > 0.5 else UNTOLD, detail, untold)
 
 
 def check_whitened(source: Scans, surveys: list[Survey]) -> Check:
@@ -199,12 +149,12 @@ def check_whitened(source: Scans, surveys: list[Survey]) -> Check:
         scan for scan, (have, wanted) in enumerate(zip(found, counts)) if have < wanted and not white_glass[scan]
     ]
     if lacking:
-        lines = [_line(f) for f in findings if f["scan"] in {source.names[scan] for scan in lacking}]
-        return Check(name, FAILED, f"fewer than test patches: {_some(lines)}", findings)
+        lines = [line(f) for f in findings if f["scan"] in {source.names[scan] for scan in lacking}]
+        return Check(name, FAILED, f"fewer than test patches: {some(lines)}", findings)
     if any(white_glass):
         detail = f"places overlap, or glass is as white, in {sum(white_glass)} scans; there copies decide"
-        return Check(name, UNTOLD, detail, findings)
-    return Check(name, NOTE, f"more than test patches: {_some([_line(f) for f in findings])}", findings)
+        return Check(name, NOTE, detail, findings)
+    return Check(name, NOTE, f"more than test patches: {some([line(f) for f in findings])}", findings)
 
 
 def _apart(survey: Survey) -> list[tuple[int, int]]:
@@ -241,11 +191,11 @@ def check_copies(source: Scans, copies: list[Copy], blind: list[int]) -> Check:
     name = "copies of test patches in the scans"
     findings = [{**asdict(copy), "scan": source.names[copy.scan], "share": round(copy.share, 4)} for copy in copies]
     if findings:
-        return Check(name, FAILED, f"{len(findings)}: {_some([_line(f) for f in findings])}", findings)
+        return Check(name, FAILED, f"{len(findings)}: {some([line(f) for f in findings])}", findings)
     searched = len(source.targets) - len(blind)
     detail = f"none of {searched:,}, looked for at every pixel of every scan"
     if blind:
-        detail += f"; {len(blind)} are too uniform to be looked for: {_some(blind)}"
+        detail += f"; {len(blind)} are too uniform to be looked for: {some(blind)}"
     return Check(name, PASSED if searched else UNTOLD, detail, blind)
 
 
@@ -262,7 +212,7 @@ def check_overlap(source: Gridded, manifest: Manifest, surveys: list[Survey]) ->
             findings.append({"patch": patch.patch_id, "share": round(float(shared), 4)})
     name = "training patches over whitened places"
     if findings:
-        detail = f"{len(findings)}: {_some([_line(f) for f in findings])}"
+        detail = f"{len(findings)}: {some([line(f) for f in findings])}"
         return Check(name, FAILED, detail, findings, of="patches")
     left_out = sum(int((survey.overlap() > WHITENED_TOLERANCE).sum()) for survey in surveys)
     return Check(name, PASSED, f"none; {left_out:,} places of the grid were left out for that", of="patches")
@@ -276,7 +226,7 @@ def check_blank(source: Source, patches: Patches) -> Check:
         doubtful = (patch for patch, is_flat in zip(patches.manifest.split(split), flat) if is_flat)
         blank += [patch.patch_id for patch in doubtful if np.ptp(source.read_patch(patch)) == 0]
     if blank:
-        detail = f"{len(blank)} have one gray value only: {_some(blank)}"
+        detail = f"{len(blank)} have one gray value only: {some(blank)}"
         return Check("blank patches", FAILED, detail, blank, of="patches")
     return Check("blank patches", PASSED, "none", of="patches")
 
@@ -291,7 +241,7 @@ def check_exact(manifest: Manifest) -> Check:
     ):
         if severed:
             told = [" = ".join(patch.patch_id for patch in _ends(group)) for group in severed]
-            return Check(name, FAILED, f"{what}: {_some(told)}", findings, of="patches")
+            return Check(name, FAILED, f"{what}: {some(told)}", findings, of="patches")
     if groups:
         detail = f"none across training and test; {len(groups)} groups within one scan and split"
         return Check(name, NOTE, detail, findings, of="patches")
@@ -316,5 +266,5 @@ def check_near(patches: Patches) -> Check:
     ]
     if findings:
         told = [f"{finding['first']} = {finding['second']}" for finding in findings]
-        return Check(name, FAILED, f"in training and test: {_some(told)}", findings, of="patches")
+        return Check(name, FAILED, f"in training and test: {some(told)}", findings, of="patches")
     return Check(name, PASSED, "none across training and test, also turned or mirrored", of="patches")
