@@ -28,7 +28,7 @@ BT601, FULL_RANGE = (0.299, 0.587, 0.114), (0, 255, 128, 255, 128, 255)  # which
 COPIED = (
     *(tags.WIDTH, tags.HEIGHT, tags.BITS, tags.COMPRESSION, tags.COLOURS, tags.STRIPS, tags.ORIENTATION, tags.SAMPLES),
     *(tags.ROWS, tags.STRIP_SIZES, tags.PREDICTOR, tags.TABLE, tags.TILE_WIDTH, tags.TILE_HEIGHT, tags.TILES),
-    *(tags.TILE_SIZES, tags.EXTRA, tags.SUBSAMPLING, tags.JPEG_TABLES),
+    *(tags.TILE_SIZES, tags.SUBSAMPLING, tags.JPEG_TABLES),
 )
 
 
@@ -173,7 +173,7 @@ def alone(page: Page) -> bytes:
     values = {tag: page.values(tag) for tag in COPIED if tag in page.places}
     if page.in_planes:
         values[tags.PLANES] = (2,)
-    if page.samples == 4 and tags.EXTRA not in values:  # RGB and what programs take for transparency
+    if page.samples in (2, 4):  # where nothing is transparent, kinds of transparency are one
         values[tags.EXTRA] = ALPHA[1:]
     return _file(page, values)
 
