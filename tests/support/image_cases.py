@@ -1,4 +1,4 @@
-"""Image files in the ways that programs write them, whole and damaged, each with what is right: its pixels, or a word."""
+"""Image files as programs write them, whole and damaged, each with what is right: its pixels, or words."""
 
 import io
 import struct

@@ -67,8 +67,8 @@ def page(pixels, colours, compression=RAW, *, tile=None, rows=None, planes=1, bi
         tile: height and width of a tile; without it, there are strips.
         rows: of a strip.
         bits: of a channel, below 8 for gray.
-        options: `more`, tags beside, or None to leave one out; `jpeg`, how JPEG is written; `tables`, whether its tables
-            lie apart; `below`, pages that this one lists; `parts`, which makes others of the strips or tiles.
+        options: `more`, other tags, or None to leave one out; `jpeg`, how JPEG is written; `tables`, whether its
+            tables lie apart; `below`, pages that this one lists; `parts`, which makes others of the strips or tiles.
     """
     pixels = np.atleast_3d(pixels)
     height, width, samples = pixels.shape
