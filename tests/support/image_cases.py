@@ -42,7 +42,7 @@ def wrong(case, path):
         if case.pixels is not None:
             return f"refused: {said}"
         missing = [word for word in (f"{path}: ", *case.words) if word not in said]
-        if (DAMAGED in said) != (FETCH in said):
+        if (FETCH in said) != (DAMAGED in said or FETCH in case.words):
             missing.append("the remedy")
         return f"{said!r} lacks {missing}" if missing else ""
     if case.pixels is None:
@@ -205,6 +205,12 @@ def damaged_tiffs():
         found[f"TIFF {name}, a plane is cut"] = Case(planes, **damage("strip 4 of 6 is cut"))
     found["TIFF, cut in its tags"] = Case(tiff(page(NOISE, 1))[:60], **damage("tags"))
     found["TIFF, its sizes missing"] = Case(tiff(page(NOISE, 1, rows=9, more={279: None})), **damage("0 of 5 strips"))
+    far = {256: (4, [50_000]), 257: (4, [50_000])}
+    for packing in (RAW, DEFLATE, JPEG):
+        content = tiff(page(SMOOTH, 1, packing, more=far))
+        found[f"TIFF, far too large, {packing}"] = Case(content, **refused("far larger than a patch", FETCH))
+        content = tiff(page(SMOOTH, 1, packing, tile=(48, 48), more={322: (4, [2**14]), 323: (4, [2**14])}))
+        found[f"TIFF, a tile far too large, {packing}"] = Case(content, **refused("far larger than a patch", FETCH))
     found["TIFF, no tags"] = Case(b"II*\0\0\0\0\0" + bytes(99), **damage("no page"))
     found["TIFF, tags outside"] = Case(b"II*\0\xff\xff\0\0" + bytes(99), **damage("outside the file"))
     return found
@@ -290,6 +296,9 @@ def pages():
         "a pyramid below": tiff(page(NOISE, 1, below=(reduced, page(NOISE[::4, ::4], 1, more=kind)))),
         "the picture below a thumbnail": tiff(page(small, 1, more=kind, below=(full,))),
         "a smaller copy alone": tiff(page(NOISE, 1, more=kind)),
+        "a smaller copy alone with its mask": tiff(
+            page(NOISE, 1, more=kind), page(seen, 4, bits=1, more={254: (4, [5])})
+        ),
         "a mask of everything": tiff(full, page(seen, 4, **mask)),
         "one picture of ImageJ": tiff(page(NOISE, 1, more=described("ImageJ=1.53t\nimages=1\nmin=0.0\n"))),
         "Aperio's pages": tiff(
@@ -316,7 +325,7 @@ def pages():
             content, **refused(f"holds {count} {PICTURES}; save one as a file of its own")
         )
     found["TIFF pages, a mask"] = Case(tiff(full, page(hidden, 4, **mask)), **refused("is transparent in places"))
-    found["TIFF pages, a mask alone"] = Case(tiff(page(seen, 4, **mask)), **damage("no page that is a picture"))
+    found["TIFF pages, a mask alone"] = Case(tiff(page(seen, 4, **mask)), **refused("holds masks and no picture"))
     return found
 
 

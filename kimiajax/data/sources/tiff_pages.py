@@ -147,11 +147,13 @@ def picture_in(content: bytes) -> tuple[Page, Page | None]:
     """
     pages = list(pages_of(content))
     masks = [page for page in pages if page.kind & OF_A_MASK]
-    full = [page for page in pages if not page.kind & (REDUCED | OF_A_MASK)] or [page for page in pages if not masks]
+    full = [page for page in pages if not page.kind & (REDUCED | OF_A_MASK)] or [
+        page for page in pages if page not in masks
+    ]
     if full and _description(full[0]).startswith("Aperio "):  # which marks neither thumbnail nor label
         full = full[:1]
     if not full:
-        raise OSError("it has no page that is a picture")
+        raise UnreadError("holds masks and no picture") if masks else OSError("it has no page")
     count = len(full) if len(full) > 1 else _planes_of(full[0])
     if count > 1:
         raise UnreadError(f"holds {count} pictures", ALONE)

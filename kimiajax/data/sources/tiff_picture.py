@@ -23,8 +23,10 @@ CHANNELS = {WHITE_IS_0: 1, BLACK_IS_0: 1, RGB: 3, PALETTE: 1, YCBCR: 3}  # of th
 OTHER_COLOURS = {4: "a mask", 5: "CMYK", 8: "CIELab", 9: "ICCLab", 10: "ITULab", 32844: "LogL", 32845: "LogLuv"}
 NUMBERS = {2: "signed integers", 3: "floating-point numbers", 4: "values of no stated kind", 5: "complex numbers"}
 ALPHA = (1, 2)  # kinds of a channel that says what is transparent
+MOST_PIXELS = 2**28 // 3  # of a page, and of a strip or tile of it, which decoders make room for
 ADOBE_RGB, ADOBE_YCBCR = 0, 1
 BT601, FULL_RANGE = (0.299, 0.587, 0.114), (0, 255, 128, 255, 128, 255)  # which decoders assume
+LEFT_ALONE = (tags.COMPRESSION, tags.PREDICTOR, tags.BITS, tags.JPEG_TABLES)  # of a strip that is read by itself
 COPIED = (
     *(tags.WIDTH, tags.HEIGHT, tags.BITS, tags.COMPRESSION, tags.COLOURS, tags.STRIPS, tags.ORIENTATION, tags.SAMPLES),
     *(tags.ROWS, tags.STRIP_SIZES, tags.PREDICTOR, tags.TABLE, tags.TILE_WIDTH, tags.TILE_HEIGHT, tags.TILES),
@@ -119,6 +121,10 @@ def stretches_of(page: Page) -> list[Stretch]:
     cols = page.value(tags.TILE_WIDTH) if tiled else width
     if not rows or not cols:
         raise OSError(f"its {kind}s have no size")
+    if max(height * width, rows * cols) > MOST_PIXELS:
+        from PIL import Image
+
+        raise Image.DecompressionBombError(f"{max(height, rows)} x {max(width, cols)} pixels")
     down, across, planes = -(-height // rows), -(-width // cols), page.samples if page.in_planes else 1
     places, lengths, count = page.values(at), page.values(sizes), down * across * planes
     if not len(places) == len(lengths) == count:
@@ -157,7 +163,7 @@ def _check_jpeg(page: Page, stretch: Stretch) -> None:
     if shared:
         content = shared[:-2] + content[2:]  # between the mark of the beginning and that of the end
     data = JpegData.parse(content)
-    if data.width != stretch.width or data.height < stretch.height:
+    if data.width != stretch.width or not stretch.height <= data.height <= MOST_PIXELS // data.width:
         raise OSError(f"it is of {data.height} x {data.width} pixels")
     if len(data.sampling) != (1 if page.in_planes else page.samples):
         raise OSError(f"it is of {len(data.sampling)} channels")
@@ -189,7 +195,7 @@ def first_damaged(page: Page) -> str | None:
     from PIL import Image
 
     for name, place, size, height, width in stretches_of(page):
-        values = {tag: page.values(tag) for tag in (tags.COMPRESSION, tags.PREDICTOR, tags.BITS) if tag in page.places}
+        values = {tag: page.values(tag) for tag in LEFT_ALONE if tag in page.places}
         samples = 1 if page.in_planes else page.samples
         values |= {tags.COLOURS: (BLACK_IS_0 if samples < 3 else RGB,), tags.SAMPLES: (samples,)}
         values |= {tags.EXTRA: ALPHA[1:]} if samples in (2, 4) else {}
@@ -204,8 +210,7 @@ def first_damaged(page: Page) -> str | None:
 
 def _file(page: Page, values: dict[int, tuple[Any, ...]]) -> bytes:
     """The file's bytes with another list of tags, at their end."""
-    body = page.content[8:] + bytes(len(page.content) % 2)
-    start = 8 + len(body)
+    start = len(page.content) + len(page.content) % 2
     entries, behind = [], b""
     for tag, numbers in sorted(values.items()):
         kind, form = (7, "B") if tag == tags.JPEG_TABLES else (3, "H") if max(numbers, default=0) < 2**16 else (4, "I")
@@ -216,4 +221,14 @@ def _file(page: Page, values: dict[int, tuple[Any, ...]]) -> bytes:
             packed = struct.pack("<I", place)
         entries.append(struct.pack("<HHI", tag, kind, len(numbers)) + packed.ljust(4, b"\0"))
     head = b"II*\0" + struct.pack("<I", start)
-    return b"".join([head, body, struct.pack("<H", len(entries)), *entries, bytes(4), behind])
+    return b"".join(
+        [
+            head,
+            memoryview(page.content)[8:],
+            bytes(len(page.content) % 2),
+            struct.pack("<H", len(entries)),
+            *entries,
+            bytes(4),
+            behind,
+        ]
+    )
