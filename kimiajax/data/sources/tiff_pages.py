@@ -146,10 +146,8 @@ def picture_in(content: bytes) -> tuple[Page, Page | None]:
         OSError: it is damaged.
     """
     pages = list(pages_of(content))
-    masks = [page for page in pages if page.kind & OF_A_MASK]
-    full = [page for page in pages if not page.kind & (REDUCED | OF_A_MASK)] or [
-        page for page in pages if page not in masks
-    ]
+    masks, shown = ([page for page in pages if bool(page.kind & OF_A_MASK) == is_mask] for is_mask in (True, False))
+    full = [page for page in shown if not page.kind & REDUCED] or shown
     if full and _description(full[0]).startswith("Aperio "):  # which marks neither thumbnail nor label
         full = full[:1]
     if not full:
