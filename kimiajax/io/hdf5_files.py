@@ -60,7 +60,7 @@ def open_hdf5(path: Path, what: str) -> h5py.File:
         if "already open for write" in str(error):
             how, copy = " in SWMR mode" if head[start + MARKS] & SWMR else "", shlex.quote(f"copy-of-{path.name}")
             raise UserError(
-                f"{path}: is marked as open for writing{how}: a program has it open, or died while it did; close that "
+                f"{path}: is marked as open for writing{how}: a program has it open, or died while writing; close that "
                 f"program, or if there is none, make a copy, run `h5clear -s {copy}`, and check what the copy holds"
             ) from error
         raise UserError(

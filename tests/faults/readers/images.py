@@ -25,7 +25,7 @@ WRITTEN = (  # of `CASES`
 
 
 def images():
-    """An image of 8 x 8 pixels as every kind of file that is read and as some that are not; and others in rare kinds."""
+    """An image of 8 x 8 pixels as every kind of file that is read and as some that are not; others of rare kinds."""
     pixels = np.random.default_rng(3).integers(40, 180, (8, 8), dtype=np.uint8)
     gray, colour = Image.fromarray(pixels), Image.fromarray(np.stack([pixels] * 3, axis=-1))
     turned = Image.Exif()
