@@ -18,7 +18,8 @@ import h5py
 import numpy as np
 
 from kimiajax.errors import UserError
-from kimiajax.io.files import HDF5_SIGNATURE, guess, open_hdf5
+from kimiajax.io.files import guess
+from kimiajax.io.hdf5_files import HDF5_SIGNATURE, open_hdf5
 from kimiajax.text import is_name, quoted
 
 PICKLE = (

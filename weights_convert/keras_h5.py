@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from kimiajax.errors import UserError
-from kimiajax.io.files import damage_named
+from kimiajax.io.hdf5_files import check_filters, damage_named
 from kimiajax.text import is_name, quoted
 from weights_convert.arrays import Opened, Stored, open_keras
 from weights_convert.keras_graph import Graph, ranks
@@ -154,6 +154,7 @@ def _stored(dataset: h5py.Dataset, path: Path) -> Stored:
     name = str(dataset.name)
     if dataset.external:
         raise UserError(f"{path}: {name} lies in another file; give a file that Keras saved")
+    check_filters(dataset, path)
     if dataset.shape is None or not _is_written(dataset):
         raise UserError(f"{path}: {name} was never written, or only in part; fetch the file again")
 
@@ -168,7 +169,7 @@ def _stored(dataset: h5py.Dataset, path: Path) -> Stored:
 
 def _is_written(dataset: h5py.Dataset) -> bool:
     """Returns whether all of an array is in the file; compressed, as a program that saves space leaves it, it may be
-    small, and whether a filter is there to read it shows in reading it."""
+    small."""
     stored = dataset.id.get_storage_size()
     if dataset.chunks is None:
         return bool(stored >= dataset.size * dataset.dtype.itemsize)

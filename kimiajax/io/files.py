@@ -15,14 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
-
-from kimiajax.errors import UserError
 from kimiajax.io.locks import host, is_alive
 
 ASIDE = re.compile(r"\..*\.(?P<host>[A-Za-z0-9-]*)\.(?P<pid>\d+)\.[0-9a-f]{8}\.kimiajax-partial")
 ATTEMPTS = 100  # to put a folder where other processes put theirs at the same time
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 def sha256_file(path: Path) -> str:
@@ -120,53 +116,6 @@ def remove_leftovers(folder: Path) -> None:
 
 def _remove(entry: Path) -> None:
     shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
-
-
-def open_hdf5(path: Path, what: str) -> h5py.File:
-    """Opens an HDF5 file for reading.
-
-    Args:
-        path: the file.
-        what: what it should hold, for the message: "scans", "weights".
-
-    Raises:
-        UserError: no such file, or something else under its name: a folder, a web page, a Git-LFS pointer, a
-            truncated file.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file; give the path of the HDF5 file that holds the {what}")
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; give the HDF5 file that holds the {what}")
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(2**14)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    if not any(head.startswith(HDF5_SIGNATURE, at) for at in (0, *(2**k for k in range(9, 14)))):  # after a user block
-        raise UserError(f"{path}: {guess(head[:512], path.stat().st_size, 'an HDF5 file (.h5)')}")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        if "unable to lock file" in str(error):
-            raise UserError(
-                f"{path}: another program has it open for writing; close it there, or set HDF5_USE_FILE_LOCKING=FALSE "
-                "where the file system knows no locks"
-            ) from error
-        raise UserError(
-            f"{path}: a damaged HDF5 file of {path.stat().st_size:,} bytes ({error}); fetch or copy it again"
-        ) from error
-
-
-@contextlib.contextmanager
-def damage_named(path: Path) -> Iterator[None]:
-    """What the HDF5 library raises over damaged structures, of many kinds, as the one error that names the file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, SystemError) as error:  # the last over names
-        raise UserError(f"{path}: a damaged HDF5 file ({type(error).__name__}: {error}); fetch it again") from error
 
 
 def guess(head: bytes, size: int, wanted: str) -> str:

@@ -29,6 +29,16 @@ ROWS = {
         "corrupt or truncated JPEG, 16 bits, RGBA, CMYK, turned by EXIF, 1 x 1, a bomb",
         "refused by name, or turned upright; never filler pixels",
     ),
+    "image kinds": Row(
+        "data",
+        "signed, wide, planar, masked or stacked TIFF, strips missing; JPEG cut or without scans; PNG and BMP likewise",
+        "equal to what was drawn, or refused with the cause",
+    ),
+    "containers": Row(
+        "data",
+        "HDF5 with a filter that is not installed, open in a program that writes, or left by one that died",
+        "the filter, the program or h5clear is named; never called damaged",
+    ),
     "pointers": Row("data", "a Git-LFS pointer or a web page in place of a file", "recognised, and said so"),
     "folders": Row(
         "data", "missing, empty or extra class folders, s10 before s2, a loop of links", "read by number, or refused"

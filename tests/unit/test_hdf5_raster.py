@@ -14,6 +14,10 @@ LAYOUTS = {
     "shuffled": {"chunks": (32, 40), "compression": "gzip", "shuffle": True},
     "lzf": {"chunks": (32, 40), "compression": "lzf"},
     "checked": {"chunks": (32, 40), "fletcher32": True},
+    "checked gzip": {"chunks": (32, 40), "fletcher32": True, "compression": "gzip", "shuffle": True},
+    "szip": {"chunks": (32, 40), "compression": "szip"},
+    "scaled": {"chunks": (32, 40), "scaleoffset": 0},
+    "nbit": {"chunks": (32, 40), "compression": 5},
 }
 
 
@@ -97,3 +101,19 @@ def test_a_damaged_part_is_named_and_the_rest_still_read(raster_of, tmp_path, rn
     np.testing.assert_array_equal(raster.read((0, 0), (20, 80)), content[:20])
     with pytest.raises(UserError, match=r"a.h5: cannot read /data at .*damaged, fetch it again"):
         raster.read((40, 0), (24, 80))
+
+
+def test_a_chunk_that_does_not_match_its_checksum_is_damage(raster_of, tmp_path, rng):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("data", data=rng.integers(0, 256, (64, 80), dtype=np.uint8), **LAYOUTS["checked"])
+        place = file["data"].id.get_chunk_info(3).byte_offset
+    with path.open("r+b") as file:
+        file.seek(place + 7)
+        byte = file.read(1)[0]
+        file.seek(place + 7)
+        file.write(bytes([byte ^ 1]))
+    raster = raster_of(path)
+    assert raster.read((0, 0), (20, 30)).shape == (20, 30)
+    with pytest.raises(UserError, match=r"a.h5: cannot read /data at .*the file is damaged, fetch it again"):
+        raster.read((40, 50), (4, 4))

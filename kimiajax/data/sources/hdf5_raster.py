@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from kimiajax.errors import UserError
-from kimiajax.io.files import damage_named
+from kimiajax.io.hdf5_files import damage_named
 from kimiajax.shapes import UInt8
 
 TILE = 2**22  # pixels of a tile at most, unless one chunk is larger: what a thread holds while it reads a whole scan

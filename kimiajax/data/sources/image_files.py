@@ -5,10 +5,13 @@ import logging
 import struct
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kimiajax.data.sources import tiff_pages, tiff_picture
+from kimiajax.data.sources.jpeg_data import ALONE, JpegData, UnreadError, check_pixels
+from kimiajax.data.sources.png_and_bmp import colours_of_bmp, colours_of_png
 from kimiajax.data.survey import SMALLEST_PATCH
 from kimiajax.errors import UserError
 from kimiajax.io.files import guess
@@ -19,15 +22,20 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # whatever a file is called: Pillow runs other programs for some
-EIGHT_BITS = {"L": "L", "RGB": "RGB", "1": "L", "P": "RGB"}  # modes that are read, and what they become
+FORMATS = {  # by a file's first bytes, whatever it is called: Pillow runs other programs for some
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    **dict.fromkeys(tiff_pages.SIGNATURES, "TIFF"),
+    b"BM": "BMP",
+}
+MODES = {"L": "L", "RGB": "RGB", "1": "L", "P": "RGB", "YCbCr": "RGB"}  # that are read, and what they become
 PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}  # as small as zlib's default on tissue, and 2.7 times as fast
 LARGEST = 2**28  # bytes of a file, and of its pixels as RGB, whatever limit of Pillow's own this process has
 QUIET = logging.NullHandler()  # an error is raised, and told by whoever it concerns
 AS_THEY_ARE = ("JPEG", "PNG")  # formats that every reader of data sets knows
-FILLED_IN = (128, (128, 128, 128))  # the last pixel of a JPEG that was cut, gray or RGB
 ORIENTATION = 0x0112  # Exif's tag
-MORE = bytes(range(1, 255))  # bytes that a JPEG's decoder takes for pixels, if it looks at them
+TRANSPARENT = "is transparent in places, and nothing says over what"
+PREVIEWS = (0x010001, 0x010002)  # kinds of a picture that a camera puts behind another
 
 
 def read_gray(path: Path) -> UInt8[np.ndarray, "h w"]:
@@ -49,7 +57,7 @@ def encode_gray(pixels: UInt8[np.ndarray, "h w"]) -> bytes:
     """Gray values as a PNG."""
     from PIL import Image
 
-    return _png(Image.fromarray(pixels))
+    return _encoded(Image.fromarray(pixels))
 
 
 def read_rgb(path: Path) -> tuple[bytes, tuple[int, int]]:
@@ -64,10 +72,10 @@ def read_rgb(path: Path) -> tuple[bytes, tuple[int, int]]:
     content = _content(path)
     image, as_it_is = _upright(content, shown(path))
     kept = as_it_is and image.mode == "RGB"
-    return content if kept else _png(image.convert("RGB")), (image.height, image.width)
+    return content if kept else _encoded(image.convert("RGB")), (image.height, image.width)
 
 
-def _png(image: "Image.Image") -> bytes:
+def _encoded(image: "Image.Image") -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PNG", **PNG)
     return stream.getvalue()
@@ -86,31 +94,26 @@ def _content(path: Path) -> bytes:
 
 def _upright(content: bytes, name: str) -> tuple["Image.Image", bool]:
     """An image, gray or RGB, and whether that is what the file holds as it is."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     logging.getLogger("PIL").addHandler(QUIET)
+    kind = next((kind for start, kind in FORMATS.items() if content.startswith(start)), None)
+    if kind is None:
+        names = list(dict.fromkeys(FORMATS.values()))
+        wanted = f"a {', '.join(names[:-1])} or {names[-1]} image"
+        raise UserError(f"{name}: {guess(content[:512], len(content), wanted)}")
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.width * image.height > LARGEST // 3:
-                raise Image.DecompressionBombError(f"{image.height} x {image.width} pixels")
-            if _bits(image) > 8:
-                raise _undecided(name, "has more than 8 bits a channel")
-            if min(image.size) < SMALLEST_PATCH:
-                size = f"{image.height} x {image.width}"
-                raise UserError(f"{name}: is {size} pixels, too small for a patch; fetch it again, or remove it")
-            image.load()
-            if _is_filled_in(image, content):
-                raise OSError("its data end before the picture does")
-            before, as_it_is = image.mode, image.format in AS_THEY_ARE
-            if image.info.get("exif"):  # Pillow drops all of what is damaged in part
-                up = _orientation(image.info["exif"])
-                if up != 1:  # else XMP's word counts, which Pillow looks for
-                    image.getexif()[ORIENTATION] = up
-            turned = image.getexif().get(ORIENTATION, 1) != 1
-            upright = ImageOps.exif_transpose(image)
-    except UnidentifiedImageError as error:
-        wanted = f"a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
-        raise UserError(f"{name}: {guess(content[:512], len(content), wanted)}") from error
+        image = OPENED[kind](content, name)
+        if image.info.get("exif"):  # Pillow drops all of what is damaged in part
+            up = _orientation(image.info["exif"])
+            if up != 1:  # else XMP's word counts, which Pillow looks for
+                image.getexif()[ORIENTATION] = up
+        turned = image.getexif().get(ORIENTATION, 1) != 1
+        upright = _opaque(ImageOps.exif_transpose(image))
+        if upright.mode not in MODES:
+            raise UnreadError(f"is of mode {upright.mode}")
+    except UnreadError as error:
+        raise UserError(f"{name}: {error}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(
             f"{name}: claims to be far larger than a patch ({error}); fetch it again, or remove it"
@@ -119,19 +122,95 @@ def _upright(content: bytes, name: str) -> tuple["Image.Image", bool]:
         raise
     except Exception as error:  # whatever a damaged file makes Pillow raise
         raise UserError(f"{name}: a damaged image ({quoted(str(error), 200)[1:-1]}); fetch it again") from error
-    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-        if upright.getextrema()[3] != (255, 255):  # pyright: ignore[reportGeneralTypeIssues]  # of RGBA: four pairs
-            raise _undecided(name, "is transparent in places, and nothing says over what")
-        upright = upright.convert("RGB")
-    if upright.mode not in EIGHT_BITS:
-        raise _undecided(name, f"is of mode {upright.mode}")
-    upright = upright.convert(EIGHT_BITS[upright.mode])
-    return upright, as_it_is and not turned and upright.mode == before
+    as_it_is = image.format in AS_THEY_ARE and not turned and upright.mode == image.mode
+    upright = upright.convert(MODES[upright.mode])
+    return upright, as_it_is and upright.mode == image.mode
 
 
-def _undecided(name: str, what: str) -> UserError:
-    return UserError(f"{name}: {what}; save it as 8-bit gray or RGB")
+def _opaque(image: "Image.Image") -> "Image.Image":
+    """An image without what says that nothing of it is transparent."""
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return image
+    image = image.convert("RGBA")
+    if image.getextrema()[3] != (255, 255):  # pyright: ignore[reportGeneralTypeIssues]  # of RGBA: four pairs
+        raise UnreadError(TRANSPARENT)
+    return image.convert("RGB")
+
+
+def _loaded(content: bytes, name: str, kind: str) -> "Image.Image":
+    """An image that Pillow decoded."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(content), formats=[kind])
+    if image.width * image.height > LARGEST // 3:
+        raise Image.DecompressionBombError(f"{image.height} x {image.width} pixels")
+    if min(image.size) < SMALLEST_PATCH:
+        size = f"{image.height} x {image.width}"
+        raise UserError(f"{name}: is {size} pixels, too small for a patch; fetch it again, or remove it")
+    image.load()
+    return image
+
+
+def _png(content: bytes, name: str) -> "Image.Image":
+    colours = colours_of_png(content)
+    return _with_colours(_loaded(content, name, "PNG"), colours)
+
+
+def _bmp(content: bytes, name: str) -> "Image.Image":
+    colours = colours_of_bmp(content)
+    return _with_colours(_loaded(content, name, "BMP"), colours)
+
+
+def _with_colours(image: "Image.Image", colours: int | None) -> "Image.Image":
+    """The image; raises OSError where a pixel names a colour that the table lacks, which Pillow makes up."""
+    if image.mode == "P" and colours is not None and np.asarray(image).max() >= colours:
+        raise OSError("its table of colours lacks some")
+    return image
+
+
+def _jpeg(content: bytes, name: str) -> "Image.Image":
+    data = JpegData.parse(content)
+    others = _others_in(content, data)
+    if others:
+        raise UnreadError(f"holds {1 + others} pictures", ALONE)
+    image = _loaded(content, name, "JPEG")
+    check_pixels(content, data, np.asarray(image))
+    return image
+
+
+def _others_in(content: bytes, data: JpegData) -> int:
+    """How many pictures as large as the first a camera put behind it, if its list of them can be read."""
+    start, listed = data.index or (0, b"")
+    found = 0
+    try:
+        page = next(tiff_pages.pages_of(listed))
+        entries = bytes(page.values(tiff_pages.CAMERAS))
+        for said, place in struct.iter_unpack(f"{page.order}I4xI4x", entries[16:]):  # the first is the picture itself
+            other = JpegData.parse(content, start + place)
+            smaller = other.width < data.width and other.height < data.height
+            found += said & 0xFFFFFF not in PREVIEWS and not smaller
+    except (OSError, ValueError, KeyError, IndexError, struct.error, UnreadError):
+        return found
+    return found
+
+
+def _tiff(content: bytes, name: str) -> "Image.Image":
+    from PIL import UnidentifiedImageError
+
+    page, mask = tiff_pages.picture_in(content)
+    tiff_picture.check_page(page)
+    if mask is not None and np.asarray(_upright(tiff_picture.mask_of(mask), name)[0]).min() < 255:
+        raise UnreadError(TRANSPARENT)
+    try:
+        return _loaded(tiff_picture.alone(page), name, "TIFF")
+    except UnidentifiedImageError as error:
+        raise UnreadError("is a TIFF of a rare kind") from error
+    except OSError as error:
+        where = tiff_picture.first_damaged(page)
+        raise OSError(f"{where} is cut or damaged" if where else str(error)) from error
+
+
+OPENED = {"PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "BMP": _bmp}
 
 
 def _orientation(exif: bytes) -> int:
@@ -152,29 +231,3 @@ def _orientation(exif: bytes) -> int:
     except struct.error as error:
         raise OSError("its camera's data break off before they say which way is up") from error
     return 1
-
-
-def _is_filled_in(image: "Image.Image", content: bytes) -> bool:
-    """Whether a JPEG lacks data but for the mark of its end: the decoder makes the rest gray, without a word.
-
-    Data beyond the last pixel's are not decoded. So where more of them change the picture, it was not whole.
-    """
-    from PIL import Image
-
-    if image.format != "JPEG" or image.getpixel((image.width - 1, image.height - 1)) not in FILLED_IN:
-        return False
-    end = content.rindex(b"\xff\xd9")
-    with Image.open(io.BytesIO(content[:end] + MORE + content[end:])) as other:
-        return other.tobytes() != image.tobytes()
-
-
-def _bits(image: Any) -> int:
-    """Bits of a channel in the file, which Pillow may cut to eight without a word."""
-    if image.mode.startswith(("I", "F")):
-        return 16
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(258, (8,)))
-    if image.format == "PNG":
-        modes = [tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in image.tile]
-        return 16 if any(";16" in mode for mode in modes) else 8
-    return 8

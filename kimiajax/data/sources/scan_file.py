@@ -20,7 +20,7 @@ from kimiajax.data.manifest import Patch
 from kimiajax.data.sources.hdf5_raster import Descriptor, Raster, Region
 from kimiajax.data.sources.source import Gridded, first_missing, identity_of
 from kimiajax.errors import UserError
-from kimiajax.io.files import damage_named, open_hdf5
+from kimiajax.io.hdf5_files import check_filters, damage_named, open_hdf5
 from kimiajax.shapes import Int, UInt8
 from kimiajax.text import text_of
 
@@ -159,6 +159,7 @@ class Scans(Gridded):
             raise UserError(f"{self.path}: {name} lies in another file; copy it into this one")
         if not np.issubdtype(dataset.dtype, kind):
             raise UserError(f"{self.path}: {name} holds {dataset.dtype}; it must hold {kind.__name__} values")
+        check_filters(dataset, self.path)
         if rank is not None and (dataset.ndim != rank or 0 in dataset.shape):
             raise UserError(f"{self.path}: {name} has shape {dataset.shape}; it must have {rank} dimensions, none of 0")
         return dataset

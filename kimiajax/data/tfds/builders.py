@@ -18,7 +18,8 @@ from kimiajax.data.sources.image_folder import Folder, holds_splits, scans_in, s
 from kimiajax.data.sources.source import Source, is_ignored
 from kimiajax.data.tfds.patch_set import GrayConfig, PatchSet, PatchSetConfig
 from kimiajax.errors import UserError
-from kimiajax.io.files import HDF5_SIGNATURE, guess, md5_file
+from kimiajax.io.files import guess, md5_file
+from kimiajax.io.hdf5_files import HDF5_SIGNATURE
 from kimiajax.text import first_few, shown
 
 FILE = "Kimia_Path24.h5"

@@ -5,15 +5,27 @@ import shutil
 
 import numpy as np
 from PIL import Image
+from support.image_cases import CASES
 
 from faults.readers.fuzzing import BLOWS, NUMBERS, asked, chooser, damaged, fuzz, put_entry
 from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patches import cut_patches
 from kimiajax.data.sources.source import PatchSource
 
+WRITTEN = (  # of `CASES`
+    *("TIFF LZW tiles, 2 planes", "TIFF JPEG tiles, 4:2:0, tables apart True", "TIFF pages, a mask of everything"),
+    *(
+        "TIFF pages, a pyramid below",
+        "TIFF raw, a table, 4 bits",
+        "JPEG, a preview behind",
+        "PNG, a table",
+        "BMP, runs",
+    ),
+)
+
 
 def images():
-    """An image of 8 x 8 pixels as every kind of file that is read, and as some that are not."""
+    """An image of 8 x 8 pixels as every kind of file that is read and as some that are not; others of rare kinds."""
     pixels = np.random.default_rng(3).integers(40, 180, (8, 8), dtype=np.uint8)
     gray, colour = Image.fromarray(pixels), Image.fromarray(np.stack([pixels] * 3, axis=-1))
     turned = Image.Exif()
@@ -35,7 +47,7 @@ def images():
         stream = io.BytesIO()
         image.save(stream, kind, **options)
         files.append(stream.getvalue())
-    return files
+    return files + [CASES[name].content for name in WRITTEN]
 
 
 def see_folder(path):
