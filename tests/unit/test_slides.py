@@ -109,7 +109,7 @@ def test_what_the_scanner_left_out_is_no_patch(folder, monkeypatch):
     """A transparent region, as formats with sparse levels give it; here by a stand-in for OpenSlide's answer."""
     with open_scans(folder, SIZE) as slides:
         whole = {(p.row, p.col) for p in cut_patches(slides, Rules(test_patches_per_scan=1)).patches if p.scan == 0}
-        real = slides._slides[0]
+        real = slides._slides[0].handle
 
         class Sparse:
             def read_region(self, origin, level, shape):
@@ -121,7 +121,7 @@ def test_what_the_scanner_left_out_is_no_patch(folder, monkeypatch):
             def close(self):
                 real.close()
 
-        monkeypatch.setattr(slides, "_slides", [Sparse(), *slides._slides[1:]])
+        monkeypatch.setattr(slides, "_slides", [slides._slides[0]._replace(handle=Sparse()), *slides._slides[1:]])
         left = {(p.row, p.col) for p in cut_patches(slides, Rules(test_patches_per_scan=1)).patches if p.scan == 0}
         assert whole - left == {(128, 192)}
         with pytest.raises(NotScannedError, match="hold no pixels"):

@@ -1,0 +1,116 @@
+"""DICOM slides of drawn tissue, written by wsidicom: a file for each level, and for the label and the overview."""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from pydicom.uid import generate_uid
+from wsidicom import WsiDicom
+from wsidicom.codec.settings import JpegSettings, Subsampling
+from wsidicom.geometry import Point, Size, SizeMm
+from wsidicom.instance import NumpyImageData, WsiDataset, WsiInstance
+from wsidicom.metadata import (
+    Equipment,
+    Image,
+    ImageType,
+    Label,
+    Objectives,
+    OpticalPath,
+    Patient,
+    Pyramid,
+    Series,
+    Slide,
+    SlideSample,
+    Study,
+    WsiMetadata,
+)
+from wsidicom.metadata.schema.dicom import WsiMetadataDicomSchema
+from wsidicom.source import Source
+
+TILE = 128
+SETTINGS = JpegSettings(quality=95, subsampling=Subsampling.R444)
+
+
+class Tiles(NumpyImageData):
+    """An image in memory, in tiles, each pixel so many microns high and wide."""
+
+    def __init__(self, rgb: np.ndarray, mpp: float):
+        high, wide = (-(-side // TILE) * TILE - side for side in rgb.shape[:2])
+        self._padded, self._mm = np.pad(rgb, ((0, high), (0, wide), (0, 0)), mode="edge"), mpp / 1000
+        super().__init__(rgb)
+
+    @property
+    def photometric_interpretation(self) -> str:
+        return "YBR_FULL_422"
+
+    @property
+    def tile_size(self) -> Size:
+        return Size(TILE, TILE)
+
+    @property
+    def pixel_spacing(self) -> SizeMm:
+        return SizeMm(self._mm, self._mm)
+
+    def get_decoded_tile(self, tile_point: Point, z: float, path: str, cache: bool = True) -> np.ndarray:
+        row, col = tile_point.y * TILE, tile_point.x * TILE
+        return self._padded[row : row + TILE, col : col + TILE]
+
+    def get_encoded_tile(self, tile: Point, z: float, path: str) -> bytes:
+        return self.encoder.encode(self.get_decoded_tile(tile, z, path))
+
+
+class Drawn(Source):
+    """A slide of one level, with a label and an overview."""
+
+    annotation_instances = thumbnail_instances = ()
+
+    def __init__(self, rgb: np.ndarray, mpp: float, metadata: WsiMetadata):
+        super().__init__()
+        small = NumpyImageData(np.full((64, 64, 3), 200, np.uint8))
+        images = {ImageType.VOLUME: Tiles(rgb, mpp), ImageType.LABEL: small, ImageType.OVERVIEW: small}
+        self._instances = {kind: self._instance(kind, data, metadata) for kind, data in images.items()}
+
+    @staticmethod
+    def _instance(kind: ImageType, data: NumpyImageData, metadata: WsiMetadata) -> WsiInstance:
+        about = WsiMetadataDicomSchema().dump(metadata, kind)
+        index = 0 if kind is ImageType.VOLUME else None
+        return WsiInstance(WsiDataset.create_instance_dataset(about, kind, data, index), data)
+
+    @cached_property
+    def base_dataset(self) -> WsiDataset:
+        return self._instances[ImageType.VOLUME].dataset
+
+    @property
+    def level_instances(self) -> list[WsiInstance]:
+        return [self._instances[ImageType.VOLUME]]
+
+    @property
+    def label_instances(self) -> list[WsiInstance]:
+        return [self._instances[ImageType.LABEL]]
+
+    @property
+    def overview_instances(self) -> list[WsiInstance]:
+        return [self._instances[ImageType.OVERVIEW]]
+
+    def close(self) -> None:
+        pass
+
+
+def write_dicom(folder: Path, gray: np.ndarray, mpp: float = 0.5, levels: int = 1, sub_images: bool = True) -> list[Path]:
+    """Writes the files of a slide into a folder, which may hold others already; returns their paths, levels first."""
+    study = Study(uid=generate_uid())
+    metadata = WsiMetadata(
+        study=study,
+        series=Series(uid=generate_uid()),
+        patient=Patient(name="Drawn^Tissue"),
+        equipment=Equipment(manufacturer="kimiajax"),
+        slide=Slide(identifier="slide", samples=[SlideSample("sample", uid=generate_uid())]),
+        pyramid=Pyramid(image=Image(), uid=generate_uid(), optical_paths=[OpticalPath("0", objective=Objectives(objective_power=20))]),
+        label=Label(text="slide"),
+        frame_of_reference_uid=generate_uid(),
+        dimension_organization_uids=[generate_uid()],
+    )
+    rgb = np.repeat(gray[..., None], 3, axis=2)
+    with WsiDicom(Drawn(rgb, mpp, metadata), source_owned=True) as slide:
+        files = slide.save(folder, add_missing_levels=levels > 1, include_labels=sub_images, include_overviews=sub_images)
+    return [Path(str(file)) for file in files]
