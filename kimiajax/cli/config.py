@@ -128,10 +128,10 @@ class PredictConfig:
     mpp: float | None = None
     """Microns per pixel at which whole slides are read; by default the run's."""
     slide_mpp: float | Path | None = None
-    """Microns per pixel of these slides' finest level, where their files say none or a wrong one: a number for all, or a
-    CSV file with columns slide (a file's name) and mpp."""
+    """Microns per pixel of these slides' finest level, where their files say none or a wrong one: one number for all of
+    them, or a CSV file with columns slide and mpp."""
     skip_unreadable: bool = False
-    """Leave out slides that cannot be opened, are of no known resolution, too coarse or too small, by name."""
+    """Leave out slides that cannot be opened, are of no known resolution, too coarse or too small, and name them."""
     weights: str | None = None
     """The weights that an SVM's features come from, where they are not any more where the run found them."""
     out: Path | None = None

@@ -40,10 +40,10 @@ class ScansConfig:
     mpp: float = 0.5
     """Microns per pixel at which whole slides are read."""
     slide_mpp: float | Path | None = None
-    """Microns per pixel of the slides' finest level, where their files say none or a wrong one: a number for all slides,
-    or a CSV file with columns slide (a file's name) and mpp; the others keep what their files say."""
+    """Microns per pixel of the slides' finest level, where their files say none or a wrong one: one number for all of
+    them, or a CSV file with columns slide and mpp, beside which the others keep what their files say."""
     skip_unreadable: bool = False
-    """Leave out slides that cannot be opened, are of no known resolution, too coarse or too small; results name them."""
+    """Leave out slides that cannot be opened, are of no known resolution, too coarse or too small, and name them."""
     cache: Path | None = None
     """Folder for what serves again: surveys, patches, weights, features; by default the user's cache folder."""
 

@@ -54,7 +54,7 @@ def open_scans(
     if isinstance(path, Dataset):
         source: Source = Prepared(path, cache, track)
     elif not (path := path_of("scans", path)).is_dir():
-        if names_slide(path):
+        if path.is_file() and names_slide(path):
             raise UserError(f"{path}: is a whole slide; give the folder that holds it")
         source = Scans(path)
     elif not holds_splits(path) and slides_in(path):

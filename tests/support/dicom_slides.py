@@ -2,10 +2,12 @@
 
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from pydicom.uid import generate_uid
 from wsidicom import WsiDicom
+from wsidicom.codec import Encoder
 from wsidicom.codec.settings import JpegSettings, Subsampling
 from wsidicom.geometry import Point, Size, SizeMm
 from wsidicom.instance import NumpyImageData, WsiDataset, WsiInstance
@@ -38,10 +40,7 @@ class Tiles(NumpyImageData):
         high, wide = (-(-side // TILE) * TILE - side for side in rgb.shape[:2])
         self._padded, self._mm = np.pad(rgb, ((0, high), (0, wide), (0, 0)), mode="edge"), mpp / 1000
         super().__init__(rgb)
-
-    @property
-    def photometric_interpretation(self) -> str:
-        return "YBR_FULL_422"
+        self._encoder = Encoder.create_for_settings(SETTINGS)
 
     @property
     def tile_size(self) -> Size:
@@ -96,21 +95,29 @@ class Drawn(Source):
         pass
 
 
-def write_dicom(folder: Path, gray: np.ndarray, mpp: float = 0.5, levels: int = 1, sub_images: bool = True) -> list[Path]:
+def write_dicom(
+    folder: Path, gray: np.ndarray, mpp: float = 0.5, levels: int = 1, sub_images: bool = True, stem: str = "instance"
+) -> list[Path]:
     """Writes the files of a slide into a folder, which may hold others already; returns their paths, levels first."""
-    study = Study(uid=generate_uid())
     metadata = WsiMetadata(
-        study=study,
+        study=Study(uid=generate_uid()),
         series=Series(uid=generate_uid()),
         patient=Patient(name="Drawn^Tissue"),
         equipment=Equipment(manufacturer="kimiajax"),
         slide=Slide(identifier="slide", samples=[SlideSample("sample", uid=generate_uid())]),
-        pyramid=Pyramid(image=Image(), uid=generate_uid(), optical_paths=[OpticalPath("0", objective=Objectives(objective_power=20))]),
+        pyramid=Pyramid(
+            image=Image(),
+            uid=generate_uid(),
+            optical_paths=[OpticalPath("0", objective=Objectives(objective_power=20))],
+        ),
         label=Label(text="slide"),
         frame_of_reference_uid=generate_uid(),
         dimension_organization_uids=[generate_uid()],
     )
     rgb = np.repeat(gray[..., None], 3, axis=2)
-    with WsiDicom(Drawn(rgb, mpp, metadata), source_owned=True) as slide:
-        files = slide.save(folder, add_missing_levels=levels > 1, include_labels=sub_images, include_overviews=sub_images)
-    return [Path(str(file)) for file in files]
+    options = {"include_labels": sub_images, "include_overviews": sub_images, "add_missing_levels": levels > 1}
+    with TemporaryDirectory(dir=folder.parent) as aside:  # an empty folder is asked for
+        with WsiDicom(Drawn(rgb, mpp, metadata), source_owned=True) as slide:
+            files = slide.save(aside, **options)
+        folder.mkdir(exist_ok=True)
+        return [Path(file).rename(folder / f"{stem}{number}.dcm") for number, file in enumerate(files)]

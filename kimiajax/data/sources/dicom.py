@@ -145,9 +145,7 @@ def _pixels(values: dict[tuple[int, int], bytes], order: str) -> int:
     return rows * columns * samples * int(frames)
 
 
-def _elements(
-    head: bytes, at: int, order: str, explicit: bool, values: dict[tuple[int, int], bytes], last: int
-) -> int:
+def _elements(head: bytes, at: int, order: str, explicit: bool, values: dict[tuple[int, int], bytes], last: int) -> int:
     """Takes up the elements of the groups to `last`, from a place on; returns where those end."""
     while at < len(head):
         (tag, length, start) = _element(head, at, order, explicit)

@@ -33,7 +33,13 @@ COLUMNS = {"slide": "name the slides there, by file name", "mpp": "say there how
 
 
 class Said(NamedTuple):
-    """What a file says in one of its places: microns per pixel across and down, and in which place and words."""
+    """What a file says in one of its places.
+
+    Attributes:
+        across, down: microns per pixel; NaN where it is no number.
+        place: "file", "tiff", "ome" or "imagej".
+        words: the file's own, where they are no number.
+    """
 
     across: float
     down: float
@@ -41,12 +47,13 @@ class Said(NamedTuple):
     words: str = ""
 
     @property
-    def is_plausible(self) -> bool:
-        return all(FINEST <= side <= COARSEST for side in self[:2]) and abs(self.across / self.down - 1) <= SAME
+    def can_be(self) -> bool:
+        """Whether a slide's pixels can have these sides, though not whether they are square."""
+        return all(FINEST <= side <= COARSEST for side in (self.across, self.down))
 
     @property
     def fault(self) -> str:
-        """What is wrong with it, in words."""
+        """What is wrong with it, in words; none where nothing is."""
         across, down = self.across, self.down
         words = self.words or f"that a pixel is {across:g} microns"
         if not all(0 < side < math.inf for side in (across, down)):
@@ -55,8 +62,8 @@ class Said(NamedTuple):
             return f"says that pixels are {across:g} by {down:g} microns; they must be square"
         per_inch = round(25400 / across)
         if per_inch in EDITORS and abs(25400 / across / per_inch - 1) < SAME:
-            return f"says {per_inch} pixels per inch ({across:.1f} microns a pixel), as image editors write for any picture"
-        return f"says that a pixel is {across:.4g} microns, which cannot be of a slide's finest level"
+            return f"says {per_inch} pixels per inch ({across:.1f} microns), as image editors write for any picture"
+        return "" if self.can_be else f"says that a pixel is {across:.4g} microns, which no slide's finest level has"
 
 
 class Resolution(NamedTuple):
@@ -89,44 +96,45 @@ def resolution_of(properties: Mapping[str, str], size: tuple[int, int], stated: 
         UnreadableError: none is stated, and the file says none, none that can be, or two.
     """
     said = list(_said(properties, size))
-    plausible = [each for each in said if each.is_plausible]
-    mpp = plausible[0].across if plausible else None
+    first, *others = [each for each in said if each.can_be] or [None]
     if stated is not None:
-        return Resolution(stated, "--slide-mpp", mpp)
-    if mpp is None:
-        fault = said[0].fault if said else "does not say how many microns a pixel is"
+        return Resolution(stated, "--slide-mpp", None if first is None else first.across)
+    fault = said[0].fault if said else "does not say how many microns a pixel is"
+    if first is None or (fault := first.fault):
         raise UnreadableError(f"{fault}; {_remedy(properties)}")
-    other = next((each for each in plausible if abs(each.across / mpp - 1) > SAME), None)
+    other = next((each for each in others if each is not None and abs(each.across / first.across - 1) > SAME), None)
     if other is not None:
         raise UnreadableError(
-            f"says in two places what a pixel is, {mpp:g} microns ({plausible[0].place}) and {other.across:g} "
+            f"says in two places what a pixel is, {first.across:g} microns ({first.place}) and {other.across:g} "
             f"({other.place}); {STATE}"
         )
-    return Resolution(mpp, plausible[0].place)
+    return Resolution(first.across, first.place)
 
 
 def _said(properties: Mapping[str, str], size: tuple[int, int]) -> Iterator[Said]:
     """What a file says, in the order in which it counts."""
     text = properties.get("tiff.ImageDescription", "")
     if properties.get("openslide.vendor") != "generic-tiff":
-        scanner = [Said(*pair, "file") for pair in _pair(properties, "openslide.mpp-x", "openslide.mpp-y")]
-        told = [(name, value) for name, value in properties.items() if name.lower().endswith(".mpp")]
-        yield from scanner or [Said(math.nan, math.nan, "file", f"{name} = {quoted(value)}") for name, value in told]
-        if any(each.is_plausible for each in scanner):
-            return  # tags may be left over from other programs
+        scanner = next(_pair(properties, "openslide.mpp-x", "openslide.mpp-y", "file"), None)
+        if scanner is not None:
+            yield scanner
+            if scanner.can_be:
+                return  # tags may be left over from other programs
+        elif told := next(((name, text) for name, text in properties.items() if name.lower().endswith(".mpp")), None):
+            yield Said(math.nan, math.nan, "file", f"{told[0]} = {quoted(told[1])}")
     yield from _of_ome(text, size)
-    density = next(_pair(properties, "tiff.XResolution", "tiff.YResolution"), None)
-    unit = OF_TAGS.get(properties.get("tiff.ResolutionUnit", ""))
-    if text.startswith("ImageJ=") and density is not None and (own := _unit_of_imagej(text)) is not None:
-        yield Said(*(_inverse(each, own) for each in density), "imagej")
-    elif unit is not None and density is not None:
-        yield Said(*(_inverse(each, unit) for each in density), "tiff")
+    imagej = _unit_of_imagej(text)
+    unit = OF_TAGS.get(properties.get("tiff.ResolutionUnit", "")) if imagej is None else imagej
+    for density in _pair(properties, "tiff.XResolution", "tiff.YResolution", "tiff" if imagej is None else "imagej"):
+        if unit is not None:
+            sides = (unit / each if each else math.inf for each in (density.across, density.down))
+            yield Said(next(sides), next(sides), density.place)
 
 
-def _pair(values: Mapping[str, str], x: str, y: str) -> Iterator[tuple[float, float]]:
+def _pair(values: Mapping[str, str], x: str, y: str, place: str) -> Iterator[Said]:
     """Two numbers under two names, where both are there; NaN for what is none."""
     if x in values and y in values:
-        yield _number(values[x]), _number(values[y])
+        yield Said(_number(values[x]), _number(values[y]), place)
 
 
 def _number(text: str) -> float:
@@ -136,13 +144,9 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _inverse(density: float, unit: float) -> float:
-    return unit / density if density else math.inf
-
-
 def _unit_of_imagej(text: str) -> float | None:
-    """The unit that ImageJ counts pixels by, in microns; None for pixels, and where there is none."""
-    match = re.search(r"^unit=(.*)$", text, re.MULTILINE)
+    """The unit in which ImageJ counts, in microns; None for pixels, and for what ImageJ did not write."""
+    match = re.search(r"^unit=(.*)$", text, re.MULTILINE) if text.startswith("ImageJ=") else None
     name = "" if match is None else re.sub(r"\\u00b5|\ufffd", "µ", match[1].strip(), flags=re.IGNORECASE)
     return UNITS.get(name, UNITS.get(name.lower()))
 
@@ -158,10 +162,10 @@ def _of_ome(text: str, size: tuple[int, int]) -> Iterator[Said]:
     pixels = [each.attrib for each in root.iter() if each.tag.rpartition("}")[2] == "Pixels"]
     own = [each for each in pixels if (each.get("SizeX"), each.get("SizeY")) == tuple(map(str, size))]
     for each in (own or pixels)[:1]:
-        units = [UNITS.get(each.get(f"PhysicalSize{axis}Unit", "µm")) for axis in "XY"]
-        for pair in _pair(each, "PhysicalSizeX", "PhysicalSizeY"):
-            if None not in units:
-                yield Said(*(value * unit for value, unit in zip(pair, units) if unit), "ome")
+        across, down = (UNITS.get(each.get(f"PhysicalSize{axis}Unit", "µm")) for axis in "XY")
+        for sides in _pair(each, "PhysicalSizeX", "PhysicalSizeY", "ome"):
+            if across is not None and down is not None:
+                yield Said(sides.across * across, sides.down * down, "ome")
 
 
 def _remedy(properties: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
 """What a folder of whole slides holds: the slides, what may lie beside them, and what must not.
 
-A slide is a file, a file with its data in a folder or in files beside it, or the files of a DICOM series, which lie with
-others or in a folder of their own.
+A slide is a file, with its data in it or in a folder or files beside it; or it is the files of a DICOM series, which
+lie among others or in a folder of their own.
 """
 
 import warnings
@@ -10,15 +10,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kimiajax.data.sources.dicom import Instance, is_dicom, read_instance
 from kimiajax.data.sources.dicom import SUFFIXES as DICOM
+from kimiajax.data.sources.dicom import Instance, is_dicom, read_instance
 from kimiajax.data.sources.image_files import IMAGES
 from kimiajax.data.sources.source import UnreadableError, is_ignored
 from kimiajax.errors import UserError
 from kimiajax.text import first_few, shown
 
-SUFFIXES = (".svs", ".tif", ".tiff", ".btf", ".tf8", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu")
-FOREIGN = (".czi", ".vsi", ".isyntax", ".kfb", ".tmap", ".sdpc", ".zvi", ".lif")  # slides that OpenSlide may not read
+SUFFIXES = (
+    *(".svs", ".tif", ".tiff", ".btf", ".tf8", ".ndpi", ".scn", ".bif"),  # kinds of TIFF
+    *(".mrxs", ".svslide", ".vms", ".vmu", ".czi"),
+)
+FOREIGN = (".vsi", ".isyntax", ".kfb", ".tmap", ".sdpc", ".zvi", ".lif")  # slides that OpenSlide may not read
 OF_FILES = (".vms", ".vmu")  # texts that name the files with the pixels
 DATA = "Slidedat.ini"  # in the folder of an .mrxs
 PICTURES = (*IMAGES, ".gif", ".webp", ".jp2", ".heic")
@@ -99,7 +102,20 @@ def contents_of(folder: Path) -> Contents:
         directories = [file for file in beside if file.name.upper() == DICOMDIR]
         series = [Found(file.name, file, "lists DICOM files that are not here; copy these too") for file in directories]
     found = sorted([*found, *series], key=lambda slide: slide.file.relative_to(folder).as_posix())
-    return Contents(found, beside, strange)
+    return Contents(_told_apart(folder, found), beside, strange)
+
+
+def _told_apart(folder: Path, slides: list[Found]) -> list[Found]:
+    """Slides of folders within the folder by their path where they share a name: "a/slide" and "b/slide"."""
+    names = Counter(slide.name for slide in slides)
+
+    def named(slide: Found) -> str:
+        path = slide.file.parent.relative_to(folder)
+        if names[slide.name] == 1 or not path.parts:
+            return slide.name
+        return (path if path.name == slide.name else path / slide.name).as_posix()
+
+    return [slide._replace(name=named(slide)) for slide in slides]
 
 
 def slides_in(folder: Path) -> list[Found]:

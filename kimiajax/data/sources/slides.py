@@ -19,11 +19,12 @@ from kimiajax.data.sources.source import Gridded, NotScannedError, UnreadableErr
 from kimiajax.errors import UsageError, UserError
 from kimiajax.io.files import guess
 from kimiajax.shapes import UInt8
-from kimiajax.text import first_few, shown, text_of
+from kimiajax.text import first_few, first_line, shown, text_of
 
 MPP = 0.5  # microns per pixel of Kimia Path24
 PATCH_SIZE = 1000  # pixels, of Kimia Path24
 LEAST = 2  # slides that must remain where others are left out, as telling scans apart is the task
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how it begins, the larger kind too
 NAMED = 5  # slides left out that are named in a line; records name all
 SCANNED = 128  # alpha from which a pixel was scanned; where tiles overlap in part, it is a little below 255
 
@@ -160,8 +161,8 @@ class Slides(Gridded):
         if other := [slide for slide in stated if slide.resolution.contradicts]:
             pairs = (f"{s.name} {s.resolution.mpp:g} and not {s.resolution.said:g}" for s in other)
             told.append(
-                f"The resolution of {len(other)} slides is stated (--slide-mpp) and not what their files say, in microns "
-                f"per pixel: {first_few(pairs)}."
+                f"The resolution of {len(other)} slides is stated (--slide-mpp) and not what their files say, in "
+                f"microns per pixel: {first_few(pairs)}."
             )
         return tuple(told)
 
@@ -232,8 +233,10 @@ class Slides(Gridded):
         openslide = _openslide()
         try:
             handle = openslide.OpenSlide(found.file)
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            raise UnreadableError(_guess(found.file, openslide.__library_version__)) from error
         except openslide.OpenSlideError as error:
-            raise UnreadableError(f"{_guess(found.file, openslide.__library_version__)} ({error})") from error
+            raise UnreadableError(f"is damaged, or was cut ({first_line(error)}); fetch it again") from error
         try:
             resolution = resolution_of(handle.properties, handle.dimensions, stated)
             level = self._choose_level(handle, resolution.mpp)
@@ -253,9 +256,10 @@ class Slides(Gridded):
             if scale >= 1:
                 best = Level(number, downsample, scale, (int(height / scale), int(width / scale)), bounds)
         if best is None:
+            of_files = slide.properties.get("openslide.vendor") == "dicom"  # which may be there in part
             raise UnreadableError(
                 f"was scanned at {mpp:g} microns per pixel, coarser than the {self.mpp:g} asked for; use --mpp {mpp:g} "
-                "or more"
+                f"or more{', unless a file with a finer level is missing' if of_files else ''}"
             )
         if min(best.shape) < self.patch_size:
             raise UnreadableError(
@@ -270,7 +274,11 @@ class Slides(Gridded):
             return
         if not self._skips or len(self._slides) < LEAST:
             (first, why), total = next(iter(faults.items())), len(faults) + len(self._slides)
-            remedy = f"leaves too few: {LEAST} must remain" if self._skips else f"leaves such slides out, where {LEAST} remain"
+            remedy = (
+                f"leaves too few: {LEAST} must remain"
+                if self._skips
+                else f"leaves such slides out, where {LEAST} remain"
+            )
             raise UserError(
                 f"{shown(first.file)}: {why}; {len(faults)} of {total} slides cannot be read "
                 f"({first_few(shown(Path(found.name)) for found in faults)}), and --skip-unreadable {remedy}"
@@ -289,15 +297,16 @@ def _bounds_of(properties: Mapping[str, str], size: tuple[int, int]) -> Bounds:
 
 
 def _guess(file: Path, version: str) -> str:
-    """What a file is that OpenSlide does not open, in words."""
+    """What to say of a file of which OpenSlide knows no format."""
     with file.open("rb") as stream:
         head = stream.read(512)
     if file.suffix.lower() in FOREIGN and head:
         return f"is of a format that OpenSlide {version} does not read; convert it to DICOM or a TIFF in tiles"
     if is_tiled(file) is False:
         return "is a TIFF in strips, which OpenSlide does not read; save it in tiles"
-    told = guess(head, file.stat().st_size, "a whole slide that OpenSlide reads, or a damaged one")
-    return f"is {told}"
+    if head.startswith(TIFF):
+        return f"is a TIFF that was cut, or is none that OpenSlide {version} reads; fetch it again, or save it in tiles"
+    return f"is {guess(head, file.stat().st_size, 'a whole slide that OpenSlide reads, or a damaged one')}"
 
 
 def _openslide() -> Any:
