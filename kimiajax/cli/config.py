@@ -128,8 +128,7 @@ class PredictConfig:
     mpp: float | None = None
     """Microns per pixel at which whole slides are read; by default the run's."""
     slide_mpp: float | Path | None = None
-    """Microns per pixel of these slides' finest level, where their files say none or a wrong one: one number for all of
-    them, or a CSV file with columns slide and mpp."""
+    """Microns per pixel of slides whose files say none or a wrong one: a number, or a CSV file (columns slide, mpp)."""
     skip_unreadable: bool = False
     """Leave out slides that cannot be opened, are of no known resolution, too coarse or too small, and name them."""
     weights: str | None = None

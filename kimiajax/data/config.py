@@ -40,8 +40,7 @@ class ScansConfig:
     mpp: float = 0.5
     """Microns per pixel at which whole slides are read."""
     slide_mpp: float | Path | None = None
-    """Microns per pixel of the slides' finest level, where their files say none or a wrong one: one number for all of
-    them, or a CSV file with columns slide and mpp, beside which the others keep what their files say."""
+    """Microns per pixel of slides whose files say none or a wrong one: a number, or a CSV file (columns slide, mpp)."""
     skip_unreadable: bool = False
     """Leave out slides that cannot be opened, are of no known resolution, too coarse or too small, and name them."""
     cache: Path | None = None

@@ -87,6 +87,13 @@ def uncompressed(content):
     content.PhotometricInterpretation = "RGB"
 
 
+def in_own_folder(folder, number, gray):
+    """As a download tool leaves them, with its logs beside."""
+    (folder / f"4f-{number}" / "logs").mkdir(parents=True)
+    (folder / f"4f-{number}" / "logs" / "slide.svs.parcel").write_text("log")
+    svs("|MPP = 0.5", name=f"4f-{number}/slide.svs")(folder, number, gray)
+
+
 def with_annotations(folder, number, gray):
     svs("|MPP = 0.5")(folder, number, gray)
     for name in (
@@ -136,6 +143,7 @@ READ = {
     "ImageJ, microns and inches": Kind(imagej("um", 2, "INCH"), place="imagej"),
     "ImageJ, an escape": Kind(imagej("\\u00B5m", 2), place="imagej"),
     "ImageJ, mm": Kind(imagej("mm", 2000), place="imagej"),
+    "Aperio, a folder a slide": Kind(in_own_folder, place="file"),
     "annotations beside": Kind(with_annotations, place="file"),
     "DICOM, a folder a slide": Kind(in_folders, place="file", loss=True),
     "DICOM, flat": Kind(flat, place="file", loss=True),
@@ -230,7 +238,7 @@ REFUSED = {
     "too coarse": (of_tags(10000, "CENTIMETER"), ("coarser than the 0.5 asked for; use --mpp 1 or more",), {}),
     "too small": (good, ("448 x 512 at 0.5 microns per pixel, smaller than a patch of 500",), {"patch_size": 500}),
     "a tenth of a TIFF": (cut_pyramid(0.1), ("slide0.tif: is a TIFF that was cut", SKIP), {}),
-    "nine tenths of a TIFF": (cut_pyramid(0.9), ("is damaged, or was cut", "fetch it again", SKIP), {}),
+    "nine tenths of a TIFF": (cut_pyramid(0.9), ("is damaged, or not whole", "fetch it again", SKIP), {}),
     "empty": (held("slide0.svs", b""), ("slide0.svs: is an empty file; fetch it again",), {}),
     "a PNG of that name": (held("slide0.svs", b"\x89PNG\r\n\x1a\n"), ("not a whole slide that OpenSlide reads",), {}),
     "a Git-LFS pointer": (held("slide0.ndpi", b"version https://git-lfs"), ("is a Git-LFS pointer",), {}),

@@ -75,7 +75,8 @@ class Contents(NamedTuple):
 
 
 def contents_of(folder: Path) -> Contents:
-    """Looks through a folder, and for DICOM files through those in it."""
+    """Looks through a folder, and for DICOM files through those in it; where it holds no slide itself, for any slides
+    there that are not called like images."""
     found, beside, strange, dicom = list[Found](), list[Path](), list[Path](), list[Path]()
     entries = sorted(entry for entry in folder.iterdir() if not is_ignored(entry.name))
     files = [entry for entry in entries if entry.is_file()]
@@ -96,8 +97,12 @@ def contents_of(folder: Path) -> Contents:
     if len(series) == 1 < len(dicom) and not found:
         series = [series[0]._replace(name=folder.name)]
     own = {file.stem for file in files if file.suffix.lower() in (".mrxs", *OF_FILES)}  # folders with their data
-    for inner in (inner for entry in entries if entry.is_dir() and entry.name not in own for inner in _folders(entry)):
-        series += _of_dicom(inner, [file for file in sorted(inner.iterdir()) if _may_be_dicom(file)], beside)
+    inner = [each for entry in entries if entry.is_dir() and entry.name not in own for each in _folders(entry)]
+    if not (found or series):
+        within = (file for each in inner for file in sorted(each.iterdir()) if names_slide(file) and file.is_file())
+        found = [Found(file.stem, file, _lacks(file)) for file in within if not is_dicom(file)]
+    for each in inner:
+        series += _of_dicom(each, [file for file in sorted(each.iterdir()) if _may_be_dicom(file)], beside)
     if not series:
         directories = [file for file in beside if file.name.upper() == DICOMDIR]
         series = [Found(file.name, file, "lists DICOM files that are not here; copy these too") for file in directories]

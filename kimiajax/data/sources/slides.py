@@ -236,7 +236,7 @@ class Slides(Gridded):
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise UnreadableError(_guess(found.file, openslide.__library_version__)) from error
         except openslide.OpenSlideError as error:
-            raise UnreadableError(f"is damaged, or was cut ({first_line(error)}); fetch it again") from error
+            raise UnreadableError(f"is damaged, or not whole ({first_line(error)}); fetch it again") from error
         try:
             resolution = resolution_of(handle.properties, handle.dimensions, stated)
             level = self._choose_level(handle, resolution.mpp)
