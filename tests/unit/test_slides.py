@@ -315,6 +315,7 @@ def test_a_slide_whose_files_lie_beside_it_is_one_slide(tmp_path):
 
 BOUNDS = {
     "within": ({"x": 100, "y": 60, "width": 256, "height": 300}, (60, 100, 300, 256)),
+    "odd": ({"x": 101, "y": 61, "width": 255, "height": 300}, (61, 101, 300, 255)),
     "beyond": ({"x": 100, "y": 60, "width": 9000, "height": 9000}, (60, 100, 388, 412)),
     "nowhere": ({"x": 5000, "y": 60, "width": 9, "height": 9}, (0, 0, 448, 512)),
     "no numbers": ({"x": "", "y": 60, "width": 9, "height": 9}, (0, 0, 448, 512)),
@@ -330,9 +331,10 @@ def test_a_slide_is_read_within_its_bounds(tmp_path, monkeypatch, bounds, part, 
     with monkeypatch.context() as patched:
         patched.setattr(openslide, "OpenSlide", lambda file: Stand(real(file), **bounds))
         slides = open_scans(tmp_path, SIZE, mpp=0.5 * 2**level)
-    expected = draw(0)[top : top + height, left : left + width]
-    if level:
-        expected = np.asarray(Image.fromarray(expected).reduce(2))[: height // 2, : width // 2]
+    rows, columns = (
+        slice(-(-start // 2**level), (start + side) // 2**level) for start, side in ((top, height), (left, width))
+    )
+    expected = np.asarray(Image.fromarray(draw(0)).reduce(2**level))[rows, columns]
     with slides:
         assert slides.shape(0) == expected.shape
         np.testing.assert_allclose(slides.read(0, 0, 0, *expected.shape).astype(int), expected, atol=1)

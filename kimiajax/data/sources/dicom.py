@@ -13,8 +13,8 @@ from kimiajax.io.files import guess
 
 SUFFIXES = (".dcm", ".dicom")
 MARK, MARK_AT = b"DICM", 128
-HEAD = 2**20  # bytes at a file's start, among which what is asked of it lies
-TAIL = 2**16  # bytes at its end, among which compressed pixels end
+HEAD = 2**18  # bytes at a file's start, among which what is asked of it lies
+TAIL = 2**14  # bytes at its end, among which compressed pixels end
 DEEPEST = 32  # sequences within one another
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 DIRECTORY = "1.2.840.10008.1.3.10"

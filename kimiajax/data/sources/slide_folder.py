@@ -23,6 +23,7 @@ SUFFIXES = (
 )
 FOREIGN = (".vsi", ".isyntax", ".kfb", ".tmap", ".sdpc", ".zvi", ".lif")  # slides that OpenSlide may not read
 OF_FILES = (".vms", ".vmu")  # texts that name the files with the pixels
+LARGEST = 2**20  # bytes of these
 DATA = "Slidedat.ini"  # in the folder of an .mrxs
 PICTURES = (*IMAGES, ".gif", ".webp", ".jp2", ".heic")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
@@ -166,7 +167,8 @@ def _may_be_dicom(file: Path) -> bool:
 
 def _parts_of(file: Path) -> dict[str, str]:
     """The files that a .vms or a .vmu names, by what they are."""
-    lines = (line.partition("=") for line in file.read_text("latin-1").splitlines())
+    with file.open("rb") as stream:
+        lines = (line.partition("=") for line in stream.read(LARGEST).decode("latin-1").splitlines())
     return {key: value.strip() for key, _, value in lines if ("File" in key or "Image" in key) and value.strip()}
 
 

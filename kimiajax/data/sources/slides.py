@@ -29,15 +29,6 @@ NAMED = 5  # slides left out that are named in a line; records name all
 SCANNED = 128  # alpha from which a pixel was scanned; where tiles overlap in part, it is a little below 255
 
 
-class Bounds(NamedTuple):
-    """The part of a slide that was scanned, in pixels of its finest level; sides are None where it is all of it."""
-
-    x: int = 0
-    y: int = 0
-    width: int | None = None
-    height: int | None = None
-
-
 class Level(NamedTuple):
     """The stored resolution that a slide is read from.
 
@@ -46,14 +37,14 @@ class Level(NamedTuple):
         downsample: pixels of the finest level along one pixel of this.
         scale: pixels of this level along one pixel that is read, 1 or more.
         shape: height and width, in pixels that are read.
-        bounds: what is read of the slide.
+        start: column and row of this level at which the part that was scanned begins.
     """
 
     number: int
     downsample: float
     scale: float
     shape: tuple[int, int]
-    bounds: Bounds
+    start: tuple[int, int]
 
 
 class Opened(NamedTuple):
@@ -113,12 +104,12 @@ class Slides(Gridded):
                 except UnreadableError as error:
                     faults[found] = str(error)
             self._leave_out(faults)
-            files = ((file, file.stat()) for file in sorted({*walk(self.path)} - {*contents.beside}))
+            files = [(file, file.stat()) for file in sorted({*walk(self.path)} - {*contents.beside})]
         except BaseException:
             self.close()
             raise
         self.names = tuple(slide.name for slide in self._slides)
-        read = [(slide.name, slide.resolution.mpp, *slide.level.bounds) for slide in self._slides]
+        read = [(slide.name, slide.resolution.mpp, *slide.level) for slide in self._slides]
         self.identity = identity_of(files, mpp, openslide.__version__, openslide.__library_version__, read)
 
     def close(self) -> None:
@@ -206,7 +197,7 @@ class Slides(Gridded):
         left, top, right, bottom = (n * level.scale for n in (col, row, col + width, row + height))
         x, y = math.floor(left), math.floor(top)
         wide, high = math.ceil(right) - x, math.ceil(bottom) - y
-        origin = level.bounds.x + round(x * level.downsample), level.bounds.y + round(y * level.downsample)
+        origin = round((level.start[0] + x) * level.downsample), round((level.start[1] + y) * level.downsample)
         try:
             image = slide.read_region(origin, level.number, (wide, high))
         except _openslide().OpenSlideError as error:
@@ -248,13 +239,15 @@ class Slides(Gridded):
     def _choose_level(self, slide: Any, mpp: float) -> Level:
         """The coarsest level that is no coarser than what is wanted."""
         best, bounds = None, _bounds_of(slide.properties, slide.dimensions)
-        for number, (downsample, (width, height)) in enumerate(zip(slide.level_downsamples, slide.level_dimensions)):
-            scale = self.mpp / (mpp * downsample)
+        for number, (downsample, (right, bottom)) in enumerate(zip(slide.level_downsamples, slide.level_dimensions)):
+            scale, left, top = self.mpp / (mpp * downsample), 0, 0
             scale = 1.0 if abs(scale - 1) < SAME else scale
-            if bounds.width is not None and bounds.height is not None:
-                width, height = int(bounds.width / downsample), int(bounds.height / downsample)
+            if bounds is not None:  # whole pixels of the level alone
+                left, top = (math.ceil(side / downsample) for side in bounds[:2])
+                right, bottom = (math.floor(side / downsample) for side in bounds[2:])
             if scale >= 1:
-                best = Level(number, downsample, scale, (int(height / scale), int(width / scale)), bounds)
+                shape = int((bottom - top) / scale), int((right - left) / scale)
+                best = Level(number, downsample, scale, shape, (left, top))
         if best is None:
             of_files = slide.properties.get("openslide.vendor") == "dicom"  # which may be there in part
             raise UnreadableError(
@@ -286,14 +279,15 @@ class Slides(Gridded):
         self.left_out = {found.name: why.partition("; ")[0] for found, why in faults.items()}
 
 
-def _bounds_of(properties: Mapping[str, str], size: tuple[int, int]) -> Bounds:
-    """The part of a slide that was scanned, where its file says so."""
+def _bounds_of(properties: Mapping[str, str], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """Left, top, right and bottom of the part of a slide that was scanned, in pixels of its finest level, if its file
+    says so."""
     try:
         x, y, width, height = (int(properties[f"openslide.bounds-{each}"]) for each in ("x", "y", "width", "height"))
     except (KeyError, ValueError):
-        return Bounds()
+        return None
     left, top, right, bottom = max(x, 0), max(y, 0), min(x + width, size[0]), min(y + height, size[1])
-    return Bounds(left, top, right - left, bottom - top) if right > left and bottom > top else Bounds()
+    return (left, top, right, bottom) if right > left and bottom > top else None
 
 
 def _guess(file: Path, version: str) -> str:
