@@ -5,7 +5,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from pydicom.uid import generate_uid
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from wsidicom import WsiDicom
 from wsidicom.codec import Encoder
 from wsidicom.codec.settings import JpegSettings, Subsampling
@@ -29,7 +31,9 @@ from wsidicom.metadata import (
 from wsidicom.metadata.schema.dicom import WsiMetadataDicomSchema
 from wsidicom.source import Source
 
-TILE = 128
+from kimiajax.data.sources.dicom import WHOLE_SLIDE
+
+TILE, SMALL = 128, 16
 SETTINGS = JpegSettings(quality=95, subsampling=Subsampling.R444)
 
 
@@ -121,3 +125,33 @@ def write_dicom(
             files = slide.save(aside, **options)
         folder.mkdir(exist_ok=True)
         return [Path(file).rename(folder / f"{stem}{number}.dcm") for number, file in enumerate(files)]
+
+
+def _nested(depth):
+    item = Dataset()
+    item.ReferencedSOPInstanceUID = "1.2"
+    if depth:
+        item.ReferencedImageSequence = [_nested(depth - 1)]
+        item["ReferencedImageSequence"].is_undefined_length = True
+    item.is_undefined_length_sequence_item = True
+    return item
+
+
+def write_head(path, syntax=ExplicitVRLittleEndian, kind=WHOLE_SLIDE, depth=2, **values):
+    """A DICOM file of two frames in the syntax asked for, with sequences so deep and other values."""
+    content = Dataset()
+    content.file_meta = FileMetaDataset()
+    content.file_meta.TransferSyntaxUID = syntax
+    content.file_meta.MediaStorageSOPClassUID, content.file_meta.MediaStorageSOPInstanceUID = kind, "1.2.3"
+    content.ImageType, content.SOPClassUID, content.SOPInstanceUID = ["ORIGINAL", "PRIMARY", "VOLUME"], kind, "1.2.3"
+    content.ReferencedImageSequence = [_nested(depth), _nested(0)]
+    content["ReferencedImageSequence"].is_undefined_length = True
+    content.StudyInstanceUID, content.SeriesInstanceUID = "1.2.4", "1.2.5"
+    content.SamplesPerPixel, content.NumberOfFrames, content.Rows, content.Columns = 3, 2, SMALL, SMALL
+    content.BitsAllocated = 8
+    content.PixelData = bytes(3 * 2 * SMALL * SMALL)
+    content["PixelData"].VR = "OB"
+    for name, value in values.items():
+        setattr(content, name, value)
+    pydicom.dcmwrite(path, content, enforce_file_format=True)
+    return path

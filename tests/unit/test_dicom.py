@@ -1,59 +1,27 @@
 """The heads of DICOM files, as pydicom writes them in every way."""
 
-import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
+from support.dicom_slides import SMALL, write_head
 
 from kimiajax.data.sources.dicom import WHOLE_SLIDE, is_dicom, read_instance
 from kimiajax.errors import UserError
 
-SIDE = 16
-
-
-def nested(depth):
-    item = Dataset()
-    item.ReferencedSOPInstanceUID = "1.2"
-    if depth:
-        item.ReferencedImageSequence = [nested(depth - 1)]
-        item["ReferencedImageSequence"].is_undefined_length = True
-    item.is_undefined_length_sequence_item = True
-    return item
-
-
-def write(path, syntax=ExplicitVRLittleEndian, kind=WHOLE_SLIDE, depth=2, **values):
-    content = Dataset()
-    content.file_meta = FileMetaDataset()
-    content.file_meta.TransferSyntaxUID = syntax
-    content.file_meta.MediaStorageSOPClassUID, content.file_meta.MediaStorageSOPInstanceUID = kind, "1.2.3"
-    content.ImageType, content.SOPClassUID, content.SOPInstanceUID = ["ORIGINAL", "PRIMARY", "VOLUME"], kind, "1.2.3"
-    content.ReferencedImageSequence = [nested(depth), nested(0)]
-    content["ReferencedImageSequence"].is_undefined_length = True
-    content.StudyInstanceUID, content.SeriesInstanceUID = "1.2.4", "1.2.5"
-    content.SamplesPerPixel, content.NumberOfFrames, content.Rows, content.Columns = 3, 2, SIDE, SIDE
-    content.BitsAllocated = 8
-    content.PixelData = bytes(3 * 2 * SIDE * SIDE)
-    content["PixelData"].VR = "OB"
-    for name, value in values.items():
-        setattr(content, name, value)
-    pydicom.dcmwrite(path, content, enforce_file_format=True)
-    return path
-
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
 def test_a_head_is_read_in_every_syntax_past_sequences_of_untold_length(tmp_path, syntax):
-    file = write(tmp_path / "a.dcm", syntax)
+    file = write_head(tmp_path / "a.dcm", syntax)
     assert read_instance(file) == (WHOLE_SLIDE, "VOLUME", "1.2.4", "1.2.5", True)
 
 
 def test_pixels_that_are_not_all_there_are_noticed(tmp_path):
-    file = write(tmp_path / "a.dcm")
-    file.write_bytes(file.read_bytes()[: -3 * SIDE * SIDE])
+    file = write_head(tmp_path / "a.dcm")
+    file.write_bytes(file.read_bytes()[: -3 * SMALL * SMALL])
     assert not read_instance(file).whole
 
 
@@ -61,21 +29,21 @@ def test_pixels_that_are_not_all_there_are_noticed(tmp_path):
     ("kind", "told", "beside"),
     [
         ("1.2.840.10008.5.1.4.1.1.2.1", "a CT image", False),
-        ("1.2.840.10008.5.1.4.1.1.20", "a DICOM file of another kind (1.2.840.10008.5.1.4.1.1.20)", False),
+        ("1.2.840.10008.5.1.4.1.1.20", "a DICOM file of another kind ('1.2.840.10008.5.1.4.1.1.20')", False),
         ("1.2.840.10008.5.1.4.1.1.77.1.2", "a photograph, or one field of a microscope", False),
         ("1.2.840.10008.5.1.4.1.1.91.1", None, True),
         ("1.2.840.10008.1.3.10", None, True),
     ],
 )
 def test_files_of_other_kinds_are_told_apart(tmp_path, kind, told, beside):
-    instance = read_instance(write(tmp_path / "a.dcm", kind=kind))
+    instance = read_instance(write_head(tmp_path / "a.dcm", kind=kind))
     assert (instance.is_slide, instance.is_level, instance.is_beside) == (False, False, beside)
     assert told in (None, instance.told)
 
 
 @pytest.mark.parametrize("role", ["LABEL", "OVERVIEW", "THUMBNAIL"])
 def test_small_images_are_no_levels(tmp_path, role):
-    instance = read_instance(write(tmp_path / "a.dcm", ImageType=["ORIGINAL", "PRIMARY", role]))
+    instance = read_instance(write_head(tmp_path / "a.dcm", ImageType=["ORIGINAL", "PRIMARY", role]))
     assert (instance.is_slide, instance.is_level) == (True, False)
 
 
@@ -90,7 +58,7 @@ def test_small_images_are_no_levels(tmp_path, role):
     ],
 )
 def test_a_file_that_does_not_say_what_it_is_is_refused(tmp_path, change, message):
-    file = write(tmp_path / "a.dcm")
+    file = write_head(tmp_path / "a.dcm")
     file.write_bytes(change(file.read_bytes()))
     with pytest.raises(UserError, match=message):
         read_instance(file)
@@ -106,11 +74,11 @@ def test_a_file_that_does_not_say_what_it_is_is_refused(tmp_path, change, messag
 )
 def test_a_file_that_opens_in_no_way_known_here_is_refused(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
-        read_instance(write(tmp_path / "a.dcm", **options))
+        read_instance(write_head(tmp_path / "a.dcm", **options))
 
 
 def test_a_file_is_known_by_its_mark_or_its_suffix(tmp_path):
-    assert is_dicom(write(tmp_path / "1.2.3"))
+    assert is_dicom(write_head(tmp_path / "1.2.3"))
     (tmp_path / "empty.DCM").touch()
     (tmp_path / "text").write_text("text")
     assert [is_dicom(tmp_path / name) for name in ("empty.DCM", "text", "absent")] == [True, False, False]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from kimiajax.data.sources.source import UnreadableError
 from kimiajax.io.files import guess
+from kimiajax.text import quoted
 
 SUFFIXES = (".dcm", ".dicom")
 MARK, MARK_AT = b"DICM", 128
@@ -37,6 +38,7 @@ SYNTAX, IMAGE_TYPE, CLASS = (0x0002, 0x0010), (0x0008, 0x0008), (0x0008, 0x0016)
 CLASS_IN_HEAD, STUDY, SERIES = (0x0002, 0x0002), (0x0020, 0x000D), (0x0020, 0x000E)
 SAMPLES, FRAMES, ROWS, COLUMNS = (0x0028, 0x0002), (0x0028, 0x0008), (0x0028, 0x0010), (0x0028, 0x0011)
 ITEM, ITEM_END, SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
+BROKEN = (struct.error, IndexError)  # of a head that breaks off
 UNTOLD = 0xFFFFFFFF  # a length that is not told: there is a mark where the value ends
 
 
@@ -73,7 +75,7 @@ class Instance(NamedTuple):
     @property
     def told(self) -> str:
         """What it is, in words."""
-        return KINDS.get(self._class, f"a DICOM file of another kind ({self.kind or 'which it does not say'})")
+        return KINDS.get(self._class, f"a DICOM file of another kind ({quoted(self.kind)})")
 
     @property
     def _class(self) -> str:
@@ -116,7 +118,7 @@ def read_instance(file: Path) -> Instance:
             raise UnreadableError("a DICOM file that is deflated as a whole, which OpenSlide does not read; convert it")
         order = ">" if syntax == BIG_ENDIAN else "<"
         _elements(head, at, order, syntax != IMPLICIT, values, COLUMNS[0])
-    except (struct.error, IndexError) as error:
+    except BROKEN as error:
         if size <= HEAD and SERIES not in values:
             raise UnreadableError("a DICOM file that breaks off in its head; fetch it again") from error
     kind = _text(values, CLASS) or _text(values, CLASS_IN_HEAD)

@@ -140,7 +140,7 @@ def is_tiled(file: Path) -> bool | None:
                 return TILE_WIDTH in getattr(image, "tag_v2", ())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return True
-    except (OSError, SyntaxError, ValueError):
+    except Exception:  # whatever a damaged file makes Pillow raise
         return None
 
 
@@ -165,6 +165,11 @@ def _may_be_dicom(file: Path) -> bool:
     return not is_ignored(file.name) and file.suffix.lower() not in known and file.is_file() and is_dicom(file)
 
 
+def _shown(name: str) -> str:
+    """A file's name for a message."""
+    return shown(Path(name))
+
+
 def _parts_of(file: Path) -> dict[str, str]:
     """The files that a .vms or a .vmu names, by what they are."""
     with file.open("rb") as stream:
@@ -176,11 +181,16 @@ def _lacks(file: Path) -> str:
     """What a slide lacks of what it consists of besides its file."""
     suffix, folder = file.suffix.lower(), file.with_suffix("")
     if suffix == ".mrxs" and not (folder / DATA).is_file():
-        return f"has its pixels in the folder {folder.name} beside it, and {DATA} is not there; copy that folder too"
+        where = f"the folder {_shown(folder.name)} beside it"
+        return f"has its pixels in {where}, and {DATA} is not there; copy that folder too"
     if suffix in OF_FILES:
         needed = [part for key, part in _parts_of(file).items() if key.startswith(("ImageFile", "MapFile"))]
         missing = [part for part in needed if not (file.parent / part).is_file()]
-        return f"consists of files that are not here ({first_few(missing)}); copy these too" if missing else ""
+        return (
+            f"consists of files that are not here ({first_few(map(_shown, missing))}); copy these too"
+            if missing
+            else ""
+        )
     return ""
 
 
@@ -202,7 +212,7 @@ def _of_dicom(folder: Path, files: Sequence[Path], beside: list[Path], top: bool
     if top or len(found) > 1:
         return [*found, *(Found(file.stem, file, f"is {why}") for file, why in broken.items())]
     for file, why in broken.items():  # in a slide's own folder they belong to it
-        fault = f"is not whole: {file.name} beside it is {why}" if found else f"is {why}"
+        fault = f"is not whole: {_shown(file.name)} beside it is {why}" if found else f"is {why}"
         return [Found(folder.name, found[0].file if found else file, fault)]
     return [slide._replace(name=folder.name) for slide in found]
 
@@ -213,7 +223,7 @@ def _of_series(files: dict[Path, Instance], studies: set[str], beside: list[Path
     first, instance = next(iter(files.items()))
     if levels:
         cut = next((file for file, each in files.items() if not each.whole), None)
-        fault = f"is not whole: {cut.name} of its files lacks pixels at its end; fetch it again" if cut else ""
+        fault = f"is not whole: {_shown(cut.name)} of its files lacks pixels at its end; fetch it again" if cut else ""
         return Found(levels[0].stem, levels[0], fault)
     if not instance.is_slide:
         return Found(first.stem, first, f"is {instance.told}, and no whole slide; move it elsewhere")
