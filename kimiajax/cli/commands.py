@@ -115,10 +115,11 @@ def _explain(config: "ExplainConfig", given: "Path | Dataset") -> None:
     from kimiajax.io.cache import default_cache
     from kimiajax.report.data import render_counts
 
-    with open_scans(given, **config.reading()) as source:
+    progress = for_terminal()
+    with open_scans(given, **config.reading(), say=progress.say) as source:
         if not isinstance(source, Gridded):
             raise UserError(f"{source.path}: a {source.kind} holds patches that were cut already; give the scans")
-        surveys = survey(source, BACKGROUND, cache=config.cache or default_cache(), track=for_terminal().track)
+        surveys = survey(source, BACKGROUND, cache=config.cache or default_cache(), track=progress.track)
         test = source.test_patches()
         held_out = None if test is None else [sum(p.scan == scan for p in test) for scan in range(len(source))]
     show(render_counts(count_patches(surveys), source.names, held_out, config.background))
@@ -134,8 +135,9 @@ def _export(config: "ExportConfig", given: "Path | Dataset") -> None:
     config.check_patches()
     if config.out is None:
         raise UserError("data export needs --out DIR, the folder to write")
-    track, cache = for_terminal().track, config.cache or default_cache()
-    with open_scans(given, **config.reading(), cache=cache, track=track) as source:
+    progress, cache = for_terminal(), config.cache or default_cache()
+    track = progress.track
+    with open_scans(given, **config.reading(), cache=cache, track=track, say=progress.say) as source:
         if config.manifest is not None:
             manifest = read_manifest(config.manifest)
         else:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kimiajax.data.config import READING, PatchConfig, ScansConfig, check_cutting, check_least
+from kimiajax.data.config import READING, PatchConfig, ScansConfig, check_cutting, check_least, check_resolutions
 from kimiajax.errors import UserError
 
 
@@ -127,6 +127,10 @@ class PredictConfig:
     """Side of a patch in pixels, of slides cut, of images checked; by default that of the run's patches."""
     mpp: float | None = None
     """Microns per pixel at which whole slides are read; by default the run's."""
+    slide_mpp: float | Path | None = None
+    """Microns per pixel of slides whose files say none or a wrong one: a number, or a CSV file (columns slide, mpp)."""
+    skip_unreadable: bool = False
+    """Leave out slides that cannot be opened, are of no known resolution, too coarse or too small, and name them."""
     weights: str | None = None
     """The weights that an SVM's features come from, where they are not any more where the run found them."""
     out: Path | None = None
@@ -145,8 +149,7 @@ class PredictConfig:
     def validate(self) -> None:
         """Raises UserError for the first setting that is out of its range."""
         check_least(self, patches_per_scan=1, patch_size=1)
-        if self.mpp is not None and not 0 < self.mpp < float("inf"):
-            raise UserError(f"--mpp {self.mpp}: must be above 0 and finite")
+        check_resolutions(self.mpp, self.slide_mpp)
         if self.layer is not None and self.grad_cam is None:
             raise UserError(f"--layer {self.layer}: is for --grad-cam")
         if self.out is not None and (self.out.suffix != ".csv" or self.out.is_dir()):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from kimiajax.checks import check_fields
 from kimiajax.errors import UserError
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kimiajax.data.tfds.datasets import Dataset
 
 OF_DATASETS = ("data_dir", "image_key", "label_key", "train_split", "test_split")  # settings that only --dataset has
-READING = ("patch_size", "mpp")  # settings of how these are read, by the names that `open_scans` has for them
+READING = ("patch_size", "mpp", "slide_mpp", "skip_unreadable")  # of how these are read, as `open_scans` names them
 SOURCES = ("scans", "dataset", *OF_DATASETS)  # where patches come from; what they are, their manifest says
 
 
@@ -39,6 +39,10 @@ class ScansConfig:
     """Side of a patch in pixels; of scan files and images, checked to be that of the test patches; of slides, 1000."""
     mpp: float = 0.5
     """Microns per pixel at which whole slides are read."""
+    slide_mpp: float | Path | None = None
+    """Microns per pixel of slides whose files say none or a wrong one: a number, or a CSV file (columns slide, mpp)."""
+    skip_unreadable: bool = False
+    """Leave out slides that cannot be opened, are of no known resolution, too coarse or too small, and name them."""
     cache: Path | None = None
     """Folder for what serves again: surveys, patches, weights, features; by default the user's cache folder."""
 
@@ -81,8 +85,7 @@ class ScansConfig:
         for name in OF_DATASETS:
             if self.dataset is None and getattr(self, name) != getattr(ScansConfig, name):
                 raise UserError(f"{flag(name)} {getattr(self, name)}: is for --dataset")
-        if not 0 < self.mpp < float("inf"):
-            raise UserError(f"--mpp {self.mpp}: must be above 0 and finite")
+        check_resolutions(self.mpp, self.slide_mpp)
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ class PatchConfig(ScansConfig):
 def as_paths(settings: Any) -> None:
     """Makes paths of texts in the fields of settings that hold paths."""
     for field in fields(settings):
-        if field.type == Path | None and isinstance(value := getattr(settings, field.name), str):
+        if Path in get_args(field.type) and isinstance(value := getattr(settings, field.name), str):
             object.__setattr__(settings, field.name, Path(value))
 
 
@@ -146,6 +149,13 @@ def check_least(config: object, **least: int) -> None:
         value = getattr(config, name)
         if isinstance(value, int) and value < bound:
             raise UserError(f"{flag(name)} {value}: must be {bound} or more")
+
+
+def check_resolutions(mpp: float | None, slide_mpp: float | Path | None) -> None:
+    """Raises UserError for microns per pixel, of reading or of slides, that are given as a number that is none."""
+    for name, value in (("--mpp", mpp), ("--slide-mpp", slide_mpp)):
+        if not isinstance(value, Path | None) and not 0 < value < float("inf"):
+            raise UserError(f"{name} {value}: must be above 0 and finite")
 
 
 def check_share(config: object, name: str) -> None:

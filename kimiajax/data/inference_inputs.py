@@ -1,6 +1,5 @@
 """Patches from wherever a user has them: what `open_scans` opens, one image, or any other folder of images."""
 
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +14,8 @@ from kimiajax.data.patches import Rules
 from kimiajax.data.resize import FILTERS, resize
 from kimiajax.data.sources.image_files import IMAGES, read_gray
 from kimiajax.data.sources.image_folder import holds_splits, natural
-from kimiajax.data.sources.slides import SUFFIXES, slides_in
-from kimiajax.data.sources.source import Track, hole_of, is_hole, no_track, walk
+from kimiajax.data.sources.slide_folder import is_tiled, names_slide, slides_in
+from kimiajax.data.sources.source import Say, Track, hole_of, is_hole, no_say, no_track, walk
 from kimiajax.data.survey import in_threads
 from kimiajax.data.tfds.datasets import Dataset
 from kimiajax.errors import UsageError, UserError, check_known
@@ -25,7 +24,6 @@ from kimiajax.text import shown
 
 SCAN_FILES = (".h5", ".hdf5")
 KINDS = "a scan file (.h5), a folder of whole slides, an image, or a folder of images"
-TILE_WIDTH = 322  # the TIFF tag that a picture stored in tiles has
 
 
 class Inputs(NamedTuple):
@@ -56,6 +54,7 @@ def read_inputs(
     patch_size: int | None = None,
     cache: Path | None = None,
     track: Track = no_track,
+    say: Say = no_say,
     **reading: Any,
 ) -> list[Inputs]:
     """Reads all patches that a path holds.
@@ -71,6 +70,7 @@ def read_inputs(
         patch_size: side of a patch in pixels, cut from slides and checked elsewhere; see `open_scans`. Without it,
             plain images must be of one size.
         cache: as in `prepare_patches`; plain images are read each time.
+        say: is told what of a folder was passed over or left out.
         reading: how anything but plain images is read, as of `open_scans`.
 
     Returns:
@@ -90,9 +90,11 @@ def read_inputs(
             raise UsageError(
                 f"{path}: {flag} chooses patches of scans, and of what scans these images are is not known"
             )
+        if reading.get("slide_mpp") is not None:
+            raise UsageError(f"{path}: --slide-mpp is for whole slides, and these are plain images")
         return [_read_images(images, image_size, filter, patch_size, track if path.is_dir() else no_track)]
     options = {"cache": cache, "track": track}
-    with open_scans(path, patch_size, **reading, **options) as source:
+    with open_scans(path, patch_size, **reading, **options, say=say) as source:
         patches = prepare_patches(source, rules, image_size, filter, manifest=manifest, **options)
     manifest = patches.manifest
     return [
@@ -109,12 +111,11 @@ def _images_at(path: Path) -> dict[str, Path] | None:
     if not path.is_dir():
         if suffix in IMAGES:
             return {path.name: path}
-        if suffix in SUFFIXES:
-            raise UserError(f"{path}: is a whole slide; give the folder that holds it")
-        if suffix in SCAN_FILES or h5py.is_hdf5(path):
+        if suffix in SCAN_FILES or names_slide(path) or h5py.is_hdf5(path):
             return None
         raise UserError(f"{path}: is no image ({', '.join(IMAGES)}) and no scan file; give {KINDS}")
-    if holds_splits(path) or any(map(_is_slide, slides_in(path))):
+    slides = [] if holds_splits(path) else [slide.file for slide in slides_in(path)]
+    if holds_splits(path) or any(file.suffix.lower() not in IMAGES or is_tiled(file) for file in slides):
         return None
     files = sorted(walk(path), key=lambda file: natural(file.relative_to(path)))
     strange = [file for file in files if file.suffix.lower() not in IMAGES]
@@ -123,23 +124,6 @@ def _images_at(path: Path) -> dict[str, Path] | None:
     if not files:
         raise UserError(f"{path}: holds no images; give {KINDS}")
     return {file.relative_to(path).as_posix(): file for file in files}
-
-
-def _is_slide(file: Path) -> bool:
-    """Whether a file whose name may be a slide's or an image's is a slide: in tiles, or far larger than a patch."""
-    from PIL import Image
-
-    if file.suffix.lower() not in IMAGES:
-        return True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                return TILE_WIDTH in getattr(image, "tag_v2", ())
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return True
-    except (OSError, SyntaxError, ValueError):  # reading it as an image will say what it is
-        return False
 
 
 def _read_images(images: dict[str, Path], size: int, filter: str, patch_size: int | None, track: Track) -> Inputs:

@@ -6,11 +6,12 @@ from typing import Any
 from kimiajax.checks import path_of, positive, whole
 from kimiajax.data.sources.image_folder import Folder, holds_splits
 from kimiajax.data.sources.scan_file import Scans
-from kimiajax.data.sources.slides import MPP, PATCH_SIZE, Slides, slides_in
-from kimiajax.data.sources.source import Source, Track, no_track
+from kimiajax.data.sources.slide_folder import names_slide, slides_in
+from kimiajax.data.sources.slides import MPP, PATCH_SIZE, Slides
+from kimiajax.data.sources.source import Say, Source, Track, no_say, no_track
 from kimiajax.data.tfds.datasets import Dataset
 from kimiajax.data.tfds.source import Prepared
-from kimiajax.errors import UsageError
+from kimiajax.errors import UsageError, UserError
 
 
 def open_scans(
@@ -18,8 +19,11 @@ def open_scans(
     patch_size: int | Any = None,
     mpp: float | Any = MPP,
     *,
+    slide_mpp: float | str | Path | Any = None,
+    skip_unreadable: bool = False,
     cache: str | Path | None = None,
     track: Track = no_track,
+    say: Say = no_say,
 ) -> Source:
     """Opens whatever patches can be read from.
 
@@ -29,7 +33,12 @@ def open_scans(
         patch_size: side of a patch in pixels. All but slides know it, and it is checked; from these, patches of 1000
             pixels are cut unless another size is given.
         mpp: microns per pixel at which slides are read; everything else is as it is.
+        slide_mpp: microns per pixel of the finest level of slides, where their files do not say it or say it wrongly: a
+            number for all of them, or a CSV file with columns slide (a file's name) and mpp.
+        skip_unreadable: leave out slides that cannot be opened, are of no known resolution, coarser than `mpp` or
+            smaller than a patch, where two remain; `remarks` and `describe()` name them.
         cache: a folder for the labels of a prepared data set, which are read once.
+        say: is told what of a folder was passed over or left out.
 
     Raises:
         UserError: nothing of these, or a number out of its range; UsageError: patches of another size.
@@ -37,15 +46,26 @@ def open_scans(
     if patch_size is not None:
         whole("--patch-size", patch_size, 1)
     positive("--mpp", mpp)
+    if isinstance(slide_mpp, str | Path):
+        slide_mpp = path_of("--slide-mpp", slide_mpp)
+    elif slide_mpp is not None:
+        slide_mpp = positive("--slide-mpp", slide_mpp)
     cache = None if cache is None else path_of("cache", cache)
     if isinstance(path, Dataset):
         source: Source = Prepared(path, cache, track)
     elif not (path := path_of("scans", path)).is_dir():
+        if path.is_file() and names_slide(path):
+            raise UserError(f"{path}: is a whole slide; give the folder that holds it")
         source = Scans(path)
     elif not holds_splits(path) and slides_in(path):
-        source = Slides(path, PATCH_SIZE if patch_size is None else patch_size, mpp)
+        source = Slides(path, PATCH_SIZE if patch_size is None else patch_size, mpp, slide_mpp, skip_unreadable)
+        for line in source.told:
+            say(line)
     else:
         source = Folder(path)
+    if slide_mpp is not None and not isinstance(source, Slides):
+        source.close()
+        raise UsageError(f"--slide-mpp {slide_mpp}: is for whole slides, and {source.path} is a {source.kind}")
     if patch_size not in (None, source.patch_size):
         size = source.patch_size
         source.close()

@@ -63,7 +63,7 @@ def apply_row(
         layer: of these; see `grad_cam`.
         cache: a folder for what serves again.
         progress: shows what goes on.
-        reading: how they are read, as of `read_inputs`; patch_size and mpp are by default the run's.
+        reading: how they are read, as of `read_inputs`; patch_size and mpp are by default the run's, all else is not.
 
     Raises:
         UserError: no such row, one that failed or learnt nothing, files that were changed since, weights of another
@@ -97,6 +97,7 @@ def apply_row(
             **{"patch_size": finished.results["data"]["patch_size"], "mpp": config["mpp"], **reading},
             cache=cache,
             track=progress.track,
+            say=progress.say,
         )
         predictions = [predict(part.pixels) for part in parts]
         if aside is not None:

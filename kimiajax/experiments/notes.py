@@ -22,6 +22,7 @@ def notes_of(study: Study, rows: Sequence[Approach]) -> list[str]:
         )
     if data["unverified"] is not None:
         notes.append(f"Not verified: what these data were prepared from {data['unverified']}.")
+    notes += data["remarks"]
     if config.data.manifest is not None:
         notes.append(
             f"The patches are those of {config.data.manifest}, chosen by what its header says and not by this run."

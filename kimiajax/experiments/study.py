@@ -292,7 +292,7 @@ def _open_scans(request: Request) -> Source:
     if config.data.given() is None and config.data.draw_synthetic:
         return open_scans(draw_scans(request.folder.path, config, request.progress), config.data.patch_size)
     needs = f"{request.preset} needs scans: --scans PATH, of a scan file in the layout of Kimia_Path24.h5 or a folder"
-    options = {"cache": request.cache, "track": request.progress.track}
+    options = {"cache": request.cache, "track": request.progress.track, "say": request.progress.say}
     return open_scans(config.data.needed(needs), **config.data.reading(), **options)
 
 
@@ -316,6 +316,8 @@ def _describe(source: Source, manifest: Manifest, audit: dict[str, Any] | None) 
         "flags": source.flags,
         "held_out": source.test_patches() is None,
         "kind": source.kind,
+        "opened": source.describe(),
+        "remarks": list(source.remarks),
         **source.marks,
         "scans": manifest.num_scans,
         "names": list(source.names),

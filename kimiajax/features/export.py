@@ -80,7 +80,7 @@ def export_features(
         cache: a folder for what serves again; the features are then kept there too. Without it nothing is kept but
             weights that are downloaded.
         progress: shows what goes on.
-        reading: how it is read, as of `read_inputs`: patch_size, mpp.
+        reading: how it is read, as of `read_inputs`: patch_size, mpp, slide_mpp, skip_unreadable.
 
     Returns:
         The content of `features.json`.
@@ -120,7 +120,7 @@ def export_features(
         loaded = replace(loaded, conv=choice.way)
         if done := as_read(loaded.lineage):
             progress.say(f"{network}, as its file asks: {done}")
-        options = {"manifest": manifest, "cache": cache, "track": progress.track}
+        options = {"manifest": manifest, "cache": cache, "track": progress.track, "say": progress.say}
         parts = read_inputs(path, rules, image_size, resize, **options, **reading)
         shape = (sum(len(part.ids) for part in parts), *shape_of(loaded, tap, image_size))
         features = new_array(aside / "features.npy", shape, np.float32, "--out")

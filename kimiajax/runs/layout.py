@@ -29,7 +29,7 @@ SCHEMA_VERSION = 10
 
 # Settings that change no result: a run goes on with others, and two runs are not told apart by them.
 NO_RESULT = (
-    *SOURCES,  # what the patches are, their manifest says
+    *(*SOURCES, "skip_unreadable"),  # what the patches are, their manifest says
     *("cache", "out", "feed", "checkpoint_seconds", "fresh", "tensorboard"),
     *("distributed", "coordinator", "processes", "process", "peer_timeout"),
 )

@@ -12,7 +12,7 @@ from kimiajax.data.manifest import MOST_SCANS, Manifest, Patch, read_manifest
 from kimiajax.data.open_scans import open_scans
 from kimiajax.data.sources.image_files import IMAGES
 from kimiajax.data.sources.image_folder import holds_splits
-from kimiajax.data.sources.slides import slides_in
+from kimiajax.data.sources.slide_folder import slides_in
 from kimiajax.errors import UserError
 from kimiajax.io.files import csv_text, write_text
 from kimiajax.io.tables import SUFFIXES, Table, read_table

@@ -43,6 +43,11 @@ ROWS = {
     "folders": Row(
         "data", "missing, empty or extra class folders, s10 before s2, a loop of links", "read by number, or refused"
     ),
+    "slides": Row(
+        "data",
+        "slides with no, false or two resolutions, in DICOM, cut, in parts, with other files beside",
+        "read as they were drawn, where a person says what is missing; or refused with the cause",
+    ),
     "leaks": Row(
         "data", "a patch in training and test; a training patch over a whitened place", "the audit fails and marks"
     ),

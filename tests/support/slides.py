@@ -53,3 +53,35 @@ def write_slide(path, gray, mpp=0.5, levels=2, jpeg=True, resolution=True):
             gray = np.asarray(Image.fromarray(gray).reduce(2))
             per_cm /= 2
     return path
+
+
+def write_tiff(path, gray, per_unit=None, unit="NONE", description=None, channels=3, **options):
+    """One level in tiles, without loss: so many pixels per unit across and down, and a description."""
+    pixels = np.repeat(gray[..., None], 3, axis=2) if channels == 3 else gray
+    if per_unit is not None:
+        options["resolution"] = per_unit if isinstance(per_unit, tuple) else (per_unit, per_unit)
+        options["resolutionunit"] = unit
+    options["photometric"] = "rgb" if channels == 3 else "minisblack"
+    options = {"tile": (TILE, TILE), "compression": "deflate", "metadata": None, "description": description, **options}
+    tifffile.imwrite(path, pixels, **options)
+    return path
+
+
+def aperio(said=""):
+    """The description of an .svs, with what else it says: "|MPP = 0.5"."""
+    return f"Aperio Image Library v10\n512x448 ({TILE}x{TILE}) JPEG/RGB Q=70{said}"
+
+
+def ome(said):
+    """The description of an OME-TIFF of one image, whose pixels have these attributes besides."""
+    pixels = 'DimensionOrder="XYCZT" Type="uint8" SizeX="512" SizeY="448" SizeC="3" SizeZ="1" SizeT="1"'
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        f'<Image ID="Image:0"><Pixels ID="Pixels:0" {pixels} {said}/></Image></OME>'
+    )
+
+
+def cut(file, share):
+    """Leaves a share of a file, from its start."""
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    return file

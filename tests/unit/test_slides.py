@@ -5,15 +5,21 @@ import subprocess
 import sys
 
 import numpy as np
+import openslide
 import pytest
 import tifffile
 from PIL import Image
-from support.slides import SIZE, draw, write_slide
+from support.dicom_slides import write_dicom
+from support.slide_kinds import READ, assert_read
+from support.slides import SIZE, aperio, cut, draw, write_slide, write_tiff
 
 from kimiajax.cli.main import main
+from kimiajax.data.inference_inputs import read_inputs
+from kimiajax.data.manifest import read_manifest
 from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patch_arrays import read_patches
 from kimiajax.data.patches import Rules, cut_patches
+from kimiajax.data.sources.slide_folder import contents_of
 from kimiajax.data.sources.slides import Slides
 from kimiajax.data.sources.source import NotScannedError
 from kimiajax.errors import UserError
@@ -25,6 +31,20 @@ def folder(tmp_path_factory):
     for number in range(3):
         write_slide(root / f"slide{number}.tif", draw(number))
     return root
+
+
+class Stand:
+    """Stands for a slide of which OpenSlide says something else, or which it reads otherwise."""
+
+    def __init__(self, real, change=lambda origin, image: image, **properties):
+        self._real, self._change = real, change
+        self.properties = {**real.properties, **{f"openslide.bounds-{side}": str(n) for side, n in properties.items()}}
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+    def read_region(self, origin, level, shape):
+        return self._change(origin, self._real.read_region(origin, level, shape))
 
 
 RULES = Rules(patches_per_scan=6, test_patches_per_scan=3)
@@ -107,21 +127,16 @@ def test_a_region_that_cannot_be_read_is_an_error_and_never_white(tmp_path):
 
 def test_what_the_scanner_left_out_is_no_patch(folder, monkeypatch):
     """A transparent region, as formats with sparse levels give it; here by a stand-in for OpenSlide's answer."""
+
+    def change(origin, image):
+        if origin == (192, 128):
+            image.putalpha(0)
+        return image
+
     with open_scans(folder, SIZE) as slides:
         whole = {(p.row, p.col) for p in cut_patches(slides, Rules(test_patches_per_scan=1)).patches if p.scan == 0}
-        real = slides._slides[0]
-
-        class Sparse:
-            def read_region(self, origin, level, shape):
-                image = real.read_region(origin, level, shape)
-                if origin == (192, 128):
-                    image.putalpha(0)
-                return image
-
-            def close(self):
-                real.close()
-
-        monkeypatch.setattr(slides, "_slides", [Sparse(), *slides._slides[1:]])
+        first, *others = slides._slides
+        monkeypatch.setattr(slides, "_slides", [first._replace(handle=Stand(first.handle, change)), *others])
         left = {(p.row, p.col) for p in cut_patches(slides, Rules(test_patches_per_scan=1)).patches if p.scan == 0}
         assert whole - left == {(128, 192)}
         with pytest.raises(NotScannedError, match="hold no pixels"):
@@ -141,9 +156,14 @@ def test_what_the_scanner_left_out_is_no_patch(folder, monkeypatch):
             "not a whole slide that OpenSlide reads, or a damaged",
         ),
         (
-            lambda root: (write_slide(root / "a.tif", draw(0)), (root / "notes.txt").write_text("x")),
+            lambda root: (write_slide(root / "a.tif", draw(0)), (root / "label.jpg").write_bytes(b"x")),
             {},
-            "notes.txt: is no slide",
+            "label.jpg: is no slide",
+        ),
+        (
+            lambda root: (write_slide(root / "a.tif", draw(0)), (root / "a.svs").write_bytes(b"x")),
+            {},
+            "two slides have one name but for the suffix or folder, a; rename one",
         ),
     ],
 )
@@ -151,6 +171,200 @@ def test_slides_that_cannot_serve_are_named(tmp_path, write, arguments, message)
     write(tmp_path)
     with pytest.raises(UserError, match=message):
         open_scans(tmp_path, **{"patch_size": SIZE, **arguments})
+
+
+SOME = ("tiles, per cm", "no resolution, in a CSV file", "OME, nm, 72 dpi", "ImageJ, an escape", "DICOM, flat")
+
+
+@pytest.mark.parametrize("kind", [READ[name] for name in SOME], ids=SOME)
+def test_slides_of_other_kinds_are_read_as_they_were_drawn(kind, tmp_path):
+    """Five of the kinds of `tests/faults/data/test_slides.py`."""
+    assert_read(kind, tmp_path / "slides")
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Two good slides among one of no resolution, one cut, one too coarse and one too small; and an annotation."""
+    root = tmp_path / "mixed"
+    root.mkdir()
+    for name in ("b", "e"):
+        write_slide(root / f"{name}.tif", draw(0))
+    cut(write_slide(root / "a.tif", draw(0)), 0.9)
+    write_slide(root / "c.tif", draw(0), resolution=False)
+    write_slide(root / "d.tif", draw(0), mpp=1.0)
+    write_slide(root / "f.tif", draw(0, 40, 40))
+    (root / "b.xml").write_text("<Annotations/>")
+    return root
+
+
+LEFT_OUT = {"a": "is damaged, or not whole", "c": "does not say how", "d": "was scanned at 1", "f": "is 40 x 40 at 0.5"}
+
+
+def test_the_first_slide_that_cannot_be_read_is_told_with_the_number_of_all(mixed):
+    with pytest.raises(
+        UserError, match=r"a.tif: is damaged.* 4 of 6 slides cannot be read \(a, c, d, ...\), and --skip"
+    ):
+        open_scans(mixed, SIZE)
+
+
+def test_slides_are_left_out_by_name_where_that_is_asked_for(mixed):
+    told = []
+    with open_scans(mixed, SIZE, skip_unreadable=True, say=told.append) as slides:
+        described = slides.describe()
+    assert slides.names == ("b", "e")
+    assert described["beside"] == {".xml": 1}
+    assert list(described["left_out"]) == list(LEFT_OUT)
+    assert all(described["left_out"][name].startswith(why) for name, why in LEFT_OUT.items())
+    assert told[0] == f"{mixed}: passed over, as they are no slides: 1 .xml"
+    assert told[1:] == list(slides.remarks)
+    assert told[1].startswith("4 of 6 slides were left out (--skip-unreadable): a is damaged, or not whole")
+
+
+def test_two_slides_must_remain(mixed):
+    (mixed / "e.tif").unlink()
+    with pytest.raises(UserError, match=r"4 of 5 slides cannot be read .* leaves too few: 2 must remain"):
+        open_scans(mixed, SIZE, skip_unreadable=True)
+
+
+def test_what_was_left_out_is_said_in_audits_results_and_reports_and_not_taken_for_new_slides(mixed, tmp_path, capsys):
+    flags = ["--scans", str(mixed), "--patch-size", str(SIZE), "--skip-unreadable"]
+    main(["data", "audit", *flags, "--out", str(tmp_path / "audit")])
+    checks = json.loads((tmp_path / "audit" / "audit.json").read_text())["checks"]
+    (remark,) = [check["detail"] for check in checks if check["name"] == "opening"]
+    assert remark.startswith("4 of 6 slides were left out")
+    few = ["--test-patches-per-scan", "3", "--patches-per-scan", "4", "--rows", "floor_histogram", "--image-size", "32"]
+    assert main(["table", "quick", *flags, *few, "--out", str(tmp_path / "run")]) == 0
+    assert remark in capsys.readouterr().err
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert remark in results["notes"]
+    assert list(results["data"]["opened"]["left_out"]) == list(LEFT_OUT)
+    assert list(read_manifest(tmp_path / "run" / "manifest.csv").about["source"]["left_out"]) == list(LEFT_OUT)
+    assert results["data"]["flags"] == f"--scans {mixed} --patch-size {SIZE} --skip-unreadable"
+    assert main(["report", str(tmp_path / "run"), "--format", "markdown"]) == 0
+    assert "4 of 6 slides were left out" in capsys.readouterr().out
+    (tmp_path / "new").mkdir()
+    write_slide(tmp_path / "new" / "g.tif", draw(1), resolution=False)
+    predicting = ["predict", str(tmp_path / "run" / "floor_histogram"), str(tmp_path / "new"), "--split", "test"]
+    assert main(predicting) == 2
+    assert "does not say how many microns a pixel is" in capsys.readouterr().err
+    assert main([*predicting, "--slide-mpp", "0.5"]) == 0
+
+
+def test_a_stated_resolution_holds_is_recorded_and_names_other_pixels(tmp_path):
+    write_slide(tmp_path / "a.tif", draw(0), mpp=0.25)
+    write_slide(tmp_path / "b.tif", draw(0), resolution=False)
+    (tmp_path.parent / "mpp.csv").write_text("slide,mpp\nb.tif,0.5\n")
+    identities = []
+    for stated in (0.5, 0.4, "mpp.csv"):
+        with open_scans(
+            tmp_path, SIZE, slide_mpp=tmp_path.parent / stated if stated == "mpp.csv" else stated
+        ) as slides:
+            identities.append(slides.identity)
+            resolutions = slides.describe()["resolutions"]
+            if stated == 0.5:
+                assert slides.shape(0) == slides.shape(1) == (448, 512)
+                assert resolutions == {
+                    "a": {"mpp": 0.5, "from": "--slide-mpp", "file_says": 0.25},
+                    "b": {"mpp": 0.5, "from": "--slide-mpp"},
+                }
+                assert [remark.partition(" (")[2][:40] for remark in slides.remarks] == [
+                    "--slide-mpp), as their files say none th",
+                    "--slide-mpp) and not what their files sa",
+                ]
+            if stated == "mpp.csv":
+                assert slides.shape(0) == (224, 256)
+                assert (resolutions["a"], slides.flags[-8:]) == ({"mpp": 0.25, "from": "tiff"}, "/mpp.csv")
+    assert len(set(identities)) == 3
+
+
+@pytest.mark.parametrize("kind", ["scan file", "images"])
+def test_a_resolution_stated_of_what_is_no_slide_is_refused(kind, scans, tmp_path, rng):
+    Image.fromarray(rng.integers(0, 255, (64, 64), dtype=np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"--slide-mpp .*is for whole slides"):
+        read_inputs({"scan file": scans, "images": tmp_path}[kind], Rules(), 32, slide_mpp=0.5)
+
+
+def test_a_slide_by_itself_is_refused_and_a_folder_of_one_series_is_a_slide(tmp_path):
+    svs = write_tiff(tmp_path / "a.svs", draw(0), description=aperio("|MPP = 0.5"))
+    for opening in (open_scans, lambda path: read_inputs(path, Rules(), 32)):
+        with pytest.raises(UserError, match=r"a.svs: is a whole slide; give the folder that holds it"):
+            opening(svs)
+    (tmp_path / "series").mkdir()
+    write_dicom(tmp_path / "series", draw(0), levels=2)
+    train, test = read_inputs(tmp_path / "series", Rules(test_patches_per_scan=3), 32, patch_size=SIZE)
+    assert (len(test.ids), set(train.scans)) == (3, {0})
+    with open_scans(tmp_path / "series", SIZE) as slides:
+        assert slides.names == ("series",)
+
+
+def test_dicom_folders_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    for patient in ("p1", "p2"):
+        (tmp_path / patient).mkdir()
+        write_dicom(tmp_path / patient / "slide", draw(0), sub_images=False)
+    with open_scans(tmp_path, SIZE) as slides:
+        assert slides.names == ("p1/slide", "p2/slide")
+
+
+def test_a_slide_whose_files_lie_beside_it_is_one_slide(tmp_path):
+    (tmp_path / "a.vms").write_text("[Virtual Microscope Specimen]\nImageFile=a.jpg\nMapFile=m.jpg\nMacroImage=o.jpg\n")
+    for name in ("a.jpg", "m.jpg", "o.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    contents = contents_of(tmp_path)
+    assert (contents.slides, contents.beside, contents.strange) == ([("a", tmp_path / "a.vms", "")], [], [])
+
+
+BOUNDS = {
+    "within": ({"x": 100, "y": 60, "width": 256, "height": 300}, (60, 100, 300, 256)),
+    "odd": ({"x": 101, "y": 61, "width": 255, "height": 300}, (61, 101, 300, 255)),
+    "beyond": ({"x": 100, "y": 60, "width": 9000, "height": 9000}, (60, 100, 388, 412)),
+    "nowhere": ({"x": 5000, "y": 60, "width": 9, "height": 9}, (0, 0, 448, 512)),
+    "no numbers": ({"x": "", "y": 60, "width": 9, "height": 9}, (0, 0, 448, 512)),
+}
+
+
+@pytest.mark.parametrize(("bounds", "part"), BOUNDS.values(), ids=BOUNDS)
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_slide_is_read_within_its_bounds(tmp_path, monkeypatch, bounds, part, level):
+    """Formats with bounds cannot be written here; what OpenSlide says of them stands in."""
+    write_slide(tmp_path / "a.tif", draw(0), jpeg=False)
+    real, (top, left, height, width) = openslide.OpenSlide, part
+    with monkeypatch.context() as patched:
+        patched.setattr(openslide, "OpenSlide", lambda file: Stand(real(file), **bounds))
+        slides = open_scans(tmp_path, SIZE, mpp=0.5 * 2**level)
+    rows, columns = (
+        slice(-(-start // 2**level), (start + side) // 2**level) for start, side in ((top, height), (left, width))
+    )
+    expected = np.asarray(Image.fromarray(draw(0)).reduce(2**level))[rows, columns]
+    with slides:
+        assert slides.shape(0) == expected.shape
+        np.testing.assert_allclose(slides.read(0, 0, 0, *expected.shape).astype(int), expected, atol=1)
+
+
+@pytest.mark.parametrize(("alpha", "scanned"), [(0, False), (100, False), (254, True)])
+def test_a_pixel_at_the_rim_that_was_not_scanned_leaves_its_patch_out(folder, monkeypatch, alpha, scanned):
+    """Where tiles overlap in part OpenSlide gives a little less than full cover, and the pixels are there."""
+
+    def change(origin, image):
+        image.putpixel((0, 5), (*image.getpixel((0, 5))[:3], alpha))
+        return image
+
+    with open_scans(folder, SIZE) as slides:
+        first = slides._slides[0]
+        whole = slides.read(0, 128, 192, SIZE, SIZE)
+        monkeypatch.setattr(slides, "_slides", [first._replace(handle=Stand(first.handle, change))])
+        if scanned:
+            np.testing.assert_array_equal(slides.read(0, 128, 192, SIZE, SIZE), whole)
+        else:
+            with pytest.raises(NotScannedError, match="hold no pixels"):
+                slides.read(0, 128, 192, SIZE, SIZE)
+
+
+def test_white_padding_is_background(tmp_path):
+    padded = np.full((448, 1024), 255, np.uint8)
+    padded[:, :512] = draw(0)
+    write_slide(tmp_path / "a.tif", padded)
+    with open_scans(tmp_path, SIZE) as slides:
+        assert max(patch.col for patch in cut_patches(slides, Rules("all", test_patches_per_scan=1)).patches) < 512
 
 
 def test_without_openslide_the_remedy_is_shown(folder):

@@ -216,6 +216,8 @@ CALLS = {
     "no split 'valid'": lambda: kj.Manifest((), 8, 2).labels("valid"),
     "scans None: must be a path": lambda: kj.open_scans(None),
     "--mpp nan": lambda: kj.open_scans("scans.h5", mpp=float("nan")),
+    "--slide-mpp inf": lambda: kj.open_scans("slides", slide_mpp=float("inf")),
+    "--slide-mpp True": lambda: kj.open_scans("slides", slide_mpp=True),
     "--patch-size 1.5": lambda: kj.open_scans("scans.h5", patch_size=1.5),
     "predictions None: must be a path": lambda: kj.score(None, None),
     "run: None is no StoredRun": lambda: kj.analyse(None),

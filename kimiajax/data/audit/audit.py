@@ -164,7 +164,7 @@ def run_audit(
         raise UserError(f"{path}: no such file or folder")
     progress = progress or Silent()
     try:
-        source = open_scans(path, **reading, cache=cache, track=progress.track)
+        source = open_scans(path, **reading, cache=cache, track=progress.track, say=progress.say)
     except UsageError:
         raise
     except UserError as error:
@@ -172,7 +172,7 @@ def run_audit(
     with source:
         if manifest is not None:
             check_of(source, manifest)
-        found = [checks.check_layout(source)]
+        found = [checks.check_layout(source), *checks.check_remarks(source)]
         seen = Seen({split: [] for split in SPLITS})
         try:
             for check in _checks(source, manifest, official, seen, progress):

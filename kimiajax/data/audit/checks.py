@@ -41,6 +41,11 @@ def check_layout(source: Source) -> Check:
     return Check("layout", PASSED, f"a {source.kind} with {len(source)} scans, patches of {size} x {size} pixels")
 
 
+def check_remarks(source: Source) -> list[Check]:
+    """What is to be known of how it was opened, such as slides that were left out."""
+    return [Check("opening", NOTE, remark) for remark in source.remarks]
+
+
 def some(names: list[Any]) -> str:
     rest = len(names) - SHOWN
     return ", ".join(map(str, names[:SHOWN])) + (f" and {rest} more" if rest > 0 else "")

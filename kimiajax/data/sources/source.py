@@ -23,6 +23,8 @@ from kimiajax.text import first_few, shown, text_of
 # Shows progress: called as `track(items, description, total, unit)` around long work, wherever one is taken.
 Track = Callable[[Iterable, str, int | None, str], Iterable]
 no_track: Track = Silent().track  # the default of every function that takes a `Track`
+Say = Callable[[str], None]  # tells one line
+no_say: Say = Silent().say  # likewise
 S = TypeVar("S", bound="Source")
 BACKGROUND = 220  # the gray value from which a pixel counts as background, unless rules say otherwise
 DARK = 40  # the gray value up to which all pixels of a dark cell are: no cell of tissue is, of 25 pixels or more
@@ -107,6 +109,11 @@ class Source(ABC):
         return {"synthetic": self.synthetic, "unverified": self.unverified}
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of results must know of how it was opened, sentence by sentence."""
+        return ()
+
+    @property
     def title(self) -> str:
         """Its name, wherever it lies."""
         return text_of(self.path.name)
@@ -122,6 +129,10 @@ class Source(ABC):
 
 class NotScannedError(UserError):
     """A region that holds no pixels, because the scanner left it out."""
+
+
+class UnreadableError(UserError):
+    """A slide that cannot be read, or not as asked: what its file is, or says, and after a semicolon what to do."""
 
 
 class Gridded(Source):

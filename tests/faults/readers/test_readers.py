@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from faults.readers.fuzzing import asked, fuzz
 from faults.readers.images import folders_of_damaged_images, folders_of_other_things
 from faults.readers.records import manifests, predictions, results, truths
 from faults.readers.scans import scans_of_damaged_bytes, scans_of_other_things
+from faults.readers.slides import heads_of_dicom
 from faults.readers.weights import keras_files, weights_of_keras, weights_of_torch
 from kimiajax.errors import UserError
 from weights_convert.convert import convert
@@ -19,6 +21,7 @@ from weights_convert.convert import convert
 READERS = {
     "scan files of damaged bytes": scans_of_damaged_bytes,
     "scan files of other things": scans_of_other_things,
+    "heads of DICOM files": heads_of_dicom,
     "manifests": manifests,
     "predictions": predictions,
     "truths": truths,
@@ -46,6 +49,7 @@ def nothing(*arguments):
 GUARDS = {  # of each reader one, what takes its place, and what that lets through
     "scan files of damaged bytes": ("kimiajax.data.sources.scan_file.damage_named", nothing, RuntimeError),
     "scan files of other things": ("kimiajax.data.sources.scan_file.damage_named", nothing, RuntimeError),
+    "heads of DICOM files": ("kimiajax.data.sources.dicom.BROKEN", KeyError, (struct.error, IndexError)),
     "manifests": ("kimiajax.data.manifest.parse_json", json.loads, (ValueError, RecursionError)),
     "predictions": ("kimiajax.runs.predictions.quoted", repr, AssertionError),
     "truths": ("kimiajax.runs.predictions.MOST_SCANS", 2**62, (AssertionError, OverflowError)),
