@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from kimiajax.checks import path_of, positive, whole
+from kimiajax.checks import path_of, positive, share, whole
 from kimiajax.data.sources.image_folder import Folder, holds_splits
 from kimiajax.data.sources.scan_file import Scans
 from kimiajax.data.sources.slides import MPP, PATCH_SIZE, Slides, slides_in
 from kimiajax.data.sources.source import Source, Track, no_track
 from kimiajax.data.tfds.datasets import Dataset
 from kimiajax.data.tfds.source import Prepared
-from kimiajax.errors import UsageError
+from kimiajax.errors import UsageError, UserError
 
 
 def open_scans(
@@ -18,17 +18,24 @@ def open_scans(
     patch_size: int | Any = None,
     mpp: float | Any = MPP,
     *,
+    groups: str | Path | Any = None,
+    group_column: str | None = None,
+    test_share: float | Any = None,
     cache: str | Path | None = None,
     track: Track = no_track,
 ) -> Source:
     """Opens whatever patches can be read from.
 
     Args:
-        path: a scan file in the layout of Kimia_Path24.h5; a folder of images, `train/s0/*.png` and `test/s0/*.png` and
-            their like; a folder of whole-slide files, each of which is a scan; or a data set that TFDS has prepared.
+        path: a scan file in the layout of Kimia_Path24.h5; a folder of images, `train/CLASS/*.png` and
+            `test/CLASS/*.png` and their like, or `CLASS/*.png`, of which test patches are held out; a folder of
+            whole-slide files, each of which is a scan; or a data set that TFDS has prepared.
         patch_size: side of a patch in pixels. All but slides know it, and it is checked; from these, patches of 1000
             pixels are cut unless another size is given.
         mpp: microns per pixel at which slides are read; everything else is as it is.
+        groups: a CSV file with the patient, or the slide, of each image of a folder, whose patches are held out together.
+        group_column: its column that says so; by default the second.
+        test_share: the most of a class that is held out of a folder without test images, in (0, 1); by default 0.2.
         cache: a folder for the labels of a prepared data set, which are read once.
 
     Raises:
@@ -37,6 +44,10 @@ def open_scans(
     if patch_size is not None:
         whole("--patch-size", patch_size, 1)
     positive("--mpp", mpp)
+    if test_share is not None and share("--test-share", test_share) == 0:
+        raise UserError("--test-share 0: must be above 0")
+    of_folders = {"groups": None if groups is None else path_of("groups", groups), "group_column": group_column}
+    of_folders["test_share"] = test_share
     cache = None if cache is None else path_of("cache", cache)
     if isinstance(path, Dataset):
         source: Source = Prepared(path, cache, track)
@@ -45,7 +56,11 @@ def open_scans(
     elif not holds_splits(path) and slides_in(path):
         source = Slides(path, PATCH_SIZE if patch_size is None else patch_size, mpp)
     else:
-        source = Folder(path)
+        source = Folder(path, **of_folders)
+    given = next((name for name, value in of_folders.items() if value is not None), None)
+    if given is not None and not isinstance(source, Folder):
+        source.close()
+        raise UsageError(f"{path}: --{given.replace('_', '-')} is for a folder of images, and this is a {source.kind}")
     if patch_size not in (None, source.patch_size):
         size = source.patch_size
         source.close()

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kimiajax import paper
 from kimiajax.io.lineage import is_random
+from kimiajax.runs.classes import classes_of, first_few_of
 from kimiajax.text import percent
 
 SCORES = ("eta_p", "eta_w", "eta_total")
@@ -43,6 +43,14 @@ def failed_checks(seeds: Sequence[Results]) -> list[str]:
     return list(dict.fromkeys(check for audit in audits if audit is not None for check in audit["failed"]))
 
 
+def leaking_groups(seeds: Sequence[Results]) -> str | None:
+    """Says which groups have patches in training and in test, of any seed's patches; None where no group has."""
+    for groups in (results["data"].get("groups") for results in seeds):
+        if groups is not None and groups["shared"]:
+            return f"{groups['column']} {first_few_of(groups['shared'])} have patches in training and in test"
+    return None
+
+
 def random_networks(seeds: Sequence[Results]) -> list[str]:
     """The networks whose weights began random, whatever trained them since."""
     lineages = [(network, lineage) for results in seeds for network, lineage in results["weights"].items()]
@@ -51,7 +59,7 @@ def random_networks(seeds: Sequence[Results]) -> list[str]:
 
 def warnings_of(seeds: Sequence[Results]) -> list[str]:
     """What a reader must see first."""
-    data, found = seeds[0]["data"], []
+    found = []
     if is_synthetic(seeds):
         found.append(SYNTHETIC)
     if is_unverified(seeds):
@@ -61,8 +69,8 @@ def warnings_of(seeds: Sequence[Results]) -> list[str]:
     failed, random = failed_checks(seeds), random_networks(seeds)
     if failed:
         found.append(f"AUDIT FAILED ({', '.join(failed)}): no figure here can be relied on.")
-    if not is_synthetic(seeds) and (data["scans"], data["test"]) != (paper.NUM_SCANS, paper.TEST_PATCHES):
-        found.append("NOT KIMIA PATH24: the paper's figures stand beside for orientation only.")
+    if leaking := leaking_groups(seeds):
+        found.append(f"LEAK: {leaking}, so that figures are too high.")
     if random:
         found.append(f"RANDOM WEIGHTS of {' and '.join(random)}: their rows say nothing about pre-training.")
     if not all(results["complete"] for results in seeds):
@@ -78,7 +86,7 @@ def headline(results: dict[str, Any]) -> str:
     if data.get("audit") and data["audit"]["failed"]:
         kind = f"AUDIT FAILED: {kind}"
     return (
-        f"{results['preset']}: {kind}: {data['scans']} scans, {data['train']} training and {data['test']} test patches "
+        f"{results['preset']}: {kind}: {data['scans']} {classes_of(data).plural}, {data['train']} training and {data['test']} test patches "
         f"of {data['patch_size']} x {data['patch_size']} pixels, seen at {results['config']['image_size']} x "
         f"{results['config']['image_size']}. Figures in per cent; guessing gives {percent(1 / data['scans'])}."
     )

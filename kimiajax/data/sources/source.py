@@ -149,13 +149,21 @@ class Precut(Source):
 
     Attributes:
         rules: what was decided when they were cut, by the names of `Rules`, as far as that is known.
+        word: what its patches are of, a scan or a class.
+        test_share: the most of a class that is held out for testing; None where that is given, or has no bound.
     """
 
     rules: Mapping[str, Any] = MappingProxyType({})
+    word: str = "scan"
+    test_share: float | None = None
 
     @abstractmethod
     def offered(self) -> list[Candidates]:
         """What each scan offers for training."""
+
+    def group_of(self, patch: Patch) -> str | None:
+        """What a patch shares with others, so that training and test must not part them; None where that is unknown."""
+        return None
 
 
 class Sample(NamedTuple):
