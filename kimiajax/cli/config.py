@@ -88,7 +88,7 @@ class FeaturesConfig(PatchConfig):
     """Settings of an export of features."""
 
     scans: Path | None = None
-    """A scan file, a folder of images laid out train/CLASS/*.png, one of whole slides, an image, or any folder of them."""
+    """A scan file, a folder of images (train/CLASS/*.png), one of whole slides, an image, or any folder of images."""
     seed: int = 0
     """Of the draw of patches, and of random weights."""
     patches_per_scan: int | Literal["all"] = "all"

@@ -14,8 +14,18 @@ if TYPE_CHECKING:
 
 OF_DATASETS = ("data_dir", "image_key", "label_key", "train_split", "test_split")  # settings that only --dataset has
 OF_FOLDERS = ("groups", "group_column", "test_share")  # and those that folders of images have
-READING = ("patch_size", "mpp", *OF_FOLDERS)  # settings of how these are read, by the names that `open_scans` has for them
-SOURCES = ("scans", "dataset", *OF_DATASETS, "groups", "group_column")  # where patches come from; what they are, their manifest says
+READING = (
+    "patch_size",
+    "mpp",
+    *OF_FOLDERS,
+)  # settings of how these are read, by the names that `open_scans` has for them
+SOURCES = (
+    "scans",
+    "dataset",
+    *OF_DATASETS,
+    "groups",
+    "group_column",
+)  # where patches come from; what they are, their manifest says
 
 
 @dataclass(frozen=True)

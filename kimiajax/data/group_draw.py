@@ -51,7 +51,9 @@ def draw_groups(
     return [patch for patch in patches if groups[patch.patch_id] in held_out]
 
 
-def _draw(counts: Int[np.ndarray, "g c"], target: Int[np.ndarray, " c"], order: Int[np.ndarray, " g"]) -> list[int] | None:
+def _draw(
+    counts: Int[np.ndarray, "g c"], target: Int[np.ndarray, " c"], order: Int[np.ndarray, " g"]
+) -> list[int] | None:
     """Takes groups in an order, as long as each brings the numbers nearer; then those that a class still lacks.
 
     Args:

@@ -94,7 +94,9 @@ def read_inputs(
             )
         if given := [name for name in OF_FOLDERS if reading.get(name) is not None]:
             flag = f"--{given[0].replace('_', '-')}"
-            raise UsageError(f"{path}: {flag} is for folders with images for training and test, and these are plain images")
+            raise UsageError(
+                f"{path}: {flag} is for folders with images for training and test, and these are plain images"
+            )
         return [_read_images(images, image_size, filter, patch_size, track if path.is_dir() else no_track)]
     options = {"cache": cache, "track": track}
     with open_scans(path, patch_size, **reading, **options) as source:

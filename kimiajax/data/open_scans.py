@@ -33,7 +33,7 @@ def open_scans(
         patch_size: side of a patch in pixels. All but slides know it, and it is checked; from these, patches of 1000
             pixels are cut unless another size is given.
         mpp: microns per pixel at which slides are read; everything else is as it is.
-        groups: a CSV file with the patient, or the slide, of each image of a folder, whose patches are held out together.
+        groups: a CSV file with the patient, or the slide, of each image of a folder; none is in training and test.
         group_column: its column that says so; by default the second.
         test_share: the most of a class that is held out of a folder without test images, in (0, 1); by default 0.2.
         cache: a folder for the labels of a prepared data set, which are read once.

@@ -277,4 +277,6 @@ def _to_hold_out(source: Source, scan: int, count: int, rules: Rules) -> int:
     if count > most:
         return most
     advice = "add more, or move it elsewhere" if share is not None else "use a smaller --test-patches-per-scan"
-    raise UserError(f"{source.path}: {source.names[scan]} has {count} patches, and {most} were to be held out; {advice}")
+    raise UserError(
+        f"{source.path}: {source.names[scan]} has {count} patches, and {most} were to be held out; {advice}"
+    )

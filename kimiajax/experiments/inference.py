@@ -117,7 +117,7 @@ def apply_row(
 
 
 def _as_the_run_numbers(part: Inputs, classes: Classes) -> np.ndarray | None:
-    """The class of each patch by the run's numbers, where classes have names; None where the run has not all of them."""
+    """The class of each patch by the run's numbers, where classes have names; None where the run lacks one of them."""
     names = [] if part.manifest is None else part.manifest.about.get("names") or []
     if not classes.named or part.scans is None or not names or tuple(names) == classes.labels:
         return part.scans

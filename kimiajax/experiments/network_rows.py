@@ -25,7 +25,8 @@ from kimiajax.training.steps import Training
 from kimiajax.weights.load import load_weights
 
 OF_CNN1 = (
-    " Beside it stands CNN1, which the paper quotes from another study; its printed factors multiply to 42.07, not 41.80."
+    " Beside it stands CNN1, which the paper quotes from another study; its printed factors multiply to 42.07, not "
+    "41.80."
 )
 
 

@@ -18,6 +18,10 @@ def notes_of(study: Study, rows: Sequence[Approach]) -> list[str]:
         notes.append("The scans are drawn by a program: these figures say nothing about tissue.")
     elif not kimia:
         notes.append(what_they_are(data))
+    if data["held_out"] and classes.word == "class" and config.data.manifest is None:
+        groups = data["groups"]
+        whole = groups and f", whole groups by {groups['column']}: {groups['test']} of {groups['groups']}"
+        notes.append(f"Test patches were drawn from these by --test-seed {config.data.test_seed}{whole or ''}.")
     if leaking := leaking_groups([{"data": data}]):
         notes.append(f"{leaking[0].upper()}{leaking[1:]}: figures are too high, since these patches are alike.")
     if data["unverified"] is not None:

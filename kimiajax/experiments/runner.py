@@ -271,7 +271,8 @@ def _note_what_was_learnt(row: Approach, study: Study, outcome: Outcome, predict
     lost = lost_head(outcome.history, largest)
     if np.ptp(predicted) == 0 < np.ptp(study.manifest.labels("test")):
         why = lost or ("it learnt nothing." if learnt_nothing(outcome.history, largest) else None)
-        study.note(f"{row.title} predicts one and the same {classes_of(study.data).word} for every patch{f': {why}' if why else '.'}")
+        word = classes_of(study.data).word
+        study.note(f"{row.title} predicts one and the same {word} for every patch{f': {why}' if why else '.'}")
     elif lost:
         study.note(f"{row.title}: {lost}")
 

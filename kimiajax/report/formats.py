@@ -94,7 +94,10 @@ def latex(run: StoredRun, analysis: Analysis) -> str:
         r"\toprule",
         rf"approach & $\eta_p$ & $\eta_W$ & $\eta_\mathrm{{total}}${beside} \\",
     ]
-    lines += [rf"\multicolumn{{{5 if run.is_kimia else 4}}}{{l}}{{\emph{{{_escaped(warning)}}}}} \\" for warning in warnings_of(run.seeds)]
+    lines += [
+        rf"\multicolumn{{{5 if run.is_kimia else 4}}}{{l}}{{\emph{{{_escaped(warning)}}}}} \\"
+        for warning in warnings_of(run.seeds)
+    ]
     family = None
     for row in run.results["rows"]:
         if row["family"] != family:
@@ -143,8 +146,8 @@ def _task(run: StoredRun) -> str:
     """A sentence on what the scores say of other slides."""
     if run.classes.word == "scan":
         return (
-            "Every class is one scan, and training and test patches come from the same slides: the task is to recognise "
-            "a scan, and says little of how a network does on other slides."
+            "Every class is one scan, and training and test patches come from the same slides: the task is to "
+            "recognise a scan, and says little of how a network does on other slides."
         )
     groups = run.seeds[0]["data"].get("groups")
     if groups is None:
@@ -154,7 +157,9 @@ def _task(run: StoredRun) -> str:
         )
     if groups["shared"]:
         return f"Patches of one {groups['column']} are in training and in test, so that figures are too high."
-    return f"No {groups['column']} has patches both in training and in test, as {groups['column']} is given by --groups."
+    return (
+        f"No {groups['column']} has patches both in training and in test, as {groups['column']} is given by --groups."
+    )
 
 
 def tuning(run: StoredRun, analysis: Analysis) -> list[str]:

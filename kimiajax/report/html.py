@@ -128,9 +128,7 @@ def context(run: StoredRun, analysis: Analysis, figures: Any, presets: Presets) 
         ],
         "samples": _images(run.seeds[0]["pictures"], run.folders[0], figures),
         "lost": _lost(run),
-        "distribution": figures.distribution_figure(
-            run.manifest.counts("train"), run.manifest.counts("test"), classes
-        ),
+        "distribution": figures.distribution_figure(run.manifest.counts("train"), run.manifest.counts("test"), classes),
         "explained": [
             (row["label"], images)
             for row in rows

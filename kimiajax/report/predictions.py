@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 KINDS = {
     "softmax": "Scores are the network's softmax, which says how it chose and not how often it is right.",
-    "share of votes": "Scores are shares of the votes of an SVM's pairs of {plural}; of k {plural}, one has 2 / k at most.",
+    "share of votes": "Scores are shares of the votes of an SVM's pairs of {plural}; of k of them, one has 2 / k at most.",
 }
 
 
@@ -35,7 +35,9 @@ def render_applied(applied: "Applied", most: int = 20) -> str:
     left = len(applied.ids) - most
     more = f"and {left:,} more patches; --out FILE.csv writes all of them, with the score of every {applied.word}"
     warnings = (f"The run: {warning}" for warning in applied.warnings)
-    return as_text(*warnings, table, *([more] if left > 0 else []), KINDS[applied.kind].format(plural=PLURALS[applied.word]))
+    return as_text(
+        *warnings, table, *([more] if left > 0 else []), KINDS[applied.kind].format(plural=PLURALS[applied.word])
+    )
 
 
 def _second(predicted: int, scores: np.ndarray) -> int | None:

@@ -13,8 +13,8 @@ SCORES = (  # name, the name of its interval, what it is
     ("eta_total_precision", None, "eta_total, precision: eta_p x eta_w, precision"),
 )
 DIFFERENCE = (
-    "Recall divides the correct patches of a {word} by its test patches, precision by the patches that were predicted as "
-    "that {word}; either eta_w is the mean over {plural}. The two can lie points apart for the same predictions, so "
+    "Recall divides the correct patches of a {word} by its test patches, precision by the patches that were predicted "
+    "as that {word}; either eta_w is the mean over {plural}. The two can lie points apart for the same predictions, so "
     "compare a figure with others of its own form only. Precision does not exist where a {word} with test patches is "
     "never predicted."
 )
@@ -52,7 +52,7 @@ def render_score(scored: Scored) -> str:
         parts.append(f"Never predicted, so that precision is undefined: {classes.called(scored.never_predicted)}.")
     if scored.without_patches:
         parts.append(
-            f"Without test patches: {classes.called(scored.without_patches)}. Recall leaves them out; precision counts 0 for "
-            "one that is predicted, and leaves out the others."
+            f"Without test patches: {classes.called(scored.without_patches)}. Recall leaves them out; precision counts 0 "
+            "for one that is predicted, and leaves out the others."
         )
     return as_text(*parts, by_scan)

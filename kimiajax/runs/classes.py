@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from kimiajax import paper
+
 NUMBERED = re.compile(r"(?:s|scan)?\d+", re.IGNORECASE)
-OF_CLASSES = ("folder of images", "prepared data set")  # kinds of data whose patches are of classes, if these have names
+OF_CLASSES = (
+    "folder of images",
+    "prepared data set",
+)  # kinds of data whose patches are of classes, if these have names
 PLURALS = {"scan": "scans", "class": "classes"}
 
 

@@ -123,10 +123,7 @@ def read_truth(path: str | Path) -> Truth:
                 f"{path}: a folder of whole slides holds out no test patches by itself; give the {MANIFEST} that says "
                 "which were chosen"
             )
-        raise UserError(
-            f"{path}: holds neither {MANIFEST} nor training and test images; the truth is {TRUTHS}; which test patches a "
-            "run held out of it, that run says"
-        )
+        raise UserError(f"{path}: holds neither {MANIFEST} nor training and test images; the truth is {TRUTHS}")
     with open_scans(path) as source:
         patches = source.test_patches()
         assert patches is not None  # slides, which hold out none, were refused
@@ -208,8 +205,8 @@ def _check_names(
     if other:
         which = first_few(f"{quoted(theirs)} and not {quoted(ours)}" for theirs, ours in dict.fromkeys(other))
         raise UserError(
-            f"{predictions.path}: {len(other)} of {len(predicted)} predicted classes have another name there ({which}), so "
-            f"they are numbered otherwise; is {truth.path} the truth of other data?"
+            f"{predictions.path}: {len(other)} of {len(predicted)} predicted classes have another name there ({which}), "
+            f"so they are numbered otherwise; is {truth.path} the truth of other data?"
         )
 
 

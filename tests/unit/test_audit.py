@@ -449,15 +449,24 @@ def test_bad_input_is_one_line_and_a_status(capsys, arguments, message):
     assert message in line
 
 
-def test_counts_are_explained_beside_the_published_ones(sound, capsys):
+def test_counts_are_explained_and_only_kimia_path24s_beside_the_published_ones(sound, capsys, monkeypatch):
     assert main(["data", "explain", "--scans", str(sound)]) == 0
     told = capsys.readouterr().out
     with open_scans(sound) as source:
         count = len(cut_patches(source).split("train"))
     row = next(line for line in told.splitlines() if line.strip().startswith("220+"))
     assert row.split()[4] == str(count), "the full grid at 0.99"
-    for text in ("27,055", "23,916", "22,591", "are not Kimia Path24"):
-        assert text in told
+    published = ("27,055", "23,916", "22,591", "nearest here")
+    assert "4 scans, other than Kimia Path24's" in told
+    assert not any(text in told for text in published)
+    with open_scans(sound) as source:
+        patches = source.test_patches()
+    counts = tuple(sum(patch.scan == scan for patch in patches) for scan in range(4))
+    monkeypatch.setattr(paper, "TEST_PATCHES_PER_SCAN", counts)
+    assert main(["data", "explain", "--scans", str(sound)]) == 0
+    told = capsys.readouterr().out
+    assert all(text in told for text in published)
+    assert "other than Kimia" not in told
 
 
 def test_pixels_that_are_equal_by_chance_are_no_copy_and_blocks_that_are_equal_make_one(scans):

@@ -17,6 +17,8 @@ def check_groups(source: Source, manifest: Manifest) -> Check:
     column, shared = found["column"], found["shared"]
     counts = f"{found['train']:,} in training and {found['test']:,} in test"
     if shared:
-        detail = f"{column}: {len(shared)} are both in training and in test: {first_few(map(quoted, shared))} ({counts})"
+        detail = (
+            f"{column}: {len(shared)} are both in training and in test: {first_few(map(quoted, shared))} ({counts})"
+        )
         return Check(NAME, FAILED, detail, shared, of="patches")
     return Check(NAME, PASSED, f"{column}: {counts}, none in both", of="patches")

@@ -76,8 +76,8 @@ def _scans(path: Path, found: Mapping[Split, list[tuple[Path, Path]]]) -> Layout
             match = SCAN.fullmatch(entry.name)
             if not match or not entry.is_dir():
                 raise UserError(
-                    f"{shown(entry)}: is {NO_SCAN}; move it elsewhere, or where folders are classes, have the same ones "
-                    "for training and test"
+                    f"{shown(entry)}: is {NO_SCAN}; move it elsewhere, or where folders are classes, have the same "
+                    "ones for training and test"
                 )
             number = int(match[1])
             if number in by_number:
@@ -109,8 +109,8 @@ def _classes(path: Path, found: Mapping[Split, list[tuple[Path, Path]]], escaped
                 )
         if absent:
             raise UserError(
-                f"{path}: {split} folder has no images of {first_few(map(quoted, absent))}; add them, or move the other "
-                "folder of the class elsewhere"
+                f"{path}: {split} folder has no images of {first_few(map(quoted, absent))}; add them, or move the "
+                "class's other folder elsewhere"
             )
     if len(names) < 2:
         raise UserError(
@@ -134,8 +134,8 @@ def _named_folders(entries: list[tuple[Path, Path]], escaped: bool) -> dict[str,
         other = of.setdefault(folded(name), entry)
         if other is not entry:
             raise UserError(
-                f"{shown(entry)}: is called as {shown(other)} is, but for case or spacing; put their images together, or "
-                "give them names that differ"
+                f"{shown(entry)}: is called as {shown(other)} is, but for case or spacing; put their images together, "
+                "or give them names that differ"
             )
         found[name] = images
     return found
@@ -199,9 +199,7 @@ def _by_split(path: Path) -> dict[Split, list[tuple[Path, Path]]]:
         if len(found) != 1:
             have = first_few(sorted(shown(Path(folder.name)) for folder in found)) or "none"
             serves = f"; to test on {shown(third[0])}, rename it" if third and split == "test" and not found else ""
-            raise UserError(
-                f"{path}: must hold one folder with {split!r} in its name, and has {have}; {IN_IT}{serves}"
-            )
+            raise UserError(f"{path}: must hold one folder with {split!r} in its name, and has {have}; {IN_IT}{serves}")
         (top,) = found
         entries = [entry for entry in _entries_of(top) if [entry] != tops["test"] and (top != path or entry.is_dir())]
         if not entries:
@@ -229,10 +227,12 @@ def _one_folder(of_class: Path, split: Split) -> Path:
     folders = _named(of_class, split)
     if len(folders) != 1:
         raise UserError(
-            f"{shown(of_class)}: must hold one folder with {split!r} in its name, as nothing else says which images are "
-            "for training and which for test; or put train/s0, ... and test/s0, ... at the top"
+            f"{shown(of_class)}: must hold one folder with {split!r} in its name, as nothing else says which images "
+            "are for training and which for test; or put train/s0, ... and test/s0, ... at the top"
         )
-    _only(of_class, [folder for each in SPLITS for folder in _named(of_class, each)], "neither for training nor for test")
+    _only(
+        of_class, [folder for each in SPLITS for folder in _named(of_class, each)], "neither for training nor for test"
+    )
     return folders[0]
 
 
