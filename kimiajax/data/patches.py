@@ -271,12 +271,16 @@ def _hold_out(source: Source, offered: list[Candidates], rules: Rules) -> tuple[
 def _to_hold_out(source: Source, scan: int, count: int, rules: Rules) -> int:
     """How many test patches to draw of a scan that has so many patches."""
     share = source.test_share if isinstance(source, Precut) else None
-    most = rules.test_patches_per_scan
     if share is not None:
-        most = min(most, max(1, round(share * count)), max(1, count - 1))
-    if count > most:
-        return most
-    advice = "add more, or move it elsewhere" if share is not None else "use a smaller --test-patches-per-scan"
-    raise UserError(
-        f"{source.path}: {source.names[scan]} has {count} patches, and {most} were to be held out; {advice}"
-    )
+        if count < 2:
+            raise UserError(
+                f"{source.path}: {source.names[scan]} has one image, and training and test need one each; add more, or "
+                "move it elsewhere"
+            )
+        return min(rules.test_patches_per_scan, max(1, round(share * count)), count - 1)
+    if count <= rules.test_patches_per_scan:
+        raise UserError(
+            f"{source.path}: {source.names[scan]} has {count} patches, and "
+            f"{rules.test_patches_per_scan} were to be held out; use a smaller --test-patches-per-scan"
+        )
+    return rules.test_patches_per_scan

@@ -89,8 +89,8 @@ def scores_figure(
     told = "; ".join(f"{row['label']} {100 * row[score]:.1f}, {_span(intervals[row['name']][score])}" for row in rows)
     papers = "the paper's figures are diamonds, " if any(row["paper"] for row in rows) else ""
     caption = (
-        f"{score} with 95 % intervals (dots and bars); {papers}the dotted line is guessing. Blue: the table; grey: floors "
-        "of trivial features; orange: retrieval."
+        f"{score} with 95 % intervals (dots and bars); {papers}the dotted line is guessing. Blue: the table; grey: "
+        "floors of trivial features; orange: retrieval."
     )
     return Figure(_svg(canvas), f"{score} in per cent, with 95 % intervals: {told}.", caption)
 

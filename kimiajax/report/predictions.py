@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 KINDS = {
     "softmax": "Scores are the network's softmax, which says how it chose and not how often it is right.",
-    "share of votes": "Scores are shares of the votes of an SVM's pairs of {plural}; of k of them, one has 2 / k at most.",
+    "share of votes": "Scores are shares of the votes of an SVM's pairs of {plural}; of k, one has 2 / k at most.",
 }
 
 

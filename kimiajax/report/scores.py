@@ -52,7 +52,7 @@ def render_score(scored: Scored) -> str:
         parts.append(f"Never predicted, so that precision is undefined: {classes.called(scored.never_predicted)}.")
     if scored.without_patches:
         parts.append(
-            f"Without test patches: {classes.called(scored.without_patches)}. Recall leaves them out; precision counts 0 "
-            "for one that is predicted, and leaves out the others."
+            f"Without test patches: {classes.called(scored.without_patches)}. Recall leaves them out; precision counts "
+            "0 for one that is predicted, and leaves out the others."
         )
     return as_text(*parts, by_scan)

@@ -200,13 +200,14 @@ def _check_names(
 ) -> None:
     """Raises UserError where predictions number the classes otherwise than the truth."""
     assert predictions.names is not None
-    named = ((predictions.names[place], truth.classes.labels[guess]) for place, guess in zip(order, predicted.tolist()))
+    labels = truth.classes.labels
+    named = ((predictions.names[place], labels[guess]) for place, guess in zip(order, predicted.tolist()))
     other = [(theirs, ours) for theirs, ours in named if theirs != ours]
     if other:
         which = first_few(f"{quoted(theirs)} and not {quoted(ours)}" for theirs, ours in dict.fromkeys(other))
         raise UserError(
-            f"{predictions.path}: {len(other)} of {len(predicted)} predicted classes have another name there ({which}), "
-            f"so they are numbered otherwise; is {truth.path} the truth of other data?"
+            f"{predictions.path}: {len(other)} of {len(predicted)} predicted classes have another name there "
+            f"({which}), so they are numbered otherwise; is {truth.path} the truth of other data?"
         )
 
 

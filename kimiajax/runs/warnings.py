@@ -85,8 +85,9 @@ def headline(results: dict[str, Any]) -> str:
         kind = f"NOT VERIFIED: {kind}"
     if data.get("audit") and data["audit"]["failed"]:
         kind = f"AUDIT FAILED: {kind}"
+    size = results["config"]["image_size"]
     return (
         f"{results['preset']}: {kind}: {data['scans']} {classes_of(data).plural}, {data['train']} training and "
-        f"{data['test']} test patches of {data['patch_size']} x {data['patch_size']} pixels, seen at {results['config']['image_size']} x "
-        f"{results['config']['image_size']}. Figures in per cent; guessing gives {percent(1 / data['scans'])}."
+        f"{data['test']} test patches of {data['patch_size']} x {data['patch_size']} pixels, seen at {size} x {size}. "
+        f"Figures in per cent; guessing gives {percent(1 / data['scans'])}."
     )

@@ -149,7 +149,7 @@ def test_a_class_of_one_image_cannot_be_parted(tmp_path, rng):
     write_images(tmp_path, rng, {"a": 5, "b": 1})
     with (
         open_scans(tmp_path) as folder,
-        pytest.raises(UserError, match="b has 1 patches, and 1 were to be held out; add"),
+        pytest.raises(UserError, match="b has one image, and training and test need one each"),
     ):
         cut_patches(folder)
 

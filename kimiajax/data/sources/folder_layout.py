@@ -69,6 +69,7 @@ def layout_of(path: Path, escaped: bool = False) -> Layout:
 
 
 def _scans(path: Path, found: Mapping[Split, list[tuple[Path, Path]]]) -> Layout:
+    """The layout of folders that are scans by their numbers, each there once in training and once in test."""
     by_split: dict[Split, dict[int, Path]] = {}
     for split, entries in found.items():
         by_number = by_split[split] = {}
@@ -91,11 +92,12 @@ def _scans(path: Path, found: Mapping[Split, list[tuple[Path, Path]]]) -> Layout
                 f"{path}: {split} folder has no images of s{missing} (scans are s0 to s{numbers[-1]}); add them, or "
                 "number the scans without gaps in both folders"
             )
-    folders = {split: [by_number[number] for number in numbers] for split, by_number in by_split.items()}
+    folders: dict[Split, list[Path]] = {split: [own[number] for number in numbers] for split, own in by_split.items()}
     return Layout(tuple(f"s{number}" for number in numbers), folders, "scan")
 
 
 def _classes(path: Path, found: Mapping[Split, list[tuple[Path, Path]]], escaped: bool) -> Layout:
+    """The layout of folders that are classes by their names, the same ones in training and in test."""
     by_split = {split: _named_folders(entries, escaped) for split, entries in found.items()}
     names = sorted({*itertools.chain(*by_split.values())}, key=lambda name: (natural(Path(name.casefold())), name))
     for split, by_name in by_split.items():
@@ -116,7 +118,8 @@ def _classes(path: Path, found: Mapping[Split, list[tuple[Path, Path]]], escaped
         raise UserError(
             f"{path}: holds one class alone, {quoted(names[0])}; give the folder in which each class has a folder"
         )
-    return Layout(tuple(names), {s: [by_name[name] for name in names] for s, by_name in by_split.items()}, "class")
+    folders: dict[Split, list[Path]] = {split: [own[name] for name in names] for split, own in by_split.items()}
+    return Layout(tuple(names), folders, "class")
 
 
 def _named_folders(entries: list[tuple[Path, Path]], escaped: bool) -> dict[str, Path]:
