@@ -98,7 +98,9 @@ def _scans(path: Path, found: Mapping[Split, list[tuple[Path, Path]]]) -> Layout
 
 def _classes(path: Path, found: Mapping[Split, list[tuple[Path, Path]]], escaped: bool) -> Layout:
     """The layout of folders that are classes by their names, the same ones in training and in test."""
-    by_split = {split: _named_folders(entries, escaped) for split, entries in found.items()}
+    by_split: dict[Split, dict[str, Path]] = {
+        split: _named_folders(entries, escaped) for split, entries in found.items()
+    }
     names = sorted({*itertools.chain(*by_split.values())}, key=lambda name: (natural(Path(name.casefold())), name))
     for split, by_name in by_split.items():
         absent = [name for name in names if name not in by_name]
