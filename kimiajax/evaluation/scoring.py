@@ -74,7 +74,7 @@ class Scored:
         return [scan for scan, tested in enumerate(self.tested_per_scan) if not tested]
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, as JSON takes it: what does not exist is None, never NaN; names stand there where there are any."""
+        """All of it, as JSON takes it: what does not exist is None, never NaN, and names only where there are any."""
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         if not self.labels:
             del fields["labels"], fields["word"]
