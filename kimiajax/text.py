@@ -61,11 +61,24 @@ def with_few_patches(tested: Sequence[int]) -> list[int]:
     return [scan for scan, count in enumerate(tested) if 0 < count < FEW]
 
 
-def cautions(tested: Sequence[int], intervals: Iterable[tuple[float, float]]) -> list[str]:
-    """What must be said of some intervals, from how many test patches each scan has."""
+def cautions(
+    tested: Sequence[int],
+    intervals: Iterable[tuple[float, float]],
+    word: str = "scan",
+    labels: Sequence[str] | None = None,
+) -> list[str]:
+    """What must be said of some intervals, from how many test patches each scan has.
+
+    Args:
+        tested: test patches of each scan.
+        intervals: lower and upper bounds.
+        word: what a scan is.
+        labels: what each is called; by default its number.
+    """
     found, few = [], with_few_patches(tested)
     if few:
-        listed = "each scan" if len(few) == len(tested) else f"scan {', '.join(map(str, few))}"
+        called = ", ".join(str(k) if labels is None else labels[k] for k in few)
+        listed = f"each {word}" if len(few) == len(tested) else f"{word} {called}"
         found.append(
             f"Fewer than {FEW} test patches are of {listed}: intervals of eta_w and eta_total may be too short."
         )

@@ -88,7 +88,7 @@ class FeaturesConfig(PatchConfig):
     """Settings of an export of features."""
 
     scans: Path | None = None
-    """A scan file, a folder of images laid out train/s0/*.png, one of whole slides, an image, or any folder of them."""
+    """A scan file, a folder of images (train/CLASS/*.png), one of whole slides, an image, or any folder of images."""
     seed: int = 0
     """Of the draw of patches, and of random weights."""
     patches_per_scan: int | Literal["all"] = "all"
@@ -144,7 +144,7 @@ class PredictConfig:
 
     def reading(self) -> dict[str, Any]:
         """How patches are read, where that is not as in the run."""
-        return {name: value for name in READING if (value := getattr(self, name)) is not None}
+        return {name: value for name in READING if (value := getattr(self, name, None)) is not None}
 
     def validate(self) -> None:
         """Raises UserError for the first setting that is out of its range."""

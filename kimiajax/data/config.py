@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from kimiajax.data.tfds.datasets import Dataset
 
 OF_DATASETS = ("data_dir", "image_key", "label_key", "train_split", "test_split")  # settings that only --dataset has
-READING = ("patch_size", "mpp", "slide_mpp", "skip_unreadable")  # of how these are read, as `open_scans` names them
-SOURCES = ("scans", "dataset", *OF_DATASETS)  # where patches come from; what they are, their manifest says
+OF_FOLDERS = ("groups", "group_column", "test_share")  # and those that folders of images have
+READING = ("patch_size", "mpp", "slide_mpp", "skip_unreadable", *OF_FOLDERS)  # of how these are read, for `open_scans`
+SOURCES = ("scans", "dataset", *OF_DATASETS, "groups", "group_column")  # what these are, their manifest says
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class ScansConfig:
     """Where patches come from."""
 
     scans: Path | None = None
-    """A scan file in the layout of Kimia_Path24.h5, a folder of images (train/s0/*.png), or one of whole slides."""
+    """A scan file in the layout of Kimia_Path24.h5, a folder of images (train/CLASS/*.png and test/CLASS/*.png, or
+    CLASS/*.png), or one of whole slides."""
     dataset: str | None = None
     """In their place, an image-classification set that TFDS has prepared as array_record: NAME/CONFIG:VERSION."""
     data_dir: Path | None = None
@@ -43,6 +45,12 @@ class ScansConfig:
     """Microns per pixel of slides whose files say none or a wrong one: a number, or a CSV file (columns slide, mpp)."""
     skip_unreadable: bool = False
     """Leave out slides that cannot be opened, are of no known resolution, too coarse or too small, and name them."""
+    groups: Path | None = None
+    """Of a folder of images, a CSV file with the columns patch and, say, patient: no group is in training and test."""
+    group_column: str | None = None
+    """Its column that holds the groups; by default the second."""
+    test_share: float | None = None
+    """The most of a class that is held out for testing, of a folder without test images; by default 0.2."""
     cache: Path | None = None
     """Folder for what serves again: surveys, patches, weights, features; by default the user's cache folder."""
 
@@ -86,6 +94,13 @@ class ScansConfig:
             if self.dataset is None and getattr(self, name) != getattr(ScansConfig, name):
                 raise UserError(f"{flag(name)} {getattr(self, name)}: is for --dataset")
         check_resolutions(self.mpp, self.slide_mpp)
+        for name in OF_FOLDERS:
+            if self.scans is None and getattr(self, name) is not None:
+                raise UserError(f"{flag(name)} {getattr(self, name)}: is for a folder of images, given by --scans")
+        if self.group_column is not None and self.groups is None:
+            raise UserError(f"--group-column {self.group_column}: is for --groups")
+        if self.test_share is not None and not 0 < self.test_share < 1:
+            raise UserError(f"--test-share {self.test_share:g}: must be above 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,8 @@ class PatchConfig(ScansConfig):
     flat: int | Literal["none"] | None = None
     """Span of gray values up to which a cell is flat, and counts as background; by default 8, and none as above."""
     test_patches_per_scan: int = 50
-    """Test patches held out from each whole slide; scan files and images hold out their own."""
+    """Test patches held out of each whole slide, or of each class of a folder without test images (see --test-share);
+    scan files, and folders with test images, hold out their own."""
     test_seed: int = 0
     """Of that draw: apart from --seed, so that runs of other seeds are tested on the same patches."""
 

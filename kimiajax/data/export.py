@@ -5,8 +5,9 @@ from pathlib import Path
 
 from kimiajax.data.manifest import SPLITS, Manifest, Patch
 from kimiajax.data.patch_arrays import check_of, marked
+from kimiajax.data.sources.folder_layout import portable
 from kimiajax.data.sources.image_files import encode_gray
-from kimiajax.data.sources.image_folder import HEADER
+from kimiajax.data.sources.image_folder import ESCAPED, HEADER, Folder
 from kimiajax.data.sources.source import PatchSource, Source, Track, no_track, sha256_of
 from kimiajax.data.survey import in_threads
 from kimiajax.errors import UserError
@@ -15,6 +16,9 @@ from kimiajax.io.files import new_folder
 
 def export_patches(source: Source, manifest: Manifest, out: Path, *, track: Track = no_track) -> Manifest:
     """Writes every patch as `SPLIT/sK/NAME.png`, 8-bit gray, and beside them `manifest.csv` with its header.
+
+    Of a folder of classes it is `SPLIT/CLASS/NAME.png`. Where a name holds what some system does not take in a file's,
+    all names are written as `portable` has it, and the header says so, by which the export is read back as it was.
 
     Args:
         source: where the patches are.
@@ -32,19 +36,25 @@ def export_patches(source: Source, manifest: Manifest, out: Path, *, track: Trac
     check_of(source, manifest)
     manifest = marked(manifest, source)
     patches = PatchSource(source, manifest.patches)
+    classes = source.names if isinstance(source, Folder) else [f"s{scan}" for scan in range(manifest.num_scans)]
+    escaped = any(portable(part) != part for patch in manifest.patches for part in patch.patch_id.split("/"))
+    about = {name: value for name, value in manifest.about.items() if name != ESCAPED}
+    manifest = replace(manifest, about={**about, **({ESCAPED: True} if escaped else {})})
+
+    def below(name: str) -> Path:
+        return Path(*map(portable, name.split("/"))) if escaped else Path(name)
+
     with new_folder(out) as aside:
         for split in SPLITS:
-            for scan in range(manifest.num_scans):
-                (aside / split / f"s{scan}").mkdir(parents=True)
+            for name in classes:
+                (aside / split / below(name)).mkdir(parents=True)
 
         def write(index: int) -> Patch:
             patch, pixels = manifest.patches[index], patches[index].pixels
-            top = aside / patch.split / f"s{patch.scan}"
-            file = aside / f"{patch.patch_id}.png"
-            if top.resolve() not in file.resolve().parents:
-                raise UserError(
-                    f"{patch.patch_id!r} cannot be exported: names have to begin with {patch.split}/s{patch.scan}/"
-                )
+            top = f"{patch.split}/{classes[patch.scan]}"
+            file = aside / f"{below(patch.patch_id)}.png"
+            if (aside / below(top)).resolve() not in file.resolve().parents:
+                raise UserError(f"{patch.patch_id!r} cannot be exported: names have to begin with {top}/")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(encode_gray(pixels))
             return replace(patch, sha256=patch.sha256 or sha256_of(pixels))

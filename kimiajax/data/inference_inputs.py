@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 
 from kimiajax.checks import path_of, whole
+from kimiajax.data.config import OF_FOLDERS
 from kimiajax.data.manifest import SPLITS, Manifest, Split
 from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patch_arrays import prepare_patches
@@ -60,9 +61,10 @@ def read_inputs(
     """Reads all patches that a path holds.
 
     Args:
-        path: what `open_scans` opens, whose training patches come before its test patches, by the names that a manifest
-            has for them; one image, by its file's name; or any other folder, every image at whatever depth being a
-            patch, by its path from there ("a/p10.png" after "a/p9.png").
+        path: what `open_scans` opens and says which patches are for test, whose training patches come before its test
+            patches, by the names that a manifest has for them; one image, by its file's name; or any other folder,
+            one folder a class too, every image at whatever depth being a patch, by its path from there
+            ("a/p10.png" after "a/p9.png").
         rules: which patches of scans; plain images are all taken.
         image_size: side of the networks' input in pixels.
         filter: of resizing, see `resize`.
@@ -92,6 +94,11 @@ def read_inputs(
             )
         if reading.get("slide_mpp") is not None:
             raise UsageError(f"{path}: --slide-mpp is for whole slides, and these are plain images")
+        if given := [name for name in OF_FOLDERS if reading.get(name) is not None]:
+            flag = f"--{given[0].replace('_', '-')}"
+            raise UsageError(
+                f"{path}: {flag} is for folders with images for training and test, and these are plain images"
+            )
         return [_read_images(images, image_size, filter, patch_size, track if path.is_dir() else no_track)]
     options = {"cache": cache, "track": track}
     with open_scans(path, patch_size, **reading, **options, say=say) as source:

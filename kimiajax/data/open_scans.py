@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from kimiajax.checks import path_of, positive, whole
+from kimiajax.checks import path_of, positive, share, whole
 from kimiajax.data.sources.image_folder import Folder, holds_splits
 from kimiajax.data.sources.scan_file import Scans
 from kimiajax.data.sources.slide_folder import names_slide, slides_in
@@ -21,6 +21,9 @@ def open_scans(
     *,
     slide_mpp: float | str | Path | Any = None,
     skip_unreadable: bool = False,
+    groups: str | Path | Any = None,
+    group_column: str | None = None,
+    test_share: float | Any = None,
     cache: str | Path | None = None,
     track: Track = no_track,
     say: Say = no_say,
@@ -28,8 +31,9 @@ def open_scans(
     """Opens whatever patches can be read from.
 
     Args:
-        path: a scan file in the layout of Kimia_Path24.h5; a folder of images, `train/s0/*.png` and `test/s0/*.png` and
-            their like; a folder of whole-slide files, each of which is a scan; or a data set that TFDS has prepared.
+        path: a scan file in the layout of Kimia_Path24.h5; a folder of images, `train/CLASS/*.png` and
+            `test/CLASS/*.png` and their like, or `CLASS/*.png`, of which test patches are held out; a folder of
+            whole-slide files, each of which is a scan; or a data set that TFDS has prepared.
         patch_size: side of a patch in pixels. All but slides know it, and it is checked; from these, patches of 1000
             pixels are cut unless another size is given.
         mpp: microns per pixel at which slides are read; everything else is as it is.
@@ -37,6 +41,9 @@ def open_scans(
             number for all of them, or a CSV file with columns slide (a file's name) and mpp.
         skip_unreadable: leave out slides that cannot be opened, are of no known resolution, coarser than `mpp` or
             smaller than a patch, where two remain; `remarks` and `describe()` name them.
+        groups: a CSV file with the patient, or the slide, of each image of a folder; none is in training and test.
+        group_column: its column that says so; by default the second.
+        test_share: the most of a class that is held out of a folder without test images, in (0, 1); by default 0.2.
         cache: a folder for the labels of a prepared data set, which are read once.
         say: is told what of a folder was passed over or left out.
 
@@ -50,6 +57,10 @@ def open_scans(
         slide_mpp = path_of("--slide-mpp", slide_mpp)
     elif slide_mpp is not None:
         slide_mpp = positive("--slide-mpp", slide_mpp)
+    if test_share is not None and share("--test-share", test_share) == 0:
+        raise UserError("--test-share 0: must be above 0")
+    of_folders = {"groups": None if groups is None else path_of("groups", groups), "group_column": group_column}
+    of_folders["test_share"] = test_share
     cache = None if cache is None else path_of("cache", cache)
     if isinstance(path, Dataset):
         source: Source = Prepared(path, cache, track)
@@ -62,7 +73,11 @@ def open_scans(
         for line in source.told:
             say(line)
     else:
-        source = Folder(path)
+        source = Folder(path, **of_folders)
+    given = next((name for name, value in of_folders.items() if value is not None), None)
+    if given is not None and not isinstance(source, Folder):
+        source.close()
+        raise UsageError(f"{path}: --{given.replace('_', '-')} is for a folder of images, and this is a {source.kind}")
     if slide_mpp is not None and not isinstance(source, Slides):
         source.close()
         raise UsageError(f"--slide-mpp {slide_mpp}: is for whole slides, and {source.path} is a {source.kind}")

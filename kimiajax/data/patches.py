@@ -16,6 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from kimiajax.checks import check_fields, kind_of, path_of, whole
+from kimiajax.data.group_draw import draw_groups
 from kimiajax.data.manifest import Manifest, Patch
 from kimiajax.data.sources.source import (
     BACKGROUND,
@@ -312,18 +313,34 @@ def _check_offered(source: Gridded, offered: list[Candidates], rules: Rules) -> 
 
 
 def _hold_out(source: Source, offered: list[Candidates], rules: Rules) -> tuple[list[Patch], list[Candidates]]:
-    """Draws test patches, and takes them out of what is offered for training."""
-    test: list[Patch] = []
-    rest: list[Candidates] = []
-    for scan, candidates in enumerate(offered):
-        count = rules.test_patches_per_scan
-        if len(candidates.patches) <= count:
-            raise UserError(
-                f"{source.path}: {source.names[scan]} has {len(candidates.patches)} patches, and "
-                f"{count} were to be held out; use a smaller --test-patches-per-scan"
-            )
-        held_out = candidates.draw(count, np.random.default_rng([rules.test_seed, scan, 1]))
-        test += [replace(p, patch_id=f"test/{p.patch_id.removeprefix('train/')}", split="test") for p in held_out]
-        left = {rank: patch for rank, patch in candidates.patches.items() if patch not in held_out}
-        rest.append(replace(candidates, patches=left))
+    """Draws test patches, whole groups where there are any, and takes them out of what is offered for training."""
+    counts = [_to_hold_out(source, scan, len(candidates.patches), rules) for scan, candidates in enumerate(offered)]
+    patches = [patch for candidates in offered for patch in candidates.patches.values()]
+    groups = {patch.patch_id: source.group_of(patch) for patch in patches} if isinstance(source, Precut) else {}
+    if any(group is not None for group in groups.values()):
+        held_out = draw_groups(source, patches, groups, counts, rules.test_seed)
+    else:
+        rngs = [np.random.default_rng([rules.test_seed, scan, 1]) for scan in range(len(offered))]
+        held_out = [patch for each, count, rng in zip(offered, counts, rngs) for patch in each.draw(count, rng)]
+    names = {patch.patch_id for patch in held_out}
+    test = [replace(p, patch_id=f"test/{p.patch_id.removeprefix('train/')}", split="test") for p in held_out]
+    rest = [replace(c, patches={k: p for k, p in c.patches.items() if p.patch_id not in names}) for c in offered]
     return test, rest
+
+
+def _to_hold_out(source: Source, scan: int, count: int, rules: Rules) -> int:
+    """How many test patches to draw of a scan that has so many patches."""
+    share = source.test_share if isinstance(source, Precut) else None
+    if share is not None:
+        if count < 2:
+            raise UserError(
+                f"{source.path}: {source.names[scan]} has one image, and training and test need one each; add more, or "
+                "move it elsewhere"
+            )
+        return min(rules.test_patches_per_scan, max(1, round(share * count)), count - 1)
+    if count <= rules.test_patches_per_scan:
+        raise UserError(
+            f"{source.path}: {source.names[scan]} has {count} patches, and "
+            f"{rules.test_patches_per_scan} were to be held out; use a smaller --test-patches-per-scan"
+        )
+    return rules.test_patches_per_scan

@@ -27,7 +27,7 @@ class Analysis:
     tuning: each fine-tuned row against the head that it began with, a family of its own.
     margins: each of the table's rows against each floor, likewise.
     depth: each row of a block against its network's features, likewise.
-    printed: the ruling on each claim by the paper's table.
+    printed: the ruling on each claim by the paper's table; none where the data are not the paper's.
     computed: the same by this one.
     confusion: by row, test patches of scan i that were taken for scan j, of all seeds, [scans scans].
     few: scans with so few test patches that the bootstrap's intervals may be too short.
@@ -90,14 +90,15 @@ def analyse(run: StoredRun | Any, seed: int | Any = 0, draws: int | Any = statis
     few = with_few_patches(tested.tolist())
     chance = float(np.clip(np.mean([right.mean() for right in everything.values()] or 0.5), 0.05, 0.95))
     discordant = _discordant(pairs, len(run.scans)) if len(run.seeds) == 1 else None
+    computed = claims.Computed(_figures(run), tuple(pairs), unfit(run), len(run.seeds))
     return Analysis(
         intervals=intervals,
         pairs=pairs,
         tuning=tuning,
         margins=margins,
         depth=depth,
-        printed=claims.rule(claims.Printed()),
-        computed=claims.rule(claims.Computed(_figures(run), tuple(pairs), unfit(run), len(run.seeds))),
+        printed=claims.rule(claims.Printed()) if run.is_kimia else {},
+        computed=claims.rule(computed) if run.is_kimia else {},
         confusion={row: confusion_of(run.scans, guess, len(tested)) for row, guess in run.predicted.items()},
         few=few,
         coverage=statistics.simulated_coverage(tested, chance, seed) if few else None,

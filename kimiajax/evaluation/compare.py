@@ -13,6 +13,7 @@ from kimiajax.evaluation.claims import LEVEL
 from kimiajax.evaluation.statistics import Pair
 from kimiajax.io.json_records import changes
 from kimiajax.io.lineage import identity_of
+from kimiajax.runs.classes import Classes
 from kimiajax.runs.layout import NO_RESULT
 from kimiajax.runs.reader import StoredRun
 from kimiajax.runs.warnings import warnings_of
@@ -34,6 +35,7 @@ class Comparison:
     verdicts: what stands between them in eta_total, by the row's name.
     tested: test patches of each scan.
     only: rows that one of them alone has, or has an accuracy of, by folder.
+    classes: what the scans are called.
     """
 
     folders: tuple[str, str]
@@ -44,6 +46,7 @@ class Comparison:
     verdicts: dict[str, str]
     tested: list[int]
     only: dict[str, list[str]]
+    classes: Classes
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -96,6 +99,7 @@ def compare_runs(
             for one in (a, b)
             if any(row not in common for row in one.rows)
         },
+        a.classes,
     )
 
 

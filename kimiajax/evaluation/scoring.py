@@ -41,6 +41,8 @@ class Scored:
         tested_per_scan: test patches of each scan, [num_scans].
         guessed_per_scan: patches predicted as each scan, [num_scans].
         correct_per_scan: correct patches of each scan, [num_scans].
+        labels: what each scan is called, [num_scans]; none where that is its number.
+        word: what each is, a scan or a class.
     """
 
     predictions: str
@@ -58,6 +60,8 @@ class Scored:
     tested_per_scan: tuple[int, ...]
     guessed_per_scan: tuple[int, ...]
     correct_per_scan: tuple[int, ...]
+    labels: tuple[str, ...] = ()
+    word: str = "scan"
 
     @property
     def never_predicted(self) -> list[int]:
@@ -70,8 +74,10 @@ class Scored:
         return [scan for scan, tested in enumerate(self.tested_per_scan) if not tested]
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, as JSON takes it: what does not exist is None, never NaN."""
+        """All of it, as JSON takes it: what does not exist is None, never NaN, and names only where there are any."""
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        if not self.labels:
+            del fields["labels"], fields["word"]
         return {**fields, "never_predicted": self.never_predicted, "without_patches": self.without_patches}
 
 
@@ -112,4 +118,6 @@ def score(predictions_path: str | Path | Any, truth_path: str | Path | Any) -> S
         tested_per_scan=tuple(scores["tested"]),
         guessed_per_scan=tuple(np.bincount(predicted, minlength=truth.num_scans).tolist()),
         correct_per_scan=tuple(correct),
+        labels=truth.classes.labels if truth.classes.named else (),
+        word=truth.classes.word,
     )

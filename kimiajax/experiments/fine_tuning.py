@@ -15,6 +15,7 @@ from kimiajax.features.gradcam import default_layer, grad_cam, overlay, spatial
 from kimiajax.models.backbone import Backbone, Variables, of_blocks
 from kimiajax.models.checkpoint import STATISTICS, Weights
 from kimiajax.models.head import Classifier
+from kimiajax.runs.classes import classes_of, is_kimia
 from kimiajax.runs.pictures import Picture
 from kimiajax.runtime import distributed
 from kimiajax.training.augment import AUGMENTATIONS
@@ -25,7 +26,9 @@ from kimiajax.training.heads import Result
 from kimiajax.training.loop import Epoch, NonFiniteError
 from kimiajax.training.optimizer import Optimization
 
+PAPERS = "; the paper: 200 epochs by SGD at 0.0001, augmented"
 SHOWN = (4, 8)  # the scans of the paper's Fig. 3
+MOST_SHOWN = 6  # classes, where these have names
 REASONS = {
     "inference": ": stored statistics, on which its head was trained",
     "keras2017": ", as in the paper's time: the mini-batch's statistics, while its head was trained on stored ones",
@@ -194,11 +197,11 @@ class FineTuning(HeadedRow):
         ]
         notes = [
             f"Fine-tuned for {config.optim.epochs} epochs by {how.optimizer} at {how.learning_rate:g}, {how.schedule}"
-            f"{''.join(', ' + extra for extra in extras)}, with {augmented}; the paper: 200 epochs by SGD at 0.0001, "
-            "augmented."
+            f"{''.join(', ' + extra for extra in extras)}, with {augmented}{PAPERS if is_kimia(study.data) else ''}."
         ]
         if blocks.names != blocks_of(backbone, ("paper",)).names:
-            notes.append(f"{self.title} trains {', '.join(blocks.names) or 'no weight'}; the paper, its last blocks.")
+            beside = "; the paper, its last blocks" if is_kimia(study.data) else ""
+            notes.append(f"{self.title} trains {', '.join(blocks.names) or 'no weight'}{beside}.")
         if blocks.frozen_normalises(backbone):
             notes.append(f"{self.title}: frozen batch normalisation in mode {blocks.frozen_bn}.")
         if blocks.trained_normalises(backbone):
@@ -252,9 +255,11 @@ def _adapts(backbone: Backbone, blocks: TrainableBlocks) -> bool:
 
 
 def _explained(study: Study, learnt: Weights, predicted: np.ndarray) -> tuple[Picture, ...]:
-    """A test patch of each scan that the paper's Fig. 3 shows, and where the network looks for its own scan in it."""
+    """A test patch of each scan that the paper's Fig. 3 shows, or of the first classes; and where the network looks
+    for its own scan in it."""
     patches, scans = study.manifest.split("test"), study.manifest.labels("test")
-    places = [int(np.argmax(scans == scan)) for scan in SHOWN if (scans == scan).any()]
+    shown = range(MOST_SHOWN) if classes_of(study.data).word == "class" else SHOWN
+    places = [int(np.argmax(scans == scan)) for scan in shown if (scans == scan).any()]
     if not places or not distributed.is_first():
         return ()
     classifier = Classifier(learnt.backbone, learnt.backbone.trunk, study.manifest.num_scans)

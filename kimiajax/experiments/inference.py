@@ -25,6 +25,7 @@ from kimiajax.features.gradcam import grad_cam, overlay, path_of
 from kimiajax.io.files import new_folder
 from kimiajax.models.checkpoint import Weights
 from kimiajax.models.head import Classifier
+from kimiajax.runs.classes import Classes, classes_of
 from kimiajax.runs.predictions import Applied
 from kimiajax.runs.warnings import warnings_of
 from kimiajax.runtime.progress import Silent
@@ -102,7 +103,8 @@ def apply_row(
         predictions = [predict(part.pixels) for part in parts]
         if aside is not None:
             _explain(finished, parts, [predicted for predicted, _ in predictions], aside, layer)
-    scans = [part.scans for part in parts if part.scans is not None]
+    classes = classes_of(finished.results["data"])
+    scans = [known for part in parts if (known := _as_the_run_numbers(part, classes)) is not None]
     return Applied(
         tuple(finished.results["data"]["names"]),
         tuple(patch_id for part in parts for patch_id in part.ids),
@@ -111,7 +113,19 @@ def apply_row(
         np.concatenate([scores for _, scores in predictions]),
         approach.scores,
         tuple(warnings_of([finished.results])),
+        classes.word,
     )
+
+
+def _as_the_run_numbers(part: Inputs, classes: Classes) -> np.ndarray | None:
+    """The class of each patch by the run's numbers, where classes have names; None where the run lacks one of them."""
+    names = [] if part.manifest is None else part.manifest.about.get("names") or []
+    if not classes.named or part.scans is None or not names or tuple(names) == classes.labels:
+        return part.scans
+    place = {name: number for number, name in enumerate(classes.labels)}
+    if not place.keys() >= set(names):
+        return None
+    return np.array([place[name] for name in names], np.int32)[part.scans]
 
 
 def _explain(

@@ -16,12 +16,18 @@ from kimiajax.features.export import outputs_of
 from kimiajax.models.backbone import Backbone, Variables, of_blocks
 from kimiajax.models.checkpoint import Weights, fine_tuned
 from kimiajax.models.head import Classifier
+from kimiajax.runs.classes import is_kimia
 from kimiajax.runs.predictions import Kind
 from kimiajax.runtime.precision import Precision, compute_dtype, products_in
 from kimiajax.training.freezing import TrainableBlocks, blocks_of
 from kimiajax.training.optimizer import Optimization
 from kimiajax.training.steps import Training
 from kimiajax.weights.load import load_weights
+
+OF_CNN1 = (
+    " Beside it stands CNN1, which the paper quotes from another study; its printed factors multiply to 42.07, not "
+    "41.80."
+)
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,8 @@ class FromScratch(NetworkRow):
         training = training_of(study, classifier, blocks, optimization, optim.epochs)
         note = (
             f"{self.title}: this project's own network, four strided convolutions with batch normalisation, trained by "
-            f"Adam at {optim.cnn_learning_rate:g} for {optim.epochs} epochs on the same training patches. Beside it "
-            "stands CNN1, which the paper quotes from another study; its printed factors multiply to 42.07, not 41.80."
+            f"Adam at {optim.cnn_learning_rate:g} for {optim.epochs} epochs on the same training patches."
+            f"{OF_CNN1 if is_kimia(study.data) else ''}"
         )
         seed, size = study.config.data.seed, study.config.data.image_size
         start = load_weights(backbone, "random", blocks=classifier.blocks, image_size=size, seed=seed)

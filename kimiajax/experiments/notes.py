@@ -7,19 +7,24 @@ from kimiajax.data.manifest import left_out_of
 from kimiajax.experiments.approach import Approach
 from kimiajax.experiments.study import Study, mixed_lineages
 from kimiajax.io.lineage import as_read
-from kimiajax.runs.warnings import audit_note
+from kimiajax.runs.classes import classes_of, is_kimia, what_they_are
+from kimiajax.runs.warnings import audit_note, leaking_groups
 
 
 def notes_of(study: Study, rows: Sequence[Approach]) -> list[str]:
     """Returns what a reader must know of the run as a whole, and of these rows of it."""
     config, data, notes = study.config, study.data, []
+    kimia, classes = is_kimia(data), classes_of(data)
     if data["synthetic"]:
-        notes.append("The scans are drawn by a program: these figures say nothing about tissue, nor about the paper.")
-    elif (data["scans"], data["test"]) != (paper.NUM_SCANS, paper.TEST_PATCHES):
-        notes.append(
-            f"Not Kimia Path24, which has {paper.NUM_SCANS} scans and {paper.TEST_PATCHES:,} test patches: the paper's "
-            "figures stand beside for orientation only."
-        )
+        notes.append("The scans are drawn by a program: these figures say nothing about tissue.")
+    elif not kimia:
+        notes.append(what_they_are(data))
+    if data["held_out"] and classes.word == "class" and config.data.manifest is None:
+        groups = data["groups"]
+        whole = groups and f", whole groups by {groups['column']}: {groups['test']} of {groups['groups']}"
+        notes.append(f"Test patches were drawn from these by --test-seed {config.data.test_seed}{whole or ''}.")
+    if leaking := leaking_groups([{"data": data}]):
+        notes.append(f"{leaking[0].upper()}{leaking[1:]}: figures are too high, since these patches are alike.")
     if data["unverified"] is not None:
         notes.append(f"Not verified: what these data were prepared from {data['unverified']}.")
     notes += data["remarks"]
@@ -35,14 +40,16 @@ def notes_of(study: Study, rows: Sequence[Approach]) -> list[str]:
     notes += _of_weights(study)
     notes += _of_computation(study)
     notes += [note for row in rows for note in row.notes(study)]
-    if config.data.patches_per_scan == "all":
+    if config.data.patches_per_scan == "all" and kimia:
         published = ", ".join(f"{count:,} ({who})" for who, count in paper.TRAINING_PATCHES_PUBLISHED.items())
         notes.append(f"All {data['train']:,} training patches; published counts of Kimia Path24 are {published}.")
     asked = 0 if config.data.patches_per_scan == "all" else config.data.patches_per_scan
     short = [scan for scan, count in enumerate(data["train_per_scan"]) if count < asked]
     if short:
+        told, all_ = classes.called(short), "has" if len(short) == 1 else "have"
         notes.append(
-            f"Scans {', '.join(map(str, short))} have fewer than the {asked} training patches asked for, and give all."
+            f"{told[0].upper()}{told[1:]} {all_} fewer than the {asked} training patches asked for, and "
+            f"give{'s' if len(short) == 1 else ''} all."
         )
     return list(dict.fromkeys(notes))
 

@@ -22,6 +22,7 @@ def identity_of(results: dict[str, Any]) -> dict[str, Any]:
     return {
         "config": _config_of(results),
         "classes": data["names"],
+        "groups": data.get("groups"),
         "manifest_sha256": data["manifest_sha256"],
         "pixels_sha256": data["pixels_sha256"],
         "weights": {network: weights_of(lineage) for network, lineage in results["weights"].items()},

@@ -30,6 +30,7 @@ from kimiajax.io.files import sha256_file
 from kimiajax.io.lineage import DRAWN
 from kimiajax.io.locks import only_writer
 from kimiajax.models.registry import BACKBONES
+from kimiajax.runs.classes import classes_of, is_kimia
 from kimiajax.runs.layout import SCANS, SCHEMA_VERSION, RunFolder
 from kimiajax.runs.pictures import Picture
 from kimiajax.runs.seeds import summarise
@@ -270,7 +271,8 @@ def _note_what_was_learnt(row: Approach, study: Study, outcome: Outcome, predict
     lost = lost_head(outcome.history, largest)
     if np.ptp(predicted) == 0 < np.ptp(study.manifest.labels("test")):
         why = lost or ("it learnt nothing." if learnt_nothing(outcome.history, largest) else None)
-        study.note(f"{row.title} predicts one and the same scan for every patch{f': {why}' if why else '.'}")
+        word = classes_of(study.data).word
+        study.note(f"{row.title} predicts one and the same {word} for every patch{f': {why}' if why else '.'}")
     elif lost:
         study.note(f"{row.title}: {lost}")
 
@@ -304,7 +306,7 @@ def _described(row: Approach, outcome: Outcome, study: Study, seconds: float) ->
         **_scores(outcome.predicted, study.manifest),
         "failure": outcome.failure,
         "seconds": seconds,
-        "paper": asdict(paper.TABLE_1[row.name]) if row.name in paper.TABLE_1 else None,
+        "paper": asdict(paper.TABLE_1[row.name]) if row.name in paper.TABLE_1 and is_kimia(study.data) else None,
         "training": outcome.training,
         "history": {phase: [asdict(epoch) for epoch in epochs] for phase, epochs in outcome.history.items()},
         "retrieval": outcome.retrieval,

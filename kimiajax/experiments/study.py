@@ -12,6 +12,7 @@ from kimiajax.data.audit.audit import record_of
 from kimiajax.data.manifest import Manifest, read_manifest
 from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patch_arrays import check_of, prepare_patches
+from kimiajax.data.sources.image_folder import Folder
 from kimiajax.data.sources.source import Source
 from kimiajax.data.sources.synthetic import write_synthetic_scans
 from kimiajax.errors import UserError
@@ -319,6 +320,7 @@ def _describe(source: Source, manifest: Manifest, audit: dict[str, Any] | None) 
         "opened": source.describe(),
         "remarks": list(source.remarks),
         **source.marks,
+        "groups": source.groups_in(manifest.patches) if isinstance(source, Folder) else None,
         "scans": manifest.num_scans,
         "names": list(source.names),
         "patch_size": manifest.patch_size,

@@ -230,6 +230,8 @@ def _results(
         "warnings": list(dict.fromkeys(warning for run in runs.values() for warning in warnings_of(run.seeds))),
         "notes": list(dict.fromkeys(notes)),
         "tested": centre.manifest.counts("test"),
+        "word": centre.classes.word,
+        "labels": list(centre.classes.labels),
         "guess": 1 / centre.manifest.num_scans,
         "places": [
             {

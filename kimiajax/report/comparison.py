@@ -38,6 +38,6 @@ def render_comparison(comparison: Comparison) -> str:
         *(f"  {folder} alone has, or has an accuracy of: {', '.join(rows)}" for folder, rows in only),
         table,
         NOTE,
-        *cautions(comparison.tested, intervals),
+        *cautions(comparison.tested, intervals, comparison.classes.word, comparison.classes.labels),
         f"Differ: {', '.join(apart)}." if apart else f"No difference shown in any of {len(comparison.pairs)} rows.",
     )

@@ -9,10 +9,11 @@ from kimiajax.data.audit.checks import FAILED
 from kimiajax.data.audit.rule_counts import BACKGROUND, HOMOGENEITY, Count
 from kimiajax.data.patches import GRIDS
 from kimiajax.report.console import as_text, new_table
+from kimiajax.runs.classes import is_kimia
 
 
 def render_counts(counts: list[Count], names: Sequence[str], test: Sequence[int] | None, background: int) -> str:
-    """Counts by scan for one background level, totals for the others, and the published totals beside them.
+    """Counts by scan for one background level, totals for the others, and of Kimia Path24 the published totals.
 
     Args:
         counts: of `count_patches`.
@@ -41,7 +42,7 @@ def render_counts(counts: list[Count], names: Sequence[str], test: Sequence[int]
         chosen = (by_setting[grid, level, h].total for grid in GRIDS for h in HOMOGENEITY)
         totals.add_row(f"{level}+", *map(_number, chosen))
 
-    kimia = (len(names), sum(test or ())) == (paper.NUM_SCANS, paper.TEST_PATCHES)
+    kimia = is_kimia({"names": names, "test_per_scan": test, "synthetic": False})
     return as_text(
         f"Training patches by scan. Background is gray {background} and above; a patch is left out where that is its "
         "share or more of it (none: never). The full grid holds every whole patch, the data set's README loop is one "
@@ -49,17 +50,15 @@ def render_counts(counts: list[Count], names: Sequence[str], test: Sequence[int]
         by_scan,
         "All scans, by the gray value from which a pixel counts as background:",
         totals,
-        *(_beside(published, counts, kimia) for published in paper.TRAINING_PATCHES_PUBLISHED.items()),
-        *([] if kimia else ["These scans are not Kimia Path24: their counts are their own."]),
+        *(_beside(published, counts) for published in paper.TRAINING_PATCHES_PUBLISHED.items() if kimia),
+        *([] if kimia else [f"These are {len(names)} scans, other than Kimia Path24's: their counts are their own."]),
     )
 
 
-def _beside(published: tuple[str, int], counts: list[Count], kimia: bool) -> str:
-    """A published total, and for Kimia's own scans the rules here whose total is nearest to it."""
+def _beside(published: tuple[str, int], counts: list[Count]) -> str:
+    """A published total, and the rules here whose total is nearest to it."""
     who, total = published
     told = f"published of Kimia Path24: {total:,} ({who})"
-    if not kimia:
-        return told
     nearest = min((c for c in counts if c.homogeneity <= 1), key=lambda count: abs(count.total - total))
     flags = f"--grid {nearest.grid} --background {nearest.background} --homogeneity {_share(nearest.homogeneity)}"
     return f"{told}; nearest here {nearest.total:,}, with {flags}"

@@ -6,16 +6,21 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import bidirectional
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Canvas
+from matplotlib.font_manager import findfont, get_font
 
 from kimiajax.evaluation.claims import LEVEL
 from kimiajax.evaluation.statistics import Interval
+from kimiajax.runs.classes import Classes
 from kimiajax.shapes import Float, Int
 from kimiajax.text import over_seeds
 
+MOST_TICKS = 40  # names along an axis
+LONGEST_LABEL = 18  # characters of one
 WIDTH = 4.7  # inches: as wide as a phone, so that nothing is made smaller there
 INK, GREY, BLUE, ORANGE = "#1b1f24", "#6a737d", "#0b5fa5", "#b35900"  # at least 4.5 : 1 on white
 CURVES = (BLUE, ORANGE, "#1a7f37", "#8250df", GREY, "#a40e26")
@@ -64,7 +69,7 @@ def data_url(content: bytes, kind: str) -> str:
 def scores_figure(
     rows: Sequence[dict[str, Any]], intervals: dict[str, dict[str, Interval]], score: str, guess: float
 ) -> Figure:
-    """A score of every row with its interval, and the paper's figure beside it."""
+    """A score of every row with its interval, and the paper's figure where one stands beside it."""
     rows = [row for row in rows if row[score] is not None]
     canvas = Canvas(figsize=(WIDTH, 0.9 + 0.24 * len(rows)))
     axes = canvas.subplots()
@@ -82,9 +87,10 @@ def scores_figure(
     axes.grid(axis="x")
     axes.set_axisbelow(True)
     told = "; ".join(f"{row['label']} {100 * row[score]:.1f}, {_span(intervals[row['name']][score])}" for row in rows)
+    papers = "the paper's figures are diamonds, " if any(row["paper"] for row in rows) else ""
     caption = (
-        f"{score} with 95 % intervals (dots and bars); the paper's figures are diamonds, the dotted line is "
-        "guessing. Blue: the table; grey: floors of trivial features; orange: retrieval."
+        f"{score} with 95 % intervals (dots and bars); {papers}the dotted line is guessing. Blue: the table; grey: "
+        "floors of trivial features; orange: retrieval."
     )
     return Figure(_svg(canvas), f"{score} in per cent, with 95 % intervals: {told}.", caption)
 
@@ -166,54 +172,60 @@ def depth_figure(
 
 
 @matplotlib.rc_context(STYLE)
-def confusion_figure(matrix: Int[np.ndarray, "s s"], name: str, seeds: int) -> Figure:
+def confusion_figure(matrix: Int[np.ndarray, "s s"], name: str, seeds: int, classes: Classes) -> Figure:
     """Which scan's patches were taken for which, as shares of the scan's patches."""
+    word = classes.word
     tested = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, tested, out=np.zeros(matrix.shape), where=tested > 0)
-    canvas = Canvas(figsize=(3.4, 3.3))
+    side = max(3.4, 1.8 + 0.14 * len(matrix)) if classes.named else 3.4
+    canvas = Canvas(figsize=(side, side - 0.1))
     axes = canvas.subplots()
     image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
-    _scan_ticks(axes, len(matrix))
-    axes.set(xlabel="predicted scan", ylabel="true scan", title=name)
+    _scan_ticks(axes, classes)
+    axes.set(xlabel=f"predicted {word}", ylabel=f"true {word}", title=name)
     axes.spines[:].set_visible(False)
-    canvas.colorbar(image, ax=axes, shrink=0.75, label="per cent of the scan's patches")
+    canvas.colorbar(image, ax=axes, shrink=0.75, label=f"per cent of the {word}'s patches")
     right = np.trace(matrix)
     off = matrix - np.diag(np.diag(matrix))
     worst = np.unravel_index(off.argmax(), off.shape)
     told = f"{right} of {matrix.sum()} right{over_seeds(seeds)}"
     if off.any():
-        told += f"; most often confused, scan {worst[0]} taken for scan {worst[1]}, {off[worst]} times"
+        first, second = (classes.call(int(place)) for place in worst)
+        told += f"; most often confused, {first} taken for {second}, {off[worst]} times"
     return Figure(_svg(canvas), f"Confusion matrix of {name}: {told}.", f"{name}: {told}.")
 
 
 @matplotlib.rc_context(STYLE)
-def recall_figure(recalls: Float[np.ndarray, "r s"], names: Sequence[str]) -> Figure:
+def recall_figure(recalls: Float[np.ndarray, "r s"], names: Sequence[str], classes: Classes) -> Figure:
     """The share of each scan's test patches that each row got right; a scan without any is white."""
-    canvas = Canvas(figsize=(WIDTH, 1.2 + 0.22 * len(names)))
+    canvas = Canvas(figsize=(WIDTH, 1.2 + 0.22 * len(names) + (0.6 if classes.named else 0)))
     axes = canvas.subplots()
     image = axes.imshow(100 * np.ma.masked_invalid(recalls), cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    _scan_ticks(axes, recalls.shape[1], vertical=False)
-    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="scan")
+    _scan_ticks(axes, classes, vertical=False)
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel=classes.word)
     axes.spines[:].set_visible(False)
     canvas.colorbar(image, ax=axes, location="top", shrink=0.6, label="recall, per cent")
     tested = np.flatnonzero(~np.isnan(recalls[0]))
     mean = recalls[:, tested].mean(axis=0)
-    told = f"on average hardest is scan {tested[mean.argmin()]}, easiest scan {tested[mean.argmax()]}"
-    return Figure(_svg(canvas), f"Recall by row and scan: {told}.", f"Recall of each scan by row; {told}.")
+    hardest, easiest = (classes.call(int(tested[place])) for place in (mean.argmin(), mean.argmax()))
+    told, word = f"on average hardest is {hardest}, easiest {easiest}", classes.word
+    return Figure(_svg(canvas), f"Recall by row and {word}: {told}.", f"Recall of each {word} by row; {told}.")
 
 
 @matplotlib.rc_context(STYLE)
-def distribution_figure(train: Sequence[int], test: Sequence[int]) -> Figure:
+def distribution_figure(train: Sequence[int], test: Sequence[int], classes: Classes) -> Figure:
     """The paper's Fig. 2: training and test patches of each scan."""
-    canvas = Canvas(figsize=(WIDTH, 3.2))
+    canvas = Canvas(figsize=(WIDTH, 3.8 if classes.named else 3.2))
     both = canvas.subplots(2, sharex=True)
     for axes, counts, name, colour in zip(both, (train, test), ("training", "test"), (BLUE, ORANGE)):
         axes.bar(range(len(counts)), counts, color=colour)
         axes.set_ylabel(f"{name}\npatches")
-    _scan_ticks(both[-1], len(train), vertical=False)
-    both[-1].set_xlabel("scan")
-    told = f"{sum(train):,} training patches, {_counts(train)}; {sum(test):,} test patches, {_counts(test)}"
-    return Figure(_svg(canvas), f"Patches of each scan: {told}.", f"Patches of each scan: {told}.")
+    word = classes.word
+    _scan_ticks(both[-1], classes, vertical=False)
+    both[-1].set_xlabel(word)
+    counts = [f"{_counts(counts)} a {word}" for counts in (train, test)]
+    told = f"{sum(train):,} training patches, {counts[0]}; {sum(test):,} test patches, {counts[1]}"
+    return Figure(_svg(canvas), f"Patches of each {word}: {told}.", f"Patches of each {word}: {told}.")
 
 
 @matplotlib.rc_context(STYLE)
@@ -280,11 +292,37 @@ def _phase(phase: str, epochs: Sequence[dict[str, Any]]) -> str:
     return f"{name}, {len(epochs)} epochs, loss {first} to {last}"
 
 
-def _scan_ticks(axes: Any, scans: int, vertical: bool = True) -> None:
-    ticks = range(0, scans, 1 if scans <= 12 else 4)
-    axes.set_xticks(ticks)
+def _scan_ticks(axes: Any, classes: Classes, vertical: bool = True) -> None:
+    """Marks classes along the axes: by names where they have such, and scans by some of their numbers."""
+    count = len(classes.labels)
+    if not classes.named:
+        ticks = range(0, count, 1 if count <= 12 else 4)
+        axes.set_xticks(ticks)
+        if vertical:
+            axes.set_yticks(ticks)
+        return
+    step = -(-count // MOST_TICKS)
+    ticks, size = range(0, count, step), 7 if count <= 12 else 6
+    labels = short_labels(classes.labels)[::step]
+    style = {"fontsize": size, "parse_math": False}
+    axes.set_xticks(ticks, labels, rotation=60, ha="right", rotation_mode="anchor", **style)
     if vertical:
-        axes.set_yticks(ticks)
+        axes.set_yticks(ticks, labels, **style)
+
+
+def short_labels(labels: Sequence[str]) -> list[str]:
+    """Names for an axis: whole where they are short, else cut, and with their number where that leaves two alike.
+
+    What the figures' font cannot draw, or only the wrong way round, is its number alone.
+    """
+    cut = [label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1].rstrip()}…" for label in labels]
+    told = [label if cut.count(label) == 1 else f"{number} {label}" for number, label in enumerate(cut)]
+    return [label if _is_drawable(label) else str(number) for number, label in enumerate(told)]
+
+
+def _is_drawable(text: str) -> bool:
+    font = get_font(findfont(STYLE["font.family"]))
+    return all(font.get_char_index(ord(c)) and bidirectional(c) not in ("R", "AL") for c in text)
 
 
 def _span(interval: Sequence[float]) -> str:
@@ -293,7 +331,7 @@ def _span(interval: Sequence[float]) -> str:
 
 
 def _counts(counts: Sequence[int]) -> str:
-    return f"{min(counts)} to {max(counts)} a scan"
+    return f"{min(counts)} to {max(counts)}"
 
 
 def _svg(canvas: Canvas) -> bytes:

@@ -30,14 +30,15 @@ NOT_SHOWN = " These test patches do not show a difference."
 def markdown(run: StoredRun, analysis: Analysis) -> str:
     """The table with 95 % intervals, the differences, the claims and the notes."""
     several = len(run.seeds) > 1
-    head = ["approach", "weights", *SCORES, *(["sd over seeds"] if several else ["correct"]), "paper"]
+    head = ["approach", "weights", *SCORES, *(["sd over seeds"] if several else ["correct"])]
+    head += ["paper"] if run.is_kimia else []
     rows = [
         [
             _as_words(label(row)),
             _as_words(row["weights"]),
             *(_with_interval(row, analysis, score) for score in SCORES),
             spread(row) if several else counts(row),
-            papers(row),
+            *([papers(row)] if run.is_kimia else []),
         ]
         for row in run.results["rows"]
     ]
@@ -59,8 +60,9 @@ def markdown(run: StoredRun, analysis: Analysis) -> str:
             for pair in analysis.pairs
         ]
         parts.append(_markdown_table(head, rows, left=1))
-    rows = [[c.sentence, analysis.printed[c.name].verdict, analysis.computed[c.name].verdict] for c in CLAIMS]
-    parts.append(_markdown_table(["what the paper concludes", "by its own table", "by this one"], rows, left=3))
+    if run.is_kimia:
+        rows = [[c.sentence, analysis.printed[c.name].verdict, analysis.computed[c.name].verdict] for c in CLAIMS]
+        parts.append(_markdown_table(["what the paper concludes", "by its own table", "by this one"], rows, left=3))
     told = map(_as_words, [*tuning(run, analysis), *notes(run, analysis)])
     parts.append("\n".join(f"{number}. {note}" for number, note in enumerate(told, start=1)))
     return "\n\n".join(parts)
@@ -68,14 +70,15 @@ def markdown(run: StoredRun, analysis: Analysis) -> str:
 
 def as_csv(run: StoredRun, analysis: Analysis) -> str:
     """A line a row, scores and intervals as fractions; what does not exist is empty."""
-    bounds = [f"{score}{end}" for score in SCORES for end in ("", "_low", "_high", "_sd", "_paper")]
+    ends = ("", "_low", "_high", "_sd", *(("_paper",) if run.is_kimia else ()))
+    bounds = [f"{score}{end}" for score in SCORES for end in ends]
     warnings, lines = " ".join(warnings_of(run.seeds)), []
     for row in run.results["rows"]:
         figures: list[Any] = []
         for score in SCORES:
             low, high = analysis.intervals.get(row["name"], {}).get(score, (None, None))
-            published = row["paper"][score] if row["paper"] else None
-            figures += [row[score], low, high, row.get(f"{score}_sd"), published]
+            published = [row["paper"][score] if row["paper"] else None] if run.is_kimia else []
+            figures += [row[score], low, high, row.get(f"{score}_sd"), *published]
         about = [row[key] for key in ("name", "approach", "family", "weights", "correct", "tested")]
         lines.append([*about, len(run.seeds), *figures, warnings])
     head = ["row", "approach", "family", "weights", "correct", "tested", "seeds", *bounds, "warnings"]
@@ -84,21 +87,25 @@ def as_csv(run: StoredRun, analysis: Analysis) -> str:
 
 def latex(run: StoredRun, analysis: Analysis) -> str:
     """A `tabular` of the booktabs package."""
+    beside = r" & paper's $\eta_\mathrm{total}$" if run.is_kimia else ""
     lines = [
         *(f"% {_line(text)}" for text in (headline(run.results), *tuning(run, analysis), *notes(run, analysis))),
-        r"\begin{tabular}{lrrrr}",
+        rf"\begin{{tabular}}{{lrrr{'r' if run.is_kimia else ''}}}",
         r"\toprule",
-        r"approach & $\eta_p$ & $\eta_W$ & $\eta_\mathrm{total}$ & paper's $\eta_\mathrm{total}$ \\",
+        rf"approach & $\eta_p$ & $\eta_W$ & $\eta_\mathrm{{total}}${beside} \\",
     ]
-    lines += [rf"\multicolumn{{5}}{{l}}{{\emph{{{_escaped(warning)}}}}} \\" for warning in warnings_of(run.seeds)]
+    lines += [
+        rf"\multicolumn{{{5 if run.is_kimia else 4}}}{{l}}{{\emph{{{_escaped(warning)}}}}} \\"
+        for warning in warnings_of(run.seeds)
+    ]
     family = None
     for row in run.results["rows"]:
         if row["family"] != family:
             family = row["family"]
             lines.append(r"\midrule")
         figures = [_with_interval(row, analysis, score).replace("-", "--") for score in SCORES]
-        published = percent(row["paper"]["eta_total"]) if row["paper"] else ""
-        lines.append(" & ".join([_escaped(label(row)), *figures, published]) + r" \\")
+        published = [percent(row["paper"]["eta_total"]) if row["paper"] else ""] if run.is_kimia else []
+        lines.append(" & ".join([_escaped(label(row)), *figures, *published]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 
@@ -114,7 +121,7 @@ def notes(run: StoredRun, analysis: Analysis) -> list[str]:
         found.append(f"Not shown to be above a gray histogram, by eta_p: {listed}.")
     pairs = [pair.intervals for pair in (*analysis.pairs, *analysis.tuning, *analysis.margins, *analysis.depth)]
     intervals = [bounds for scores in (*analysis.intervals.values(), *pairs) for bounds in scores.values()]
-    found += cautions(run.manifest.counts("test"), intervals)
+    found += cautions(run.manifest.counts("test"), intervals, run.classes.word, run.classes.labels)
     if analysis.coverage is not None:
         found.append(
             f"In simulated test sets with these counts, {100 * analysis.coverage:.0f} of 100 intervals of eta_w hold "
@@ -132,11 +139,27 @@ def notes(run: StoredRun, analysis: Analysis) -> list[str]:
             f"{len(run.scans):,} test patches, on {percent(analysis.discordant)} % of which two rows are apart on "
             "average, show no difference of eta_p in 80 of 100 cases, however large."
         )
-    found.append(
-        "Every class is one scan, and training and test patches come from the same slides: the task is to recognise a "
-        "scan, and says little of how a network does on other slides."
+    return [*found, _task(run)]
+
+
+def _task(run: StoredRun) -> str:
+    """A sentence on what the scores say of other slides."""
+    if run.classes.word == "scan":
+        return (
+            "Every class is one scan, and training and test patches come from the same slides: the task is to "
+            "recognise a scan, and says little of how a network does on other slides."
+        )
+    groups = run.seeds[0]["data"].get("groups")
+    if groups is None:
+        return (
+            "Nothing says which patches are of one slide or patient (--groups): where training and test patches share "
+            "some, these figures are higher than those on other slides would be."
+        )
+    if groups["shared"]:
+        return f"Patches of one {groups['column']} are in training and in test, so that figures are too high."
+    return (
+        f"No {groups['column']} has patches both in training and in test, as {groups['column']} is given by --groups."
     )
-    return found
 
 
 def tuning(run: StoredRun, analysis: Analysis) -> list[str]:

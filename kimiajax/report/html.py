@@ -83,6 +83,8 @@ def context(run: StoredRun, analysis: Analysis, figures: Any, presets: Presets) 
     """What the template takes, section by section."""
     results, names = run.results, formats.labels(run)
     rows = [{**row, "label": names[row["name"]]} for row in results["rows"]]
+    rows = rows if run.is_kimia else [{**row, "paper": None} for row in rows]
+    classes = run.classes
     guess = 1 / run.manifest.num_scans
     whole = [row for row in rows if row["family"] != "blocks"]
     scored = [row for row in whole if row["eta_p"] is not None]
@@ -109,14 +111,16 @@ def context(run: StoredRun, analysis: Analysis, figures: Any, presets: Presets) 
         "tuning": formats.tuning(run, analysis),
         "depths": _depths(run, rows, analysis, figures),
         "below": [(names[pair.first], names[pair.second], pair) for pair in analysis.depth],
-        "claims": [(claim, analysis.printed[claim.name], analysis.computed[claim.name]) for claim in CLAIMS],
+        "kimia": run.is_kimia,
+        "classes": classes,
+        "claims": [(c, analysis.printed[c.name], analysis.computed[c.name]) for c in CLAIMS if run.is_kimia],
         "marks": MARKS,
         "floors": floors,
         "margins": _margins(analysis, names, floors) if floors else [],
         "beaten": None if (beaten := beaten_by_histogram(analysis)) is None else [names[row] for row in beaten],
         "confusions": [_confusion(row, analysis, figures, run) for row in scored if row["family"] == "table"],
         "more_confusions": [_confusion(row, analysis, figures, run) for row in scored if row["family"] != "table"],
-        "recall": [figures.recall_figure(recalls, [row["label"] for row in scored])] if scored else [],
+        "recall": [figures.recall_figure(recalls, [row["label"] for row in scored], classes)] if scored else [],
         "recalls": [(row["label"], shares.tolist()) for row, shares in zip(scored, recalls)],
         "curves": [
             figures.curves_figure(histories, row["label"])
@@ -125,7 +129,7 @@ def context(run: StoredRun, analysis: Analysis, figures: Any, presets: Presets) 
         ],
         "samples": _images(run.seeds[0]["pictures"], run.folders[0], figures),
         "lost": _lost(run),
-        "distribution": figures.distribution_figure(run.manifest.counts("train"), run.manifest.counts("test")),
+        "distribution": figures.distribution_figure(run.manifest.counts("train"), run.manifest.counts("test"), classes),
         "explained": [
             (row["label"], images)
             for row in rows
@@ -192,7 +196,7 @@ def _margins(analysis: Analysis, names: dict[str, str], floors: Sequence[dict[st
 
 
 def _confusion(row: dict[str, Any], analysis: Analysis, figures: Any, run: StoredRun) -> Any:
-    return figures.confusion_figure(analysis.confusion[row["name"]], row["label"], len(run.seeds))
+    return figures.confusion_figure(analysis.confusion[row["name"]], row["label"], len(run.seeds), run.classes)
 
 
 def _recalls(analysis: Analysis, rows: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -240,6 +244,7 @@ def _by_query(images: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def _data(run: StoredRun) -> list[tuple[str, str]]:
     data = run.seeds[0]["data"]
+    groups = data.get("groups")
     return [
         ("source", data["source"]),
         ("kind", data["kind"]),
@@ -247,7 +252,8 @@ def _data(run: StoredRun) -> list[tuple[str, str]]:
         ("pixels, SHA-256", _plain(data["pixels_sha256"])),
         ("rules", _plain(data["rules"])),
         *([("left out", left_out)] if (left_out := left_out_of(data)) else []),
-        ("scans", ", ".join(data["names"])),
+        (run.classes.plural, ", ".join(data["names"])),
+        *([("groups", _plain({**groups, "shared": groups["shared"] or "none"}))] if groups else []),
     ]
 
 

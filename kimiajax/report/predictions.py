@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kimiajax.report.console import as_text, new_table
+from kimiajax.runs.classes import PLURALS
 
 if TYPE_CHECKING:
     from kimiajax.runs.predictions import Applied
 
 KINDS = {
     "softmax": "Scores are the network's softmax, which says how it chose and not how often it is right.",
-    "share of votes": "Scores are shares of the votes of an SVM's pairs of scans; of k scans, one has 2 / k at most.",
+    "share of votes": "Scores are shares of the votes of an SVM's pairs of {plural}; of k, one has 2 / k at most.",
 }
 
 
@@ -32,9 +33,11 @@ def render_applied(applied: "Applied", most: int = 20) -> str:
             patch_id, *_of_scan(applied, predicted, scores), *_of_scan(applied, _second(predicted, scores), scores)
         )
     left = len(applied.ids) - most
-    more = f"and {left:,} more patches; --out FILE.csv writes all of them, with every scan's score"
+    more = f"and {left:,} more patches; --out FILE.csv writes all of them, with the score of every {applied.word}"
     warnings = (f"The run: {warning}" for warning in applied.warnings)
-    return as_text(*warnings, table, *([more] if left > 0 else []), KINDS[applied.kind])
+    return as_text(
+        *warnings, table, *([more] if left > 0 else []), KINDS[applied.kind].format(plural=PLURALS[applied.word])
+    )
 
 
 def _second(predicted: int, scores: np.ndarray) -> int | None:

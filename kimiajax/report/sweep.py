@@ -98,6 +98,7 @@ def write_sweep_report(
 
 def context(folder: Path, results: dict[str, Any], figures: Any, presets: Presets) -> dict[str, Any]:
     """What the template takes."""
+    word = results.get("word", "scan")  # which earlier versions did not say
     intervals = [
         (low, high)
         for axis in results["axes"]
@@ -121,7 +122,8 @@ def context(folder: Path, results: dict[str, Any], figures: Any, presets: Preset
             )
             for axis in results["axes"]
         ],
-        "cautions": cautions(results["tested"], intervals),
+        "cautions": cautions(results["tested"], intervals, word, results.get("labels")),
+        "word": word,
         "rerun": rerun(results, presets, "kimiajax sweep"),
         "machine": flat(results["environment"]),
         "settings": [(name, json.dumps(value)) for name, value in results["config"].items()],

@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from kimiajax.report.console import as_text, new_table
+from kimiajax.runs.classes import is_kimia
 from kimiajax.runs.warnings import SCORES, headline
 from kimiajax.text import percent
 
@@ -13,26 +14,33 @@ BLOCKS = "Blocks, each as its mean over space, or flat with all its values:"
 
 
 def render_table(results: dict[str, Any]) -> str:
-    """The rows beside the paper's figures, in per cent, with what a reader must know above and below.
+    """The rows in per cent, of Kimia Path24 beside the paper's figures, with what a reader must know above and below.
 
     Rows of blocks follow in a table of their own, since they are many and the paper has none.
     """
     of_blocks = [row for row in results["rows"] if row["family"] == "blocks"]
     others = [row for row in results["rows"] if row["family"] != "blocks"]
     notes = (f"{number}. {note}" for number, note in enumerate([*results["notes"], *_beaten(results)], start=1))
-    several = "seeds" in results
-    tables = [_table(others, several, True)] if others or not of_blocks else []
-    tables += [BLOCKS, _table(of_blocks, several, False)] if of_blocks else []
+    several, kimia = "seeds" in results, is_kimia(results["data"])
+    tables = [_table(others, several, True, kimia)] if others or not of_blocks else []
+    tables += [BLOCKS, _table(of_blocks, several, False, False)] if of_blocks else []
     return as_text(headline(results), *tables, *notes)
 
 
-def _table(rows: Sequence[dict[str, Any]], several: bool, published: bool) -> Table:
-    """Rows of a run of one seed or of several, whose spreads take the place of some columns."""
+def _table(rows: Sequence[dict[str, Any]], several: bool, whole: bool, published: bool) -> Table:
+    """Rows of a run.
+
+    Args:
+        rows: of `results.json`.
+        several: whether the run is of several seeds, whose spreads take the place of some columns.
+        whole: whether they are of whole networks, by their families, and not of blocks by their network.
+        published: whether the paper's figures stand beside.
+    """
     table = new_table()
     table.collapse_padding = True
     for name in ["approach"] if several else ["scheme", "approach"]:
         table.add_column(name, no_wrap=True)
-    if published:
+    if whole:
         table.add_column("weights", overflow="fold", min_width=10)
     counts = [] if several else ["correct"]
     papers = (SCORES[-1:] if several else SCORES) if published else ()
@@ -40,14 +48,14 @@ def _table(rows: Sequence[dict[str, Any]], several: bool, published: bool) -> Ta
         table.add_column(name, justify="right", no_wrap=True)
     previous = None
     for row in rows:
-        group = row["family"] if published else row["network"]
+        group = row["family"] if whole else row["network"]
         if group != previous:
             table.add_section()
             previous = group
         table.add_row(
             *([] if several else [row["scheme"]]),
             label(row) if several else row["approach"],
-            *([row["weights"]] if published else []),
+            *([row["weights"]] if whole else []),
             *(_score(row, score) for score in SCORES),
             *([] if several else ["-" if row["correct"] is None else f"{row['correct']}/{row['tested']}"]),
             *("" if row["paper"] is None else percent(row["paper"][score]) for score in papers),

@@ -16,6 +16,7 @@ from kimiajax.data.sources.slide_folder import slides_in
 from kimiajax.errors import UserError
 from kimiajax.io.files import csv_text, write_text
 from kimiajax.io.tables import SUFFIXES, Table, read_table
+from kimiajax.runs.classes import Classes, classes_of
 from kimiajax.runs.warnings import marks_of
 from kimiajax.shapes import Float, Int
 from kimiajax.text import LONGEST_NAME, first_few, is_name, quoted
@@ -38,6 +39,7 @@ class Predictions:
         patch_ids: the patches, in the file's order, each once.
         predicted: the scan that each was taken for, from 0.
         scans: the scan that the file says each is of; None where it does not say.
+        names: what the file calls the predicted scan of each; None likewise.
         notes: how the file departs from the project's own, in sentences, and what was read in its place.
     """
 
@@ -45,6 +47,7 @@ class Predictions:
     patch_ids: tuple[str, ...]
     predicted: Int[np.ndarray, " n"]
     scans: Int[np.ndarray, " n"] | None = None
+    names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -56,15 +59,20 @@ class Truth:
         path: where that stands.
         patch_ids: the patches, each once.
         scans: of each patch, 0 to num_scans - 1.
-        num_scans: how many scans there are, with test patches or without.
+        classes: what the scans are called, with test patches or without.
         warnings: what marks these data.
     """
 
     path: Path
     patch_ids: tuple[str, ...]
     scans: Int[np.ndarray, " n"]
-    num_scans: int
+    classes: Classes
     warnings: tuple[str, ...] = ()
+
+    @property
+    def num_scans(self) -> int:
+        """How many scans there are."""
+        return len(self.classes.labels)
 
 
 def read_predictions(path: str | Path) -> Predictions:
@@ -80,7 +88,9 @@ def read_predictions(path: str | Path) -> Predictions:
     table = read_table(Path(path), "predictions", {"patch_id": JOINED, "predicted": NAMED}, ("scan",))
     names = [name for name in ("predicted", "scan") if name != "scan" or name in table.columns]
     numbers = {name: _numbers(table, name) for name in names}
-    return Predictions(table.path, _ids(table), numbers["predicted"], numbers.get("scan"), _notes(table, *names))
+    scans = numbers.get("scan")
+    called = table.columns.get("name") if "score_0" in table.columns else None  # of ours; another's may be anyone's
+    return Predictions(table.path, _ids(table), numbers["predicted"], scans, called, _notes(table, *names))
 
 
 def read_truth(path: str | Path) -> Truth:
@@ -106,7 +116,7 @@ def read_truth(path: str | Path) -> Truth:
         if "split" in table.columns:
             return truth_of(path, read_manifest(path))
         ids, scans = _ids(table), _numbers(table, "scan")
-        return Truth(path, ids, scans, int(scans.max()) + 1, _notes(table, "scan"))
+        return Truth(path, ids, scans, classes_of({"scans": int(scans.max()) + 1}), _notes(table, "scan"))
     if path.is_dir() and not holds_splits(path):
         if slides_in(path):
             raise UserError(
@@ -117,7 +127,8 @@ def read_truth(path: str | Path) -> Truth:
     with open_scans(path) as source:
         patches = source.test_patches()
         assert patches is not None  # slides, which hold out none, were refused
-        return _of_patches(path, patches, len(source), source.marks)
+        about = {**source.marks, "names": list(source.names), "source": source.describe()}
+        return _of_patches(path, patches, len(source), about)
 
 
 def with_ids_of(predictions: Predictions, truth: Truth) -> Predictions:
@@ -179,7 +190,25 @@ def join(predictions: Predictions, truth: Truth) -> Int[np.ndarray, " n"]:
             f"{predictions.path}: its column scan is another than the truth for {other.size} of {len(predicted)} "
             f"patches ({which}); is {truth.path} the truth of other data? Give that of the data they were made from"
         )
+    if predictions.names is not None and truth.classes.named:
+        _check_names(predictions, truth, order, predicted)
     return predicted
+
+
+def _check_names(
+    predictions: Predictions, truth: Truth, order: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"]
+) -> None:
+    """Raises UserError where predictions number the classes otherwise than the truth."""
+    assert predictions.names is not None
+    labels = truth.classes.labels
+    named = ((predictions.names[place], labels[guess]) for place, guess in zip(order, predicted.tolist()))
+    other = [(theirs, ours) for theirs, ours in named if theirs != ours]
+    if other:
+        which = first_few(f"{quoted(theirs)} and not {quoted(ours)}" for theirs, ours in dict.fromkeys(other))
+        raise UserError(
+            f"{predictions.path}: {len(other)} of {len(predicted)} predicted classes have another name there "
+            f"({which}), so they are numbered otherwise; is {truth.path} the truth of other data?"
+        )
 
 
 def truth_of(path: Path, manifest: Manifest) -> Truth:
@@ -189,7 +218,9 @@ def truth_of(path: Path, manifest: Manifest) -> Truth:
 
 def _of_patches(path: Path, patches: list[Patch], num_scans: int, about: Mapping[str, Any]) -> Truth:
     ids, scans = tuple(p.patch_id for p in patches), np.array([p.scan for p in patches], np.int64)
-    return Truth(path, ids, scans, num_scans, tuple(marks_of(about)))
+    kind = about["source"].get("kind") if isinstance(about.get("source"), dict) else None
+    classes = classes_of({"names": about.get("names"), "kind": kind, "scans": num_scans})
+    return Truth(path, ids, scans, classes, tuple(marks_of(about)))
 
 
 def _ids(table: Table) -> tuple[str, ...]:
@@ -243,11 +274,13 @@ class Applied:
     Attributes:
         names: of the run's scans, which are the classes, [k].
         ids: of the patches.
-        scans: the scan that each is of, as its own source numbers them; None where that is not known of all.
+        scans: the scan that each is of, as its own source numbers them, and where classes have names as the run does;
+            None where that is not known of all.
         predicted: the scan that each was taken for, 0 to k - 1.
         scores: of each class, in [0, 1], 1 in all.
         kind: what they are: a network's softmax, or a class's share of the votes of an SVM's pairs.
         warnings: what marks the run that the row is of.
+        word: what each of the names is of, a scan or a class.
     """
 
     names: tuple[str, ...]
@@ -257,6 +290,7 @@ class Applied:
     scores: Float[np.ndarray, "n k"]
     kind: Kind
     warnings: tuple[str, ...] = ()
+    word: str = "scan"
 
 
 def write_predictions_csv(path: str | Path, applied: Applied) -> None:

@@ -15,6 +15,7 @@ from kimiajax.data.patches import Rules
 from kimiajax.errors import UserError
 from kimiajax.io.files import sha256_file
 from kimiajax.io.json_records import is_sealed, parse_json
+from kimiajax.runs.classes import Classes, classes_of, is_kimia
 from kimiajax.runs.layout import SCHEMA_VERSION, RunFolder
 from kimiajax.runs.predictions import Truth, join, read_predictions, truth_of
 from kimiajax.runs.schema import faults
@@ -55,6 +56,16 @@ class StoredRun:
     def scans(self) -> Int[np.ndarray, " n"]:
         """The true scan of each test patch."""
         return self.manifest.labels("test")
+
+    @cached_property
+    def classes(self) -> Classes:
+        """What the classes are called."""
+        return classes_of(self.seeds[0]["data"])
+
+    @cached_property
+    def is_kimia(self) -> bool:
+        """Whether the paper's figures may stand beside: the data are Kimia Path24's."""
+        return is_kimia({**self.seeds[0]["data"], "test_per_scan": self.manifest.counts("test")})
 
     @property
     def rows(self) -> dict[str, dict[str, Any]]:

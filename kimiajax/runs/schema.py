@@ -72,8 +72,10 @@ WITH_PICTURES = (
 )
 SCORED = (SCORES, dict.fromkeys(SCORES, NULL))
 
+GROUPS = {"column": str, "shared": [str]}  # of patients, say; those in training and test
 DATA = {
     **dict.fromkeys(("train", "test", "patch_size"), _count),
+    **{"test_per_scan?": [_count], "groups?": (GROUPS, NULL)},
     "scans": lambda scans: _count(scans) and scans > 0,
     "source": str,
     "synthetic": bool,

@@ -27,10 +27,11 @@ from weights_convert.__main__ import main as weights_convert
 ROWS = [*TABLE, *FLOORS, *RETRIEVAL]
 
 
-def test_five_rows_are_printed_beside_the_papers_figures(real_run):
+def test_five_rows_are_printed_without_the_papers_figures_where_the_data_are_others(real_run):
     _, shown, said = real_run
-    for text in ("CNN (ours)", "FE-VGG16", "TL-VGG16", "FE-Inception-v3", "TL-Inception-v3", "64.98", "56.98"):
+    for text in ("CNN (ours)", "FE-VGG16", "TL-VGG16", "FE-Inception-v3", "TL-Inception-v3"):
         assert text in shown
+    assert not any(text in shown for text in ("64.98", "56.98", "paper"))
     assert "SYNTHETIC" in shown
     assert shown.count("random") >= 4
     assert "patches" in said, "progress goes to stderr"
@@ -75,9 +76,9 @@ def test_the_results_say_what_they_rest_on(real_run, scans):
     assert data["manifest_sha256"] == hashlib.sha256((out / "manifest.csv").read_bytes()).hexdigest()
     assert results["weights"]["vgg16"]["source"] == "random"
     assert len(results["weights"]["inception_v3"]["digest"]) == 64
-    tuned = "for 1 epochs by sgd at 0.0001, constant, with no augmentation; the paper"
+    tuned = "for 1 epochs by sgd at 0.0001, constant, with no augmentation."
     assert any(tuned in note for note in results["notes"])
-    assert rows["cnn"]["paper"]["eta_total"] == 0.4180
+    assert {row["paper"] for row in rows.values()} == {None}
     assert len(rows["tl_vgg16"]["history"]["head"]) == 2
     assert all(row["seconds"] > 0 for row in rows.values())
 

@@ -94,11 +94,12 @@ def test_held_out_patches_train_nothing_and_are_the_test_seeds_alone(run, colour
     assert lines_of(tmp_path / "seed", "train") != lines_of(run, "train")
 
 
-def test_the_report_says_that_it_is_not_kimia_path24(run, capsys):
+def test_the_report_says_what_the_data_are_and_shows_nothing_of_the_papers(run, capsys):
     assert main(["report", str(run), "--format", "markdown"]) == 0
     text = capsys.readouterr().out
-    assert "Not Kimia Path24, which has 24 scans" in text
+    assert "The data are a prepared data set of 2 scans with 6 test patches, other than Kimia Path24's" in text
     assert "foreign" in text
+    assert "paper" not in text
 
 
 def test_the_same_command_resumes_and_a_set_prepared_anew_is_another_run(tmp_path, rng, capsys):

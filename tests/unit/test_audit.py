@@ -51,10 +51,10 @@ def verdicts(path, **options):
 def test_sound_data_pass_and_every_check_says_so(sound):
     audit, by_name = verdicts(sound)
     assert audit.failed == []
-    notes = {"official digest", "test patches per scan", "training patches"}
+    notes = {"official digest", "training patches"}
     assert {name for name, verdict in by_name.items() if verdict == NOTE} == notes
     assert {verdict for name, verdict in by_name.items() if name not in notes} == {PASSED}
-    assert len(by_name) == 16
+    assert len(by_name) == 17
     assert audit.verdict == TRUSTED
 
 
@@ -253,7 +253,7 @@ def test_a_scan_without_test_patches_is_named(scans):
         targets = file["test_data/targets"][...]
         file["test_data/targets"][...] = np.where(targets == 3, 2, targets)
     audit, _ = verdicts(scans)
-    assert {"test patches per scan", "targets"} <= set(audit.failed)
+    assert {"test patches", "targets"} <= set(audit.failed)
     assert any("scan3 have no test patch" in check.detail for check in audit.checks)
 
 
@@ -373,13 +373,13 @@ def test_glass_as_white_as_whitened_places_is_noted_and_copies_decide(scans):
 
 def test_another_file_given_as_the_official_one_fails_and_by_itself_is_a_note(sound, monkeypatch):
     audit, by_name = verdicts(sound, official=True)
-    assert audit.failed == ["official digest", "test patches per scan"]
+    assert audit.failed == ["official digest", "test patches"]
     monkeypatch.setattr(paper, "OFFICIAL_MD5", next(c for c in audit.checks if c.name == "official digest").findings[0])
     with open_scans(sound) as source:
         monkeypatch.setattr(paper, "TEST_PATCHES_PER_SCAN", tuple(np.bincount(source.targets).tolist()))
     audit, by_name = verdicts(sound, official=True)
     assert audit.failed == []
-    assert by_name["official digest"] == by_name["test patches per scan"] == PASSED
+    assert by_name["official digest"] == by_name["test patches"] == PASSED
 
 
 def test_the_published_counts_add_up():
@@ -422,7 +422,7 @@ def test_the_command_ends_in_a_table_a_record_and_a_status_and_marks_later_resul
     assert main([*audit, "--patch-size", str(SIZE)]) == 0
     assert "PASSED: no check failed." in capsys.readouterr().out
     record = json.loads((out / "audit.json").read_text())
-    assert (record["verdict"], record["failed"], len(record["checks"])) == ("PASSED", [], 16)
+    assert (record["verdict"], record["failed"], len(record["checks"])) == ("PASSED", [], 17)
     summary, failed = marked()
     assert (summary["verdict"], failed) == ("PASSED", False)
 
@@ -565,15 +565,24 @@ def test_bad_input_is_one_line_and_a_status(capsys, arguments, message):
     assert message in line
 
 
-def test_counts_are_explained_beside_the_published_ones(sound, capsys):
+def test_counts_are_explained_and_only_kimia_path24s_beside_the_published_ones(sound, capsys, monkeypatch):
     assert main(["data", "explain", "--scans", str(sound)]) == 0
     told = capsys.readouterr().out
     with open_scans(sound) as source:
         count = len(cut_patches(source).split("train"))
     row = next(line for line in told.splitlines() if line.strip().startswith("220+"))
     assert row.split()[4] == str(count), "the full grid at 0.99"
-    for text in ("27,055", "23,916", "22,591", "are not Kimia Path24"):
-        assert text in told
+    published = ("27,055", "23,916", "22,591", "nearest here")
+    assert "4 scans, other than Kimia Path24's" in told
+    assert not any(text in told for text in published)
+    with open_scans(sound) as source:
+        patches = source.test_patches()
+    counts = tuple(sum(patch.scan == scan for patch in patches) for scan in range(4))
+    monkeypatch.setattr(paper, "TEST_PATCHES_PER_SCAN", counts)
+    assert main(["data", "explain", "--scans", str(sound)]) == 0
+    told = capsys.readouterr().out
+    assert all(text in told for text in published)
+    assert "other than Kimia" not in told
 
 
 def test_pixels_that_are_equal_by_chance_are_no_copy_and_blocks_that_are_equal_make_one(scans):

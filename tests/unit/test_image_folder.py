@@ -315,11 +315,10 @@ def test_a_folder_of_no_scans_is_not_taken_for_training(tmp_path, rng):
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (["a", "b"], "must hold one folder with 'train' in its name, and has none"),
         (["a", "b", "test"], "must hold one folder with 'train' in its name, and has none"),
-        (["a/train", "a/test", "b/train", "b/test"], "must hold one folder with 'train' in its name, and has none"),
+        (["a/train", "b/train"], "a: must hold one folder with 'test' in its name, as nothing else says"),
         (["train/s0"], "must hold one folder with 'test' in its name, and has none"),
-        (["s0", "s1"], "s0: must hold one folder with 'train' in its name, as nothing else says"),
+        (["s0", "s1/train test"], "s0: must hold one folder with 'train' in its name, as nothing else says"),
         (["s0/train", "s1/train"], "s0: must hold one folder with 'test' in its name, as nothing else says"),
     ],
 )

@@ -20,6 +20,7 @@ from kimiajax.data.audit.alignment import fit_places
 from kimiajax.data.audit.checks import FAILED, UNTOLD, Check
 from kimiajax.data.audit.content import check_dark, check_unlike
 from kimiajax.data.audit.copy_detection import CopyFinder
+from kimiajax.data.audit.groups import check_groups
 from kimiajax.data.audit.labels import check_labels, check_orientation, check_targets
 from kimiajax.data.audit.near_duplicates import THUMBNAIL
 from kimiajax.data.manifest import SPLITS, Manifest, Split, left_out_of
@@ -230,5 +231,6 @@ def _check_patches(
     yield check_unlike(patches)
     if not isinstance(source, Gridded) or isinstance(source, Scans):  # a slide's patches are its own
         yield check_labels(patches, source, rims)
+    yield check_groups(source, patches.manifest)
     yield checks.check_exact(patches.manifest)
     yield checks.check_near(patches)

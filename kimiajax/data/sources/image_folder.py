@@ -1,62 +1,84 @@
-"""Patches as image files: `train/s{k}/*.png` and `test/s{k}/*.png`, by whatever names the copies of Path24C give them.
+"""Patches as image files, in a folder for each class or scan; `folder_layout` says how these may lie.
 
-The two top folders are those whose names hold "train" and "test". In each, a folder per scan: `s0` to `s23`, or the
-bare number, or `scan0`. Below that, files may lie at any depth. Where only the test folder is named so, training images
-are those of the one other folder that holds scans' folders, or of scans' folders beside it; and where there is nothing
-but scans' folders, each must hold folders for training and test. Scans come in the order of their numbers, and files in
-that of the numbers in their names: s10 after s2, 200_0 before 1000_0.
+Below a class's folder, files may lie at any depth. They come in the order of the numbers in their names: 200_0 before
+1000_0.
 """
 
 import hashlib
 import json
-import re
+import shlex
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
 from kimiajax.data.manifest import SPLITS, Patch, Split
+from kimiajax.data.sources.folder_layout import holds_splits, layout_of, natural, scans_in, split_of
+from kimiajax.data.sources.groups import Groups, read_groups
 from kimiajax.data.sources.image_files import IMAGES, read_gray
-from kimiajax.data.sources.source import Candidates, Precut, first_missing, identity_of, is_ignored, walk
-from kimiajax.errors import UserError
+from kimiajax.data.sources.source import Candidates, Precut, identity_of, walk
+from kimiajax.errors import UsageError, UserError
 from kimiajax.io.json_records import parse_json
 from kimiajax.shapes import UInt8
-from kimiajax.text import LONGEST_NAME, first_few, is_name, shown, text_of
+from kimiajax.text import LONGEST_NAME, is_name, shown, text_of
 
-CLASS = re.compile(r"(?:s|scan)?(\d+)", re.IGNORECASE)
+__all__ = ["Folder", "holds_splits", "natural", "scans_in", "split_of"]
+
 HEADER = "manifest.json"  # of an exported folder
+ESCAPED = "escaped"  # there, that names of files stand for others, in which some system takes a letter for more
+TEST_SHARE = 0.2
 
 
 class Folder(Precut):
     """An open folder of patches. Any number of threads may read from it.
 
+    Args:
+        path: the folder.
+        groups: a CSV file with the patient, say, of each image.
+        group_column: its column of that name; by default the second.
+        test_share: the most of a class that is held out for testing, where the folder does not say which images are;
+            by default a fifth.
+
     Raises:
-        UserError: it is laid out otherwise, a scan has no images, or one name stands for two.
+        UserError: it is laid out otherwise, a class has no images, one name stands for two, or the groups are not
+            those of its images; UsageError: a share for a folder that has test images.
     """
 
     kind = "folder of images"
 
-    def __init__(self, path: str | Path):
+    def __init__(
+        self,
+        path: str | Path,
+        groups: Path | None = None,
+        group_column: str | None = None,
+        test_share: float | None = None,
+    ):
         self.path = Path(path)
-        self._files: dict[str, Path] = {}
-        by_split = {split: self._find_split(split, entries) for split, entries in _layout_of(self.path).items()}
-        numbers = sorted(by_split["train"].keys() | by_split["test"].keys())
-        for split, scans in by_split.items():
-            missing = first_missing(scans, numbers[-1])
-            if missing:
-                raise UserError(
-                    f"{self.path}: {split} folder has no images of s{missing} (scans are s0 to s{numbers[-1]}); "
-                    "add them, or number the scans without gaps in both folders"
-                )
-        self.names = tuple(f"s{number}" for number in numbers)
-        self._patches = {split: [scans[number] for number in numbers] for split, scans in by_split.items()}
+        header = self._header()
+        self._escaped = header.get(ESCAPED) is True
+        layout = layout_of(self.path, self._escaped)
+        self.names, self.word, self._files = layout.names, layout.word, dict[str, Path]()
+        self._patches: dict[Split, list[list[Patch]]] = {
+            split: [self._find_patches(split, scan, folder) for scan, folder in enumerate(folders)]
+            for split, folders in layout.folders.items()
+        }
+        self._groups_file, self.groups = groups, None
+        if groups is not None:
+            images = {name: file.relative_to(self.path) for name, file in self._files.items()}
+            self.groups: Groups | None = read_groups(groups, group_column, images)
+        if "test" in self._patches and test_share is not None:
+            raise UsageError(f"--test-share {test_share:g}: {self.path} has test images of its own; leave it out")
+        self.test_share = None if "test" in self._patches else TEST_SHARE if test_share is None else test_share
         self.patch_size = self._read_size()
         from PIL import __version__ as decoder
 
         files = ((file, file.stat()) for file in self._files.values())
-        self.identity = identity_of(files, list(self._files), decoder)
-        header = self._header()
+        about = [self.groups.about()] if self.groups else []
+        about += [{"test_share": self.test_share}] if self.test_share else []
+        self.identity = identity_of(files, list(self._files), decoder, *about)
         self.synthetic, self.unverified = header.get("synthetic") is True, header.get("unverified")
 
     @cached_property
@@ -65,16 +87,28 @@ class Folder(Precut):
         sizes = sorted((patch_id, file.stat().st_size) for patch_id, file in self._files.items())
         return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
 
+    @property
+    def marks(self) -> dict[str, Any]:
+        return {**super().marks, **({"groups": self.groups.about()} if self.groups else {})}
+
+    @property
+    def flags(self) -> str:
+        given: list[str] = [] if self.groups is None else ["--groups", text_of(self._groups_file)]
+        given += [] if self.groups is None else ["--group-column", self.groups.column]
+        given += [] if self.test_share in (None, TEST_SHARE) else ["--test-share", f"{self.test_share:g}"]
+        return shlex.join(["--scans", text_of(self.path), *given])
+
     def describe(self) -> dict[str, Any]:
-        return {"path": text_of(self.path), "kind": self.kind, "files": len(self._files)}
+        share = {} if self.test_share is None else {"test_share": self.test_share}
+        return {"path": text_of(self.path), "kind": self.kind, "files": len(self._files), **share}
 
     def offered(self) -> list[Candidates]:
-        """All training patches, by scan."""
+        """All training patches, by scan; held-out ones too, where the folder has no test images of its own."""
         return [Candidates(dict(enumerate(patches)), len(patches)) for patches in self._patches["train"]]
 
-    def test_patches(self) -> list[Patch]:
-        """All of them, scan by scan."""
-        return [patch for patches in self._patches["test"] for patch in patches]
+    def test_patches(self) -> list[Patch] | None:
+        """All of them, scan by scan; None where they are still to be held out."""
+        return [patch for patches in self._patches["test"] for patch in patches] if "test" in self._patches else None
 
     def read_patch(self, patch: Patch) -> UInt8[np.ndarray, "h w"]:
         """The gray values of a patch, 0 (black) to 255 (white), of whatever size its file has."""
@@ -86,26 +120,36 @@ class Folder(Precut):
         Raises:
             UserError: there is none.
         """
-        if patch.patch_id not in self._files:
-            raise UserError(f"{self.path}: holds no image of {patch.patch_id}; is the manifest of another source?")
-        return self._files[patch.patch_id]
+        return self._files[self._listed(patch)]
 
-    def _find_split(self, split: Split, entries: list[tuple[Path, Path]]) -> dict[int, list[Patch]]:
-        scans: dict[int, list[Patch]] = {}
-        for entry, images in entries:
-            match = CLASS.fullmatch(entry.name)
-            if not match or not entry.is_dir():
-                raise UserError(f"{shown(entry)}: is no scan's folder (s0, s1, ...); move it elsewhere")
-            number = int(match[1])
-            if number in scans:
-                raise UserError(f"{shown(entry)}: a second folder of scan {number}; put their images together")
-            scans[number] = self._find_patches(split, number, images)
-        return scans
+    def group_of(self, patch: Patch) -> str | None:
+        """The group of a patch; None where none are known."""
+        return None if self.groups is None else self.groups.of[self._listed(patch)]
+
+    def groups_in(self, patches: Iterable[Patch]) -> dict[str, Any] | None:
+        """What a record says of the groups of patches: how many each split has, and those that both have."""
+        if self.groups is None:
+            return None
+        found: dict[Split, set[str]] = {split: set() for split in SPLITS}
+        for patch in patches:
+            found[patch.split].add(self.groups.of[self._listed(patch)])
+        counts = {split: len(groups) for split, groups in found.items()}
+        return {**self.groups.about(), **counts, "shared": sorted(found["train"] & found["test"])}
+
+    def _listed(self, patch: Patch) -> str:
+        """A patch's name among the files; one that was held out is listed among the others."""
+        name = patch.patch_id
+        if self.test_share is not None and name.startswith("test/"):
+            name = f"train/{name.removeprefix('test/')}"
+        if name not in self._files:
+            raise UserError(f"{self.path}: holds no image of {patch.patch_id}; is the manifest of another source?")
+        return name
 
     def _find_patches(self, split: Split, scan: int, folder: Path) -> list[Patch]:
         patches = []
         for file in sorted(walk(folder), key=lambda file: natural(file.relative_to(folder))):
-            name = f"{split}/s{scan}/{file.relative_to(folder).with_suffix('').as_posix()}"
+            below = file.relative_to(folder).with_suffix("").as_posix()
+            name = f"{split}/{self.names[scan]}/{unquote(below) if self._escaped else below}"
             if file.suffix.lower() not in IMAGES:
                 raise UserError(f"{shown(file)}: is no image ({', '.join(IMAGES)}); move it elsewhere")
             if not is_name(name):
@@ -117,11 +161,12 @@ class Folder(Precut):
             self._files[name] = file
             patches.append(Patch(name, scan, split))
         if not patches:
-            raise UserError(f"{shown(folder)}: holds no images; put the patches of scan {scan} there")
+            whose = f"scan {scan}" if self.word == "scan" else "the class"
+            raise UserError(f"{shown(folder)}: holds no images; put the patches of {whose} there")
         return patches
 
     def _read_size(self) -> int:
-        first = self._files[self._patches["test"][0][0].patch_id]
+        first = self._files[self._patches["test" if "test" in self._patches else "train"][0][0].patch_id]
         height, width = read_gray(first).shape
         if height != width:
             raise UserError(f"{shown(first)}: is {height} x {width} pixels; patches are squares")
@@ -133,84 +178,3 @@ class Folder(Precut):
         except (OSError, ValueError):
             return {}
         return header if isinstance(header, dict) else {}
-
-
-def holds_splits(path: Path) -> bool:
-    """Whether a folder looks like one of images: it has folders for training and test."""
-    tops = _tops_of(path)
-    return all(tops.values()) or any(all(_named(scan, split) for split in SPLITS) for scan in scans_in(path))
-
-
-def _layout_of(path: Path) -> dict[Split, list[tuple[Path, Path]]]:
-    """By split, what should be scans' folders, and the folder of each one's images, which may lie in it."""
-    tops, scans = _tops_of(path), scans_in(path)
-    if scans and not any(tops.values()):
-        _only(path, scans, "no scan's folder (s0, s1, ...)")
-        return {split: [(scan, _one_folder(scan, split)) for scan in scans] for split in SPLITS}
-    layout = {}
-    for split, folders in tops.items():
-        if len(folders) != 1:
-            have = first_few(sorted(shown(Path(folder.name)) for folder in folders)) or "none"
-            raise UserError(
-                f"{path}: must hold one folder with {split!r} in its name, and has {have}; in it, a folder of images "
-                "for each scan: s0, s1, ..."
-            )
-        (top,) = folders
-        entries = [entry for entry in _entries_of(top) if [entry] != tops["test"] and (top != path or entry.is_dir())]
-        if not entries:
-            raise UserError(f"{shown(top)}: is empty; put a folder of images for each scan there: s0, s1, ...")
-        layout[split] = [(entry, entry) for entry in entries]
-    return layout
-
-
-def _tops_of(path: Path) -> dict[Split, list[Path]]:
-    """By split, the folders that may hold its scans' folders."""
-    tops: dict[Split, list[Path]] = {split: _named(path, split) for split in SPLITS}
-    if tops["test"] and not tops["train"] and all(map(scans_in, tops["test"])):
-        others = [folder for folder in _entries_of(path) if folder not in tops["test"] and scans_in(folder)]
-        tops["train"] = [path] if scans_in(path) else others
-    return tops
-
-
-def _one_folder(scan: Path, split: Split) -> Path:
-    """The folder of a scan's images of a split."""
-    folders = _named(scan, split)
-    if len(folders) != 1:
-        raise UserError(
-            f"{scan}: must hold one folder with {split!r} in its name, as nothing else says which images are for "
-            "training and which for test; or put train/s0, ... and test/s0, ... at the top"
-        )
-    _only(scan, [folder for each in SPLITS for folder in _named(scan, each)], "neither for training nor for test")
-    return folders[0]
-
-
-def _only(path: Path, known: list[Path], what: str) -> None:
-    strange = [entry for entry in _entries_of(path) if entry not in known]
-    if strange:
-        raise UserError(f"{shown(strange[0])}: is {what}; move it elsewhere")
-
-
-def scans_in(path: Path) -> list[Path]:
-    """Folders in a folder that are named as scans."""
-    if not path.is_dir():
-        return []
-    return [entry for entry in _entries_of(path) if CLASS.fullmatch(entry.name) and entry.is_dir()]
-
-
-def split_of(name: str) -> Split | None:
-    """The split that a folder's name says; None where it says none, or both."""
-    said: list[Split] = [split for split in SPLITS if split in name.lower()]
-    return said[0] if len(said) == 1 else None
-
-
-def _named(path: Path, split: Split) -> list[Path]:
-    return [entry for entry in _entries_of(path) if split_of(entry.name) == split and entry.is_dir()]
-
-
-def _entries_of(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if not is_ignored(entry.name))
-
-
-def natural(path: Path) -> list[tuple[int, int | str]]:
-    """Sorts numbers within names as numbers."""
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", path.as_posix()) if part]

@@ -61,6 +61,7 @@ class Source(ABC):
 
     Attributes:
         kind: what it is, in words.
+        word: what its patches are of, a scan or a class.
         path: where it is.
         names: of its scans, whose numbers are the places in this tuple.
         patch_size: side of its patches, in pixels.
@@ -70,6 +71,7 @@ class Source(ABC):
     """
 
     kind: str
+    word: str = "scan"
     path: Path
     names: tuple[str, ...]
     patch_size: int
@@ -172,13 +174,19 @@ class Precut(Source):
 
     Attributes:
         rules: what was decided when they were cut, by the names of `Rules`, as far as that is known.
+        test_share: the most of a class that is held out for testing; None where that is given, or has no bound.
     """
 
     rules: Mapping[str, Any] = MappingProxyType({})
+    test_share: float | None = None
 
     @abstractmethod
     def offered(self) -> list[Candidates]:
         """What each scan offers for training."""
+
+    def group_of(self, patch: Patch) -> str | None:
+        """What a patch shares with others, so that training and test must not part them; None where that is unknown."""
+        return None
 
 
 class Sample(NamedTuple):

@@ -131,7 +131,10 @@ class KimiaPath24C(PatchSet):
     def _counts(self, source: Source) -> tuple[int, tuple[int, ...]]:
         """Training patches, and test patches of each scan."""
         assert isinstance(source, Folder)
-        test = np.bincount([patch.scan for patch in source.test_patches()], minlength=len(source))
+        if source.word != "scan":
+            named = ", ".join(map(repr, source.names[:3]))
+            raise UserError(f"{source.path}: folders of classes ({named}), where {self.name} has scans: s0, s1, ...")
+        test = np.bincount([patch.scan for patch in source.test_patches() or []], minlength=len(source))
         return sum(len(scan.patches) for scan in source.offered()), tuple(test.tolist())
 
 
