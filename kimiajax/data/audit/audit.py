@@ -27,6 +27,7 @@ from kimiajax.data.manifest import SPLITS, Manifest, Split, left_out_of
 from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patch_arrays import check_of, read_patches
 from kimiajax.data.patches import Rules, cut_patches, key_of, survey
+from kimiajax.data.sources.image_folder import Folder
 from kimiajax.data.sources.scan_file import Scans
 from kimiajax.data.sources.source import Gridded, Source
 from kimiajax.data.tfds.datasets import Dataset
@@ -231,6 +232,7 @@ def _check_patches(
     yield check_unlike(patches)
     if not isinstance(source, Gridded) or isinstance(source, Scans):  # a slide's patches are its own
         yield check_labels(patches, source, rims)
-    yield check_groups(source, patches.manifest)
+    if isinstance(source, Folder):
+        yield check_groups(source, patches.manifest)
     yield checks.check_exact(patches.manifest)
     yield checks.check_near(patches)
