@@ -1,5 +1,6 @@
 """Patches from wherever a user has them: what `open_scans` opens, one image, or any other folder of images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +12,13 @@ from kimiajax.data.config import OF_FOLDERS
 from kimiajax.data.manifest import SPLITS, Manifest, Split
 from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patch_arrays import prepare_patches
-from kimiajax.data.patches import Rules
+from kimiajax.data.patches import Rules, offered_by
 from kimiajax.data.resize import FILTERS, resize
 from kimiajax.data.sources.image_files import IMAGES, read_gray
 from kimiajax.data.sources.image_folder import holds_splits, natural
 from kimiajax.data.sources.slide_folder import is_tiled, names_slide, slides_in
-from kimiajax.data.sources.source import Say, Track, hole_of, is_hole, no_say, no_track, walk
+from kimiajax.data.sources.slides import Slides
+from kimiajax.data.sources.source import PatchSource, Say, Track, hole_of, is_hole, no_say, no_track, walk
 from kimiajax.data.survey import in_threads
 from kimiajax.data.tfds.datasets import Dataset
 from kimiajax.errors import UsageError, UserError, check_known
@@ -56,6 +58,7 @@ def read_inputs(
     cache: Path | None = None,
     track: Track = no_track,
     say: Say = no_say,
+    names: Sequence[str] | None = None,
     **reading: Any,
 ) -> list[Inputs]:
     """Reads all patches that a path holds.
@@ -73,10 +76,12 @@ def read_inputs(
             plain images must be of one size.
         cache: as in `prepare_patches`; plain images are read each time.
         say: is told what of a folder was passed over or left out.
+        names: of the scans that are known. Of other slides all patches are taken, by the slide's name ("a/200_0"), as
+            none of them serves for training or test.
         reading: how anything but plain images is read, as of `open_scans`.
 
     Returns:
-        Two parts of scans, and one of plain images.
+        Two parts of scans, and one of plain images or of slides that are not known.
 
     Raises:
         UserError: nothing there, no image where one should be, an image that is not square, since nothing is stretched,
@@ -102,6 +107,8 @@ def read_inputs(
         return [_read_images(images, image_size, filter, patch_size, track if path.is_dir() else no_track)]
     options = {"cache": cache, "track": track}
     with open_scans(path, patch_size, **reading, **options, say=say) as source:
+        if names is not None and manifest is None and isinstance(source, Slides) and source.names != tuple(names):
+            return [_of_slides(source, rules, image_size, filter, **options)]
         patches = prepare_patches(source, rules, image_size, filter, manifest=manifest, **options)
     manifest = patches.manifest
     return [
@@ -131,6 +138,18 @@ def _images_at(path: Path) -> dict[str, Path] | None:
     if not files:
         raise UserError(f"{path}: holds no images; give {KINDS}")
     return {file.relative_to(path).as_posix(): file for file in files}
+
+
+def _of_slides(source: Slides, rules: Rules, size: int, filter: str, *, cache: Path | None, track: Track) -> Inputs:
+    """The patches of slides that serve for nothing but a prediction."""
+    rngs = [np.random.default_rng([rules.seed, scan]) for scan in range(len(source))]
+    offered = offered_by(source, rules, cache=cache, track=track)
+    chosen = [patch for each, rng in zip(offered, rngs) for patch in each.draw(rules.patches_per_scan, rng)]
+    patches = PatchSource(source, chosen)
+    resized = in_threads(lambda k: resize(patches[k].pixels, size, filter), range(len(patches)))
+    pixels = np.stack(list(track(resized, "reading patches", len(patches), "patches")))
+    ids = tuple(f"{source.names[patch.scan]}/{patch.row}_{patch.col}" for patch in chosen)
+    return Inputs(ids, None, None, pixels, None)
 
 
 def _read_images(images: dict[str, Path], size: int, filter: str, patch_size: int | None, track: Track) -> Inputs:

@@ -33,14 +33,14 @@ def open_scans(
     Args:
         path: a scan file in the layout of Kimia_Path24.h5; a folder of images, `train/CLASS/*.png` and
             `test/CLASS/*.png` and their like, or `CLASS/*.png`, of which test patches are held out; a folder of
-            whole-slide files, each of which is a scan; or a data set that TFDS has prepared.
+            whole slides, each of which is a scan, or one slide; or a data set that TFDS has prepared.
         patch_size: side of a patch in pixels. All but slides know it, and it is checked; from these, patches of 1000
             pixels are cut unless another size is given.
         mpp: microns per pixel at which slides are read; everything else is as it is.
         slide_mpp: microns per pixel of the finest level of slides, where their files do not say it or say it wrongly: a
             number for all of them, or a CSV file with columns slide (a file's name) and mpp.
         skip_unreadable: leave out slides that cannot be opened, are of no known resolution, coarser than `mpp` or
-            smaller than a patch, where two remain; `remarks` and `describe()` name them.
+            smaller than a patch; `remarks` and `describe()` name them.
         groups: a CSV file with the patient, or the slide, of each image of a folder; none is in training and test.
         group_column: its column that says so; by default the second.
         test_share: the most of a class that is held out of a folder without test images, in (0, 1); by default 0.2.
@@ -64,11 +64,9 @@ def open_scans(
     cache = None if cache is None else path_of("cache", cache)
     if isinstance(path, Dataset):
         source: Source = Prepared(path, cache, track)
-    elif not (path := path_of("scans", path)).is_dir():
-        if path.is_file() and names_slide(path):
-            raise UserError(f"{path}: is a whole slide; give the folder that holds it")
+    elif not (path := path_of("scans", path)).is_dir() and not (path.is_file() and names_slide(path)):
         source = Scans(path)
-    elif not holds_splits(path) and slides_in(path):
+    elif path.is_file() or (not holds_splits(path) and slides_in(path)):
         source = Slides(path, PATCH_SIZE if patch_size is None else patch_size, mpp, slide_mpp, skip_unreadable)
         for line in source.told:
             say(line)

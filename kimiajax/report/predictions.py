@@ -1,5 +1,6 @@
 """What a row predicts for a user's patches, on a screen or in a pipe."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,9 +36,22 @@ def render_applied(applied: "Applied", most: int = 20) -> str:
     left = len(applied.ids) - most
     more = f"and {left:,} more patches; --out FILE.csv writes all of them, with the score of every {applied.word}"
     warnings = (f"The run: {warning}" for warning in applied.warnings)
-    return as_text(
-        *warnings, table, *([more] if left > 0 else []), KINDS[applied.kind].format(plural=PLURALS[applied.word])
-    )
+    kind = KINDS[applied.kind].format(plural=PLURALS[applied.word])
+    return as_text(*warnings, table, *([more] if left > 0 else []), *_by_slide(applied), kind)
+
+
+def _by_slide(applied: "Applied", most: int = 12) -> list[str]:
+    """What the patches of each slide, or folder, were taken for: "a: 5 of 6 patches liver, 1 breast"."""
+    taken: dict[str, Counter[str]] = {}
+    for patch_id, predicted in zip(applied.ids, applied.predicted.tolist()):
+        taken.setdefault(patch_id.rpartition("/")[0], Counter())[applied.names[predicted]] += 1
+    lines = []
+    for folder, counts in taken.items():
+        (first, count), *others = counts.most_common()
+        rest = "".join(f", {count} {name}" for name, count in others)
+        lines.append(f"{folder or 'together'}: {count} of {counts.total()} patches {first}{rest}")
+    left = len(lines) - most
+    return [*lines[:most], *([f"and {left} more like these"] if left > 0 else [])] if len(applied.ids) > 1 else []
 
 
 def _second(predicted: int, scores: np.ndarray) -> int | None:

@@ -351,7 +351,7 @@ def test_several_paths_are_one_list_and_no_patch_is_there_twice(run, scans, expo
     assert applied.scans is None, "of some it is not known"
     with pytest.raises(UserError, match=r"s1/0.png: holds 0.png, as .*s1/0.png does; give a folder above both"):
         apply_row(row, [one, one])
-    with pytest.raises(UserError, match="plain images are neither training nor test patches; leave --split out"):
+    with pytest.raises(UserError, match="other slides are neither for training nor for test; leave --split out"):
         apply_row(row, [scans, one], split="test")
     with pytest.raises(UserError, match="no images are given"):
         apply_row(row, [])

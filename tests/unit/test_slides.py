@@ -220,10 +220,28 @@ def test_slides_are_left_out_by_name_where_that_is_asked_for(mixed):
     assert told[1].startswith("4 of 6 slides were left out (--skip-unreadable): a is damaged, or not whole")
 
 
-def test_two_slides_must_remain(mixed):
+def test_one_slide_may_remain_and_where_none_does_leaving_out_is_no_remedy(mixed):
     (mixed / "e.tif").unlink()
-    with pytest.raises(UserError, match=r"4 of 5 slides cannot be read .* leaves too few: 2 must remain"):
+    with open_scans(mixed, SIZE, skip_unreadable=True) as slides:
+        assert slides.names == ("b",)
+    next(mixed.glob("b.[!x]*")).unlink()
+    with pytest.raises(UserError, match=r"4 of 4 slides cannot be read \(a, c, d, \.\.\.\)$"):
         open_scans(mixed, SIZE, skip_unreadable=True)
+
+
+def test_all_patches_of_slides_that_a_run_does_not_know_are_read_by_their_slides(tmp_path):
+    for name in ("a", "b"):
+        write_slide(tmp_path / f"{name}.tif", draw(3, 2 * SIZE, 3 * SIZE))
+    known = read_inputs(tmp_path, Rules(test_patches_per_scan=1), 32, patch_size=SIZE, names=["a", "b"])
+    assert [part.split for part in known] == ["train", "test"]
+    (new,) = read_inputs(tmp_path, Rules(), 32, patch_size=SIZE, names=["c", "d"])
+    assert (len(new.ids), new.ids[0], new.ids[-1]) == (12, "a/0_0", f"b/{SIZE}_{2 * SIZE}")
+    assert new.scans is new.split is new.manifest is None
+    whole = dict(zip(new.ids, new.pixels))
+    for part in known:
+        for patch_id, pixels in zip(part.ids, part.pixels):
+            _, scan, place = patch_id.split("/")
+            np.testing.assert_array_equal(pixels, whole[f"{'ab'[int(scan[1:])]}/{place}"])
 
 
 def test_what_was_left_out_is_said_in_audits_results_and_reports_and_not_taken_for_new_slides(mixed, tmp_path, capsys):
@@ -244,10 +262,11 @@ def test_what_was_left_out_is_said_in_audits_results_and_reports_and_not_taken_f
     assert "4 of 6 slides were left out" in capsys.readouterr().out
     (tmp_path / "new").mkdir()
     write_slide(tmp_path / "new" / "g.tif", draw(1), resolution=False)
-    predicting = ["predict", str(tmp_path / "run" / "floor_histogram"), str(tmp_path / "new"), "--split", "test"]
+    predicting = ["predict", str(tmp_path / "run" / "floor_histogram"), str(tmp_path / "new")]
     assert main(predicting) == 2
     assert "does not say how many microns a pixel is" in capsys.readouterr().err
     assert main([*predicting, "--slide-mpp", "0.5"]) == 0
+    assert "g: " in capsys.readouterr().out
 
 
 def test_a_stated_resolution_holds_is_recorded_and_names_other_pixels(tmp_path):
@@ -284,11 +303,12 @@ def test_a_resolution_stated_of_what_is_no_slide_is_refused(kind, scans, tmp_pat
         read_inputs({"scan file": scans, "images": tmp_path}[kind], Rules(), 32, slide_mpp=0.5)
 
 
-def test_a_slide_by_itself_is_refused_and_a_folder_of_one_series_is_a_slide(tmp_path):
+def test_a_slide_by_itself_is_a_source_and_a_folder_of_one_series_is_a_slide(tmp_path):
     svs = write_tiff(tmp_path / "a.svs", draw(0), description=aperio("|MPP = 0.5"))
-    for opening in (open_scans, lambda path: read_inputs(path, Rules(), 32)):
-        with pytest.raises(UserError, match=r"a.svs: is a whole slide; give the folder that holds it"):
-            opening(svs)
+    write_tiff(tmp_path / "b.svs", draw(1), description=aperio("|MPP = 0.5"))
+    with open_scans(svs, SIZE) as slide, open_scans(tmp_path, SIZE) as both:
+        assert (slide.names, both.names) == (("a",), ("a", "b"))
+        np.testing.assert_array_equal(slide.read(0, 0, 0, SIZE, SIZE), both.read(0, 0, 0, SIZE, SIZE))
     (tmp_path / "series").mkdir()
     write_dicom(tmp_path / "series", draw(0), levels=2)
     train, test = read_inputs(tmp_path / "series", Rules(test_patches_per_scan=3), 32, patch_size=SIZE)

@@ -145,7 +145,7 @@ def check_labels(patches: Patches, source: Source, rims: Check | None) -> Check:
     asked, others = ("test patches", "a training patch") if apart else ("patches", "another")
     detail = f"{looks.agree:,} of {looks.asked:,} {asked} look most like {others} of their own class"
     if rims is not None and rims.verdict != UNTOLD:
-        return Check(name, PASSED if rims.verdict == PASSED else NOTE, f"{detail}; see {rims.name}", of="patches")
+        return Check(name, PASSED if rims.verdict == PASSED else NOTE, f"see {rims.name}; {detail}", of="patches")
     if looks.exchanged:
         findings = [{"those of": source.names[one], "look like": source.names[to]} for one, to in looks.exchanged]
         detail = f"{detail}; were classes exchanged? {some([line(f) for f in findings])}"

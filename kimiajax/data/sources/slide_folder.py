@@ -129,6 +129,12 @@ def slides_in(folder: Path) -> list[Found]:
     return contents_of(folder).slides
 
 
+def only(file: Path) -> Contents:
+    """One slide of a folder, by its file."""
+    known = (slide for slide in slides_in(file.parent) if slide.file == file)
+    return Contents([next(known, Found(file.stem, file, _lacks(file)))], [], [])
+
+
 def is_tiled(file: Path) -> bool | None:
     """Whether a TIFF stores its picture in tiles, or is far larger than a patch; None where Pillow cannot tell."""
     from PIL import Image

@@ -14,7 +14,7 @@ import numpy as np
 
 from kimiajax.data.sources.hdf5_raster import Region
 from kimiajax.data.sources.resolution import SAME, Resolution, resolution_of, stated_for
-from kimiajax.data.sources.slide_folder import FOREIGN, Found, contents_of, is_tiled
+from kimiajax.data.sources.slide_folder import FOREIGN, Found, contents_of, is_tiled, only
 from kimiajax.data.sources.source import Gridded, NotScannedError, UnreadableError, identity_of, walk
 from kimiajax.errors import UsageError, UserError
 from kimiajax.io.files import guess
@@ -23,7 +23,6 @@ from kimiajax.text import first_few, first_line, shown, text_of
 
 MPP = 0.5  # microns per pixel of Kimia Path24
 PATCH_SIZE = 1000  # pixels, of Kimia Path24
-LEAST = 2  # slides that must remain where others are left out, as telling scans apart is the task
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how it begins, the larger kind too
 NAMED = 5  # slides left out that are named in a line; records name all
 SCANNED = 128  # alpha from which a pixel was scanned; where tiles overlap in part, it is a little below 255
@@ -61,7 +60,7 @@ class Slides(Gridded):
     """Open whole slides, in the order of their names. Any number of threads may read from them.
 
     Args:
-        path: the folder.
+        path: the folder, or one slide's file, of DICOM any of its series'.
         patch_size: side of a patch, in pixels of `mpp` microns.
         mpp: microns per pixel at which to read.
         slide_mpp: microns per pixel of the slides' finest level: a number, or a CSV file with columns slide and mpp.
@@ -69,7 +68,7 @@ class Slides(Gridded):
 
     Raises:
         UserError: OpenSlide is absent, or a slide cannot be opened, is of no known resolution, coarser than `mpp` or
-            smaller than a patch, or fewer than two remain; or a file may be meant as a slide and is none.
+            smaller than a patch, or none remains; or a file may be meant as a slide and is none.
     """
 
     kind = "folder of whole slides"
@@ -86,8 +85,11 @@ class Slides(Gridded):
         self.path, self.patch_size, self.mpp = Path(path), patch_size, mpp
         if not 0 < mpp < math.inf:
             raise UsageError(f"--mpp {mpp}: must be above 0 and finite")
-        contents = contents_of(self.path)
-        contents.refuse_strange()
+        if self.path.is_dir():
+            contents = contents_of(self.path)
+            contents.refuse_strange()
+        else:
+            contents = only(self.path)
         names = [found.name for found in contents.slides]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -104,7 +106,8 @@ class Slides(Gridded):
                 except UnreadableError as error:
                     faults[found] = str(error)
             self._leave_out(faults)
-            files = [(file, file.stat()) for file in sorted({*walk(self.path)} - {*contents.beside})]
+            held = {*walk(self.path)} - {*contents.beside} if self.path.is_dir() else {self.path}
+            files = [(file, file.stat()) for file in sorted(held)]
         except BaseException:
             self.close()
             raise
@@ -265,17 +268,12 @@ class Slides(Gridded):
         """Leaves slides out that cannot be read, or raises UserError for the first of them."""
         if not faults:
             return
-        if not self._skips or len(self._slides) < LEAST:
+        if not self._skips or not self._slides:
             (first, why), total = next(iter(faults.items())), len(faults) + len(self._slides)
-            remedy = (
-                f"leaves too few: {LEAST} must remain"
-                if self._skips
-                else f"leaves such slides out, where {LEAST} remain"
-            )
-            raise UserError(
-                f"{shown(first.file)}: {why}; {len(faults)} of {total} slides cannot be read "
-                f"({first_few(shown(Path(found.name)) for found in faults)}), and --skip-unreadable {remedy}"
-            )
+            others = first_few(shown(Path(found.name)) for found in faults)
+            counted = f"; {len(faults)} of {total} slides cannot be read ({others})" if total > 1 else ""
+            remedy = ", and --skip-unreadable leaves such slides out" if self._slides else ""
+            raise UserError(f"{shown(first.file)}: {why}{counted}{remedy}")
         self.left_out = {found.name: why.partition("; ")[0] for found, why in faults.items()}
 
 
