@@ -122,8 +122,8 @@ class PatchConfig(ScansConfig):
     dark: int | Literal["none"] | None = None
     """Gray value up to which all of a cell is for it to be dark, a cell being an eighth of a patch's side; by default
     40, and none of patches under 64 pixels or on Kimia Path24's own scans, which the paper's rule alone cuts."""
-    darkness: float = 0.1
-    """Patches with at least this fraction of dark cells are left out."""
+    darkness: float | None = None
+    """Patches with at least this fraction of dark cells are left out: by default 0.03, and 0.1 under 128 pixels."""
     flat: int | Literal["none"] | None = None
     """Span of gray values up to which a cell is flat, and counts as background; by default 8, and none as above."""
     test_patches_per_scan: int = 50
@@ -148,7 +148,7 @@ class PatchConfig(ScansConfig):
         for name in ("dark", "flat"):
             if getattr(self, name) not in ("none", None) and not 0 <= getattr(self, name) <= 255:
                 raise UserError(f"{flag(name)} {getattr(self, name)}: must be 0 to 255, or none")
-        if not 0 < self.darkness <= 1:
+        if self.darkness is not None and not 0 < self.darkness <= 1:
             raise UserError(f"--darkness {self.darkness}: is a fraction, above 0 and at most 1")
 
 

@@ -16,7 +16,7 @@ from kimiajax.data.patches import Rules, offered_by
 from kimiajax.data.resize import FILTERS, resize
 from kimiajax.data.sources.image_files import IMAGES, read_gray
 from kimiajax.data.sources.image_folder import holds_splits, natural
-from kimiajax.data.sources.slide_folder import is_tiled, names_slide, slides_in
+from kimiajax.data.sources.slide_folder import is_slide, is_tiled, slides_in
 from kimiajax.data.sources.slides import Slides
 from kimiajax.data.sources.source import PatchSource, Say, Track, hole_of, is_hole, no_say, no_track, walk
 from kimiajax.data.survey import in_threads
@@ -123,9 +123,11 @@ def _images_at(path: Path) -> dict[str, Path] | None:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give {KINDS}")
     if not path.is_dir():
+        if is_slide(path):
+            return None
         if suffix in IMAGES:
             return {path.name: path}
-        if suffix in SCAN_FILES or names_slide(path) or h5py.is_hdf5(path):
+        if suffix in SCAN_FILES or h5py.is_hdf5(path):
             return None
         raise UserError(f"{path}: is no image ({', '.join(IMAGES)}) and no scan file; give {KINDS}")
     slides = [] if holds_splits(path) else [slide.file for slide in slides_in(path)]

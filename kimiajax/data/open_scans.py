@@ -1,17 +1,20 @@
 """What is given: a scan file, a folder of images, a folder of whole slides, or the name of a prepared data set."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from kimiajax.checks import path_of, positive, share, whole
 from kimiajax.data.sources.image_folder import Folder, holds_splits
 from kimiajax.data.sources.scan_file import Scans
-from kimiajax.data.sources.slide_folder import names_slide, slides_in
+from kimiajax.data.sources.slide_folder import is_slide, slides_in
 from kimiajax.data.sources.slides import MPP, PATCH_SIZE, Slides
 from kimiajax.data.sources.source import Say, Source, Track, no_say, no_track
 from kimiajax.data.tfds.datasets import Dataset
 from kimiajax.data.tfds.source import Prepared
 from kimiajax.errors import UsageError, UserError
+
+DECIMAL_COMMA = re.compile(r"\d*,\d+")
 
 
 def open_scans(
@@ -53,7 +56,9 @@ def open_scans(
     if patch_size is not None:
         whole("--patch-size", patch_size, 1)
     positive("--mpp", mpp)
-    if isinstance(slide_mpp, str | Path):
+    if isinstance(slide_mpp, str | Path) and DECIMAL_COMMA.fullmatch(str(slide_mpp)):
+        slide_mpp = float(str(slide_mpp).replace(",", "."))
+    elif isinstance(slide_mpp, str | Path):
         slide_mpp = path_of("--slide-mpp", slide_mpp)
     elif slide_mpp is not None:
         slide_mpp = positive("--slide-mpp", slide_mpp)
@@ -64,7 +69,7 @@ def open_scans(
     cache = None if cache is None else path_of("cache", cache)
     if isinstance(path, Dataset):
         source: Source = Prepared(path, cache, track)
-    elif not (path := path_of("scans", path)).is_dir() and not (path.is_file() and names_slide(path)):
+    elif not (path := path_of("scans", path)).is_dir() and not (path.is_file() and is_slide(path)):
         source = Scans(path)
     elif path.is_file() or (not holds_splits(path) and slides_in(path)):
         source = Slides(path, PATCH_SIZE if patch_size is None else patch_size, mpp, slide_mpp, skip_unreadable)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import PIL
 
 from kimiajax.checks import kind_of, path_of, whole
-from kimiajax.data.manifest import SPLITS, Manifest, Patch, read_manifest
+from kimiajax.data.manifest import SPLITS, Manifest, Patch, Split, read_manifest
 from kimiajax.data.patches import Rules, cut_patches, key_of
 from kimiajax.data.resize import FILTERS, resize
 from kimiajax.data.sources.source import PatchSource, Source, Track, no_track, sha256_of
@@ -21,6 +21,7 @@ from kimiajax.errors import UserError, check_known
 from kimiajax.io.cache import ArrayCache
 from kimiajax.shapes import UInt8
 
+Look = Callable[[Split, int, np.ndarray], None]
 PROOF = "[0-9a-f]" * 64  # names of empty files beside the arrays: sources that gave these pixels for a manifest
 
 
@@ -78,6 +79,7 @@ def read_patches(
     cache: str | Path | None = None,
     track: Track = no_track,
     with_holes: bool = False,
+    look: Look | None = None,
 ) -> Patches:
     """Reads a manifest's patches, each once, on every core, and resizes them.
 
@@ -90,6 +92,7 @@ def read_patches(
         cache: a folder in which the resized patches are kept as arrays that are mapped into memory, under the digest of
             (pixels, size, filter). From files that gave these pixels before, and are as they were, nothing is read.
         with_holes: let patches be that are holes in the data, to look into these.
+        look: called with split, place in it and pixels of each patch, at its own size, by the thread that read it.
 
     Raises:
         UserError: the manifest is of another source, a patch cannot be read, has other pixels or is a hole, a size that
@@ -117,7 +120,10 @@ def read_patches(
         for split in SPLITS:
             patches = PatchSource(source, manifest.split(split), with_holes)
             read += track(
-                _read(patches, manifest, arrays[split], filter), f"reading {split} patches", len(patches), "patches"
+                _read(patches, manifest, arrays[split], filter, split, look),
+                f"reading {split} patches",
+                len(patches),
+                "patches",
             )
         manifest = replace(manifest, patches=tuple(read))
         if entry is not None and kept is not None:
@@ -143,12 +149,16 @@ def check_of(source: Source, manifest: Manifest) -> None:
             raise UserError(f"{source.path}: has {name} {theirs}, and the manifest {ours}; is it of another source?")
 
 
-def _read(patches: PatchSource, manifest: Manifest, resized: np.ndarray, filter: str) -> Iterator[Patch]:
+def _read(
+    patches: PatchSource, manifest: Manifest, resized: np.ndarray, filter: str, split: Split, look: Look | None
+) -> Iterator[Patch]:
     """Fills `resized` while it gives the patches, with digest and homogeneity, in their order."""
     background = (manifest.about.get("rules") or {}).get("background", Rules.background)
 
     def read(index: int) -> Patch:
         patch, pixels = patches.patches[index], patches[index].pixels
+        if look is not None:
+            look(split, index, pixels)
         resized[index] = resize(pixels, resized.shape[1], filter)
         homogeneity = patch.homogeneity
         if homogeneity is None:

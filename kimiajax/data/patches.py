@@ -70,7 +70,7 @@ class Rules:
         dark: the gray value up to which all pixels of a cell are for it to be dark, 0 to 255; "none" leaves out no
             patch for it; None is "none" for Kimia Path24's own scans and for patches under `SMALLEST_HOLE` pixels, and
             `DARK` for others. A cell is an eighth of a patch's side.
-        darkness: patches with at least this fraction of dark cells are left out.
+        darkness: patches with at least this fraction of dark cells are left out; by default `darkness_for` their size.
         flat: what a cell's gray values span at most for it to be flat, 0 to 255; flat cells count as background.
             "none" and None as of `dark`, with `FLAT`.
         test_patches_per_scan: test patches drawn from each scan, where the source holds none out itself.
@@ -86,7 +86,7 @@ class Rules:
     homogeneity: float = 0.99
     background: int = BACKGROUND
     dark: int | Literal["none"] | None = None
-    darkness: float = 0.1
+    darkness: float | None = None
     flat: int | Literal["none"] | None = None
     test_patches_per_scan: int = 50
     test_seed: int = 0
@@ -107,7 +107,7 @@ class Rules:
         for name in ("dark", "flat"):
             if getattr(self, name) not in ("none", None):
                 whole(name, getattr(self, name), 0, 255)
-        if not 0 < self.darkness <= 1:
+        if self.darkness is not None and not 0 < self.darkness <= 1:
             raise UserError(f"darkness {self.darkness}: must be a fraction, above 0 and at most 1")
 
     def of(self, source: Source) -> "Rules":
@@ -123,7 +123,17 @@ class Rules:
         small = source.patch_size < SMALLEST_HOLE
         dark, flat = ("none", "none") if official or small else (DARK, FLAT)
         dark, flat = dark if self.dark is None else self.dark, flat if self.flat is None else self.flat
-        return replace(self, dark=dark, flat=flat)
+        darkness = darkness_for(source.patch_size) if self.darkness is None else self.darkness
+        return replace(self, dark=dark, darkness=darkness, flat=flat)
+
+
+def darkness_for(size: int) -> float:
+    """The share of dark cells from which patches of so many pixels are no tissue.
+
+    A small cell may lie within a nucleus: of patches of 24 organs, 1 of 450 of 64 pixels has a tenth of dark cells, and
+    none of 96; none of 128 or 200 pixels has two dark cells of its 64.
+    """
+    return 0.1 if size < 128 else 0.03
 
 
 def survey(
@@ -179,15 +189,21 @@ def key_of(*content: object) -> str:
     return hashlib.sha256(json.dumps([VERSION, *content], default=asdict).encode()).hexdigest()[:32]
 
 
-def candidates_of(survey: Survey, scan: int, rules: Rules) -> Candidates:
+def candidates_of(survey: Survey, scan: int, rules: Rules, holes: bool = False) -> Candidates:
     """The places of a scan's grid that are neither background, dark nor flat, nor over a whitened place.
 
-    Rules that leave `dark` or `flat` to the source leave out none for them; see `Rules.of`.
+    Args:
+        survey: of the scan.
+        scan: its number.
+        rules: those that leave `dark` or `flat` to the source leave out none for them; see `Rules.of`.
+        holes: keep places of one gray value, which are refused where they are read: a file that holds no padding of a
+            scanner's lost something there.
     """
     homogeneity, overlap = survey.homogeneity(rules.background), survey.overlap()
-    none = np.zeros(survey.grid)
+    none, constant = np.zeros(survey.grid), survey.constant()
     dark = survey.dark(rules.dark) if isinstance(rules.dark, int) else none
     flat = survey.flat(rules.flat, rules.background) if isinstance(rules.flat, int) else none
+    darkness = darkness_for(survey.size) if rules.darkness is None else rules.darkness
     places = GRIDS[rules.grid](*survey.grid)
     patches, whitened, left_out = {}, 0, Counter()
     for rank, (i, j) in enumerate(places):
@@ -196,12 +212,12 @@ def candidates_of(survey: Survey, scan: int, rules: Rules) -> Candidates:
         if overlap[i, j] > WHITENED_TOLERANCE:
             whitened += 1
             continue
-        if dark[i, j] >= rules.darkness:
-            left_out["dark"] += 1
-            continue
-        if flat[i, j] and homogeneity[i, j] + flat[i, j] >= rules.homogeneity:
-            left_out["flat"] += 1
-            continue
+        if not (holes and constant[i, j]):
+            kind = "dark" if dark[i, j] and dark[i, j] >= darkness else None
+            kind = kind or ("flat" if flat[i, j] and homogeneity[i, j] + flat[i, j] >= rules.homogeneity else None)
+            if kind is not None:
+                left_out[kind] += 1
+                continue
         row, col = i * survey.size, j * survey.size
         patches[rank] = Patch(f"train/s{scan}/{row}_{col}", scan, "train", row, col, float(homogeneity[i, j]))
     return Candidates(patches, len(places), whitened, **left_out)
@@ -276,7 +292,8 @@ def offered_by(
     assert isinstance(source, Gridded)
     rules = rules.of(source)
     surveys = surveys or survey(source, [rules.background], cache=cache, track=track)
-    offered = [candidates_of(survey, scan, rules) for scan, survey in enumerate(surveys)]
+    holes = source.whitens  # a scan file, into which somebody copied pixels
+    offered = [candidates_of(survey, scan, rules, holes) for scan, survey in enumerate(surveys)]
     _check_offered(source, offered, rules)
     return offered
 

@@ -71,6 +71,13 @@ class Survey:
         span = self.greatest.astype(np.int16) - self.least
         return self._share(self._seen & (self.greatest < background) & (span <= spread))
 
+    def constant(self) -> Bool[np.ndarray, "rows cols"]:
+        """Whether each whole patch has one gray value."""
+        rows, cols = self.grid
+        parts = (rows, CELLS, cols, CELLS)
+        least, greatest = (each[: rows * CELLS, : cols * CELLS].reshape(parts) for each in (self.least, self.greatest))
+        return least.min(axis=(1, 3)) == greatest.max(axis=(1, 3))
+
     @property
     def _seen(self) -> Bool[np.ndarray, "rows cols"]:
         """The cells that the source has pixels of."""

@@ -170,7 +170,9 @@ def _read_all(paths: Sequence[str | Path], rules: Rules, split: str, **options: 
     parts = [(path, part) for path in paths for part in read_inputs(path, rules, **options)]
     unknown = [path for path, part in parts if part.split is None]
     if split != "all" and unknown:
-        raise UsageError(f"{unknown[0]}: plain images and other slides are neither for training nor for test; leave --split out")
+        raise UsageError(
+            f"{unknown[0]}: plain images and other slides are neither for training nor for test; leave --split out"
+        )
     parts = [(path, part) for path, part in parts if split in ("all", part.split)]
     if not parts:
         raise UsageError("no images are given; name files or folders")

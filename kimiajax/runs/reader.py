@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from kimiajax.data.manifest import Manifest, read_manifest
-from kimiajax.data.patches import Rules
 from kimiajax.errors import UserError
 from kimiajax.io.files import sha256_file
 from kimiajax.io.json_records import is_sealed, parse_json
@@ -153,7 +152,7 @@ def as_of_today(config: dict[str, Any], version: int) -> dict[str, Any]:
         if config.get("optimizer") == "rmsprop":
             config["optimizer"] = "rmsprop2017"
     if version <= OF_ALL_PLACES:
-        config = {**config, "dark": "none", "darkness": Rules.darkness, "flat": "none"}
+        config = {**config, "dark": "none", "darkness": None, "flat": "none"}
     return config
 
 

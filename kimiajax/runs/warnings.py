@@ -99,6 +99,9 @@ def warnings_of(seeds: Sequence[Results]) -> list[str]:
         found.append(f"LEAK: {leaking}, so that figures are too high.")
     if random:
         found.append(f"RANDOM WEIGHTS of {' and '.join(random)}: their rows say nothing about pre-training.")
+    untold = [check for results in seeds for check in (results["data"]["audit"] or {}).get("untold", ())]
+    if untold and not failed:
+        found.append(f"AUDIT NOT TOLD ({', '.join(dict.fromkeys(untold))}): nothing failed, but nothing is proven.")
     if not all(results["complete"] for results in seeds):
         found.append("NOT COMPLETE: rows are missing that were asked for.")
     return found

@@ -212,18 +212,18 @@ def two_sayings(folder):
     )
 
 
-STATE, SKIP = "--slide-mpp", "--skip-unreadable"
+STATE = "--slide-mpp"
 VMS = b"[Virtual Microscope Specimen]\nImageFile=a.jpg\nMapFile=map.jpg\n"
 # name -> what writes the slide, what the refusal says, and what a command is given besides
 REFUSED = {
-    "72 dpi": (of_tags(72), ("slide0.tif: says 72 pixels per inch (352.8 microns", STATE, SKIP), {}),
+    "72 dpi": (of_tags(72), ("slide0.tif: says 72 pixels per inch (352.8 microns", STATE), {}),
     "96 dpi": (of_tags(96), ("says 96 pixels per inch", STATE), {}),
     "150 dpi": (of_tags(150), ("says 150 pixels per inch", STATE), {}),
     "300 dpi, per cm": (of_tags(118.11, "CENTIMETER"), ("says 300 pixels per inch", STATE), {}),
     "25 microns": (of_tags(400, "CENTIMETER"), ("a pixel is 25 microns, which no slide", STATE), {}),
     "2 nm": (of_tags(5_000_000, "CENTIMETER"), ("a pixel is 0.002 microns, which no slide", STATE), {}),
     "other across than down": (of_tags((20000, 10000), "CENTIMETER"), ("0.5 by 1 microns; they must", STATE), {}),
-    "no unit": (of_tags(20000, "NONE"), ("does not say how many microns a pixel is", STATE, SKIP), {}),
+    "no unit": (of_tags(20000, "NONE"), ("does not say how many microns a pixel is", STATE), {}),
     "pixels as ImageJ's unit": (said(imagej, "pixel", 2), ("does not say how many microns", STATE), {}),
     "the objective alone": (
         said(svs, "|AppMag = 20"),
@@ -237,8 +237,8 @@ REFUSED = {
     "two resolutions": (two_sayings, ("0.25 microns (ome) and 0.5 (tiff)", STATE), {}),
     "too coarse": (of_tags(10000, "CENTIMETER"), ("coarser than the 0.5 asked for; use --mpp 1 or more",), {}),
     "too small": (good, ("448 x 512 at 0.5 microns per pixel, smaller than a patch of 500",), {"patch_size": 500}),
-    "a tenth of a TIFF": (cut_pyramid(0.1), ("slide0.tif: is a TIFF that was cut", SKIP), {}),
-    "nine tenths of a TIFF": (cut_pyramid(0.9), ("is damaged, or not whole", "fetch it again", SKIP), {}),
+    "a tenth of a TIFF": (cut_pyramid(0.1), ("slide0.tif: is a TIFF that was cut",), {}),
+    "nine tenths of a TIFF": (cut_pyramid(0.9), ("is damaged, or not whole", "fetch it again"), {}),
     "empty": (held("slide0.svs", b""), ("slide0.svs: is an empty file; fetch it again",), {}),
     "a PNG of that name": (held("slide0.svs", b"\x89PNG\r\n\x1a\n"), ("not a whole slide that OpenSlide reads",), {}),
     "a Git-LFS pointer": (held("slide0.ndpi", b"version https://git-lfs"), ("is a Git-LFS pointer",), {}),

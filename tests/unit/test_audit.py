@@ -493,6 +493,19 @@ def test_labels_of_patches_are_told_by_what_they_look_like(tmp_path, rng):
     assert "may be chance" in check.detail
 
 
+def test_a_class_whose_test_patches_are_anothers_leaves_labels_untold(tmp_path, rng):
+    """Which no exchange of names would mend."""
+    moved = classes_of_patches(tmp_path / "a", rng, test=8, label=lambda name, _: "breast" if name == "colon" else name)
+    for k in range(2):
+        (tmp_path / "a/test/s1").mkdir(exist_ok=True)
+        Image.fromarray(tissue_of(rng, "breast")).save(tmp_path / "a/test/s1" / f"x{k}.png")
+    verdict, check = found(moved, "labels")
+    assert (verdict, check.verdict) == (NOT_TOLD, UNTOLD)
+    half = classes_of_patches(tmp_path / "b", rng, test=12, label=lambda name, k: name if k % 2 else CLASSES[k % 3])
+    verdict, check = found(half, "labels")
+    assert (verdict, check.findings) == (NOT_TOLD, ["s0", "s1", "s2"])
+
+
 def test_labels_are_told_among_all_patches_where_none_are_held_out(tmp_path, rng):
     pictures = np.concatenate([np.full((20, 64, 64), gray) + rng.integers(0, 9, (20, 64, 64)) for gray in (60, 150)])
     kinds = np.repeat([0, 1], 20)
@@ -531,6 +544,26 @@ def test_patches_unlike_the_rest_are_named_and_many_of_them_leave_the_audit_unto
     assert (check.verdict, len(check.findings)) == (verdict, blurred)
     assert of_audit == (NOT_TOLD if verdict == UNTOLD else TRUSTED)
     assert ("train/s2/2_0" in check.findings) == (blurred > 0)
+
+
+@pytest.mark.parametrize("change", [lambda pixels: gaussian_filter(pixels, 4), lambda pixels: pixels // 8])
+def test_test_patches_that_are_all_unlike_training_patches_leave_the_audit_untold(tmp_path, rng, change):
+    def some(rng, name, split, k):
+        pixels = tissue_of(rng, name)
+        return change(pixels) if split == "test" else pixels
+
+    _, check = found(classes_of_patches(tmp_path / "a", rng, test=8, draw=some), "patches unlike the rest")
+    assert check.verdict == UNTOLD
+
+
+def test_what_official_asks_is_not_held_against_the_data(tmp_path, rng):
+    folder = classes_of_patches(tmp_path / "a", rng)
+    assert run_audit(folder, official=True, cache=tmp_path / "cache").verdict == FAILED
+    with open_scans(folder) as source:
+        manifest = read_patches(source, cut_patches(source), 8).manifest
+        assert record_of(source.identity, manifest, tmp_path / "cache") is None
+        run_audit(folder, cache=tmp_path / "cache")
+        assert record_of(source.identity, manifest, tmp_path / "cache")["verdict"] == TRUSTED
 
 
 def test_an_audit_that_is_not_told_ends_well_and_keeps_the_caution(tmp_path, rng, capsys):

@@ -16,7 +16,7 @@ from kimiajax.data.manifest import read_manifest
 from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patch_arrays import read_patches
 from kimiajax.data.patches import Rules, cut_patches
-from kimiajax.data.sources.folder_layout import portable
+from kimiajax.data.sources.folder_layout import folded, portable
 from kimiajax.data.sources.image_folder import holds_splits
 from kimiajax.errors import UsageError, UserError
 
@@ -238,3 +238,9 @@ def test_a_share_is_refused_where_test_images_are_given(tmp_path, rng):
         open_scans(tmp_path, test_share=0.3)
     with pytest.raises(UserError, match="--test-share 0: must be above 0"):
         open_scans(tmp_path, test_share=0)
+
+
+def test_names_that_differ_by_where_numbers_part_are_two():
+    assert folded("P1_12") != folded("P11_2")
+    assert folded("grade_1_2") != folded("grade_12")
+    assert folded("Grade 1_2") == folded("grade1 2")

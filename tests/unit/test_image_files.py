@@ -1,10 +1,15 @@
 """A sample of `support.image_cases`; `make test-faults` reads them all."""
 
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
+from PIL import Image
 from support.image_cases import CASES, SMOOTH, encoded, turned, wrong
 
-from kimiajax.data.sources.image_files import read_rgb
+from kimiajax.data.sources.image_files import decode_gray, read_rgb
 from kimiajax.errors import UserError
 
 SAMPLE = (
@@ -68,3 +73,40 @@ def test_a_colour_image_that_cannot_be_read_right_is_not_kept_either(tmp_path):
     path.write_bytes(encoded(np.dstack([SMOOTH] * 3), "JPEG")[:-40] + b"\xff\xd9")
     with pytest.raises(UserError, match="its data end before the picture does"):
         read_rgb(path)
+
+
+def damaged(kind, gray):
+    """A file whose data do not hold what they should, although nothing of it is missing."""
+    stream = io.BytesIO()
+    if kind == "PNG":
+        rows = b"".join(b"\0" + row.tobytes() for row in gray[:-8])
+        Image.fromarray(gray).save(stream, "PNG")
+        content = stream.getvalue()
+        start = content.index(b"IDAT") - 4
+        packed = zlib.compress(rows)
+        chunk = b"IDAT" + packed
+        return (
+            content[:start]
+            + struct.pack(">I", len(packed))
+            + chunk
+            + struct.pack(">I", zlib.crc32(chunk))
+            + content[content.index(b"IEND") - 4 :]
+        )
+    Image.fromarray(gray).save(stream, "TIFF", compression=kind)
+    content = bytearray(stream.getvalue())
+    content[200:240] = bytes(40)
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("tiff_adobe_deflate", "strip 1 of 1 is cut"),
+        ("packbits", "is cut or damaged"),
+        ("PNG", "not hold all"),
+    ],
+)
+def test_data_that_do_not_unpack_to_all_pixels_are_refused(rng, kind, told):
+    gray = np.repeat(rng.integers(40, 180, (64, 32), dtype=np.uint8), 2, axis=1)
+    with pytest.raises(UserError, match=told):
+        decode_gray(damaged(kind, gray), "a")

@@ -1,5 +1,7 @@
 """How many microns a pixel is, from the properties that OpenSlide gives and from what a person states."""
 
+from pathlib import Path
+
 import pytest
 from support.slides import ome
 
@@ -9,7 +11,7 @@ from kimiajax.errors import UserError
 SIZE = (512, 448)
 TILED = {"openslide.vendor": "generic-tiff", "tiff.ResolutionUnit": "none"}
 SVS = {"openslide.vendor": "aperio", "tiff.ResolutionUnit": "none"}
-NAMES = [("a", "a.svs"), ("b", "b.tif"), ("c", "instance0.dcm")]
+NAMES = [("a", Path("a.svs")), ("b", Path("b.tif")), ("c", Path("c/instance0.dcm"))]
 
 
 def tags(x, unit="centimeter", y=None):
@@ -133,3 +135,18 @@ def test_a_table_that_states_something_else_is_refused_by_its_line(tmp_path, tex
     (tmp_path / "mpp.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         stated_for(tmp_path / "mpp.csv", NAMES)
+
+
+def test_a_name_of_several_slides_and_pixels_that_no_slide_has_are_refused(tmp_path):
+    slides = [("p0/a", Path("p0/a.svs")), ("p1/a", Path("p1/a.svs"))]
+    table = tmp_path / "mpp.csv"
+    table.write_text("slide,mpp\np0/a.svs,0.25\np1/a,0.5\n")
+    assert stated_for(table, slides) == {"p0/a": 0.25, "p1/a": 0.5}
+    table.write_text("slide,mpp\na.svs,0.25\n")
+    with pytest.raises(UserError, match=r"line 2: 'a.svs' may be any of p0/a, p1/a; name one of these"):
+        stated_for(table, slides)
+    table.write_text("slide,mpp\np0/a,250\n")
+    with pytest.raises(UserError, match=r"line 2: mpp 250: no slide has such pixels"):
+        stated_for(table, slides)
+    with pytest.raises(UserError, match=r"--slide-mpp 0.0025: no slide has such pixels"):
+        stated_for(0.0025, slides)

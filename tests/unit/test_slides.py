@@ -410,3 +410,14 @@ def test_the_table_runs_on_a_folder_of_slides(folder, tmp_path):
     lines = (tmp_path / "predictions" / "cnn.csv").read_text().splitlines()
     assert lines[1].startswith("test/s0/")
     assert main(["data", "audit", "--scans", str(folder), "--patch-size", str(SIZE), "--out", str(tmp_path)]) == 0
+
+
+def test_slides_in_folders_beside_slides_at_the_top_are_not_passed_over(tmp_path):
+    write_slide(tmp_path / "a.tif", draw(0))
+    (tmp_path / "p1").mkdir()
+    write_slide(tmp_path / "p1" / "b.tif", draw(1))
+    with pytest.raises(UserError, match=r"b.tif: is a slide in a folder, and others lie at the top"):
+        open_scans(tmp_path, SIZE)
+    (tmp_path / "a.tif").unlink()
+    with open_scans(tmp_path, SIZE) as inner, open_scans(tmp_path / "p1" / "b.tif", SIZE, slide_mpp="0,5") as alone:
+        assert (inner.names, alone.names) == (("b",), ("b",))

@@ -18,7 +18,7 @@ from kimiajax import __version__
 from kimiajax.data.audit import checks
 from kimiajax.data.audit.alignment import fit_places
 from kimiajax.data.audit.checks import FAILED, UNTOLD, Check
-from kimiajax.data.audit.content import check_dark, check_unlike
+from kimiajax.data.audit.content import Measures, check_dark, check_unlike
 from kimiajax.data.audit.copy_detection import CopyFinder
 from kimiajax.data.audit.groups import check_groups
 from kimiajax.data.audit.labels import check_labels, check_orientation, check_targets
@@ -107,14 +107,15 @@ def record_of(identity: str | None, manifest: Manifest, cache: Path | None) -> d
 
     What failed of the data as such holds for all patches. Beyond that an audit speaks for patches that it has seen,
     each in its split and with the same pixels. None where no audit has. Of several, the one with the fewest failures
-    speaks, since others may fail for patches that are not used here, and of these the newest.
+    speaks, since others may fail for patches that are not used here, and of these the newest. One under --official
+    does not, as it asks whether a file was published and not whether data can be trusted.
 
     Args:
         identity: of the source, so that only audits of these very files are asked; None asks all that saw the patches.
         manifest: the patches.
         cache: the folder in which audits are kept.
     """
-    records = list(_records(identity, manifest.patch_size, cache))
+    records = [r for r in _records(identity, manifest.patch_size, cache) if not r["given_as_official"]]
     used = {split: {patch.sha256 for patch in manifest.split(split)} for split in SPLITS}
     seen = [r for r in records if all(used[split] <= set(r["covers"][split]) for split in SPLITS)]
     of_data = records if identity is not None else seen
@@ -187,7 +188,7 @@ def run_audit(
         keep_file(
             cache,
             f"audits/{_name(source.identity, source.patch_size)}",
-            f"{audit.manifest_sha256 or 'all'}.json",
+            f"{audit.manifest_sha256 or 'all'}{'-official' * official}.json",
             content,
         )
     return audit
@@ -197,8 +198,8 @@ def _checks(source: Source, manifest: Manifest | None, official: bool, seen: See
     yield checks.check_digest(source, official, progress)
     yield checks.check_counts(source, official)
     if not isinstance(source, Gridded):
-        manifest = manifest or cut_patches(source, Rules(test_patches_per_scan=1))
-        yield from _check_patches(source, manifest, seen, progress)
+        rules = Rules() if isinstance(source, Folder) else Rules(test_patches_per_scan=1)
+        yield from _check_patches(source, manifest or cut_patches(source, rules), seen, progress)
         return
     rims = None
     finder = CopyFinder(source.read_test_patch, len(source.targets)) if isinstance(source, Scans) else None
@@ -222,14 +223,16 @@ def _check_patches(
     source: Source, manifest: Manifest, seen: Seen, progress: Silent, rims: Check | None = None
 ) -> Iterator[Check]:
     """What is asked of the patches themselves, wherever they come from; `rims` as of `check_labels`."""
-    patches = read_patches(source, manifest, THUMBNAIL, "box", track=progress.track, with_holes=True)
+    measures = Measures(manifest)
+    options = {"track": progress.track, "with_holes": True, "look": measures.take}
+    patches = read_patches(source, manifest, THUMBNAIL, "box", **options)
     for split in SPLITS:
         seen.digests[split] += [patch.sha256 for patch in patches.manifest.split(split)]
     seen.left_out = left_out_of(patches.manifest.about)
     yield checks.check_training_counts(source, patches.manifest)
     yield checks.check_blank(source, patches)
-    yield check_dark(patches)
-    yield check_unlike(patches)
+    yield check_dark(patches.manifest, measures)
+    yield check_unlike(patches.manifest, measures)
     if not isinstance(source, Gridded) or isinstance(source, Scans):  # a slide's patches are its own
         yield check_labels(patches, source, rims)
     if isinstance(source, Folder):

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom
-from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from sklearn.neighbors import NearestNeighbors
 
 from kimiajax.data.audit.alignment import ORIENTATIONS, Fits
-from kimiajax.data.audit.checks import FAILED, NOTE, PASSED, UNTOLD, Check, line, some
+from kimiajax.data.audit.checks import FAILED, NOT_APPLICABLE, NOTE, PASSED, UNTOLD, Check, line, some
 from kimiajax.data.manifest import SPLITS
 from kimiajax.data.patch_arrays import Patches
 from kimiajax.data.sources.scan_file import Scans
@@ -20,6 +20,8 @@ SIGMAS = 5.0  # and by so many standard deviations better than patches of other 
 LEVELS = 64  # of the histograms that tell what a patch looks like
 CHANCE = 1e-3  # a probability under which it is no chance that labels agree with looks
 ASKED = 2000  # patches at most, where each is compared with all others
+LESS = 0.01  # and one under which it is none that test patches agree less often than training patches
+TOLERATED = 0.75  # of the latter's agreement, since neighbours in a scan are more alike than others
 EXCHANGED = 0.05  # and one under which it is none that other labels agree better
 
 
@@ -84,12 +86,14 @@ class Looks:
         asked: of how many.
         chance: the probability of as many where labels say nothing.
         exchanged: classes whose patches look like another's, each with that; none where that may be chance.
+        doubtful: classes whose test patches agree less often than their training patches do among themselves.
     """
 
     agree: int
     asked: int
     chance: float
     exchanged: list[tuple[int, int]]
+    doubtful: list[int]
 
 
 def looks_of(patches: Patches, apart: bool) -> Looks:
@@ -99,22 +103,42 @@ def looks_of(patches: Patches, apart: bool) -> Looks:
         patches: small pictures of all.
         apart: compare test patches with training patches; else each patch with all others, as far as `ASKED` go.
     """
-    train, test = (patches.manifest.labels(split) for split in SPLITS)
+    labels, pictures = [patches.manifest.labels(split) for split in SPLITS], [patches.train, patches.test]
+    if not apart:
+        labels, pictures = [np.concatenate(labels)], [np.concatenate(pictures)]
+    count, train = patches.manifest.num_scans, labels[0]
+    nearest = NearestNeighbors(n_neighbors=2, metric="manhattan").fit(_cumulative(pictures[0]))
+    some = np.arange(0, len(train), -(-len(train) // ASKED))
+    pairs = nearest.kneighbors(_cumulative(pictures[0][some]), return_distance=False)
+    seen = among = _counted(train[some], train[np.where(pairs[:, 0] == some, pairs[:, 1], pairs[:, 0])], count)
     if apart:
-        nearest = KNeighborsClassifier(1, metric="manhattan").fit(_cumulative(patches.train), train)
-        asked, looks = test, nearest.predict(_cumulative(patches.test))
-    else:
-        pictures, train = np.concatenate([patches.train, patches.test]), np.concatenate([train, test])
-        some = np.arange(0, len(train), -(-len(train) // ASKED))
-        nearest = NearestNeighbors(n_neighbors=2, metric="manhattan").fit(_cumulative(pictures))
-        pairs = nearest.kneighbors(_cumulative(pictures[some]), return_distance=False)
-        others = np.where(pairs[:, 0] == some, pairs[:, 1], pairs[:, 0])
-        asked, looks = train[some], train[others]
-    seen = np.zeros((patches.manifest.num_scans,) * 2, np.int64)
-    np.add.at(seen, (asked, looks), 1)
-    by_chance = float(np.bincount(train).max() / len(train))
-    agree = int(np.trace(seen))
-    return Looks(agree, len(asked), float(binom.sf(agree - 1, len(asked), by_chance)), _exchanged(seen))
+        closest = nearest.kneighbors(_cumulative(pictures[1]), 1, return_distance=False)[:, 0]
+        seen = _counted(labels[1], train[closest], count)
+    agree, asked = int(np.trace(seen)), int(seen.sum())
+    chance = float(binom.sf(agree - 1, asked, np.bincount(train).max() / len(train)))
+    return Looks(agree, asked, chance, _exchanged(seen), _doubtful(seen, among) if apart else [])
+
+
+def _counted(labels: Int[np.ndarray, " n"], looked_like: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, "c c"]:
+    """How many patches of each class look like each."""
+    seen = np.zeros((count, count), np.int64)
+    np.add.at(seen, (labels, looked_like), 1)
+    return seen
+
+
+def _doubtful(seen: Int[np.ndarray, "c c"], among: Int[np.ndarray, "c c"]) -> list[int]:
+    """Classes whose rows of test patches agree less often than those of training patches, by Holm's test; all of them
+    where the sums do, which single ones need not show."""
+    usual = (np.diag(among) + 1) / (among.sum(axis=1) + 2)
+    tested = seen.sum(axis=1)
+    p = binom.cdf(np.diag(seen), tested, usual)
+    order = np.argsort(p)
+    passed = np.cumsum(p[order] > LESS / np.arange(len(p), 0, -1)) == 0
+    if passed.any():
+        return sorted(order[passed].tolist())
+    expected = float((usual * tested).sum() / max(tested.sum(), 1))
+    fewer = binom.cdf(np.trace(seen), tested.sum(), TOLERATED * expected) < LESS
+    return list(range(len(p))) if fewer else []
 
 
 def _exchanged(seen: Int[np.ndarray, "c c"]) -> list[tuple[int, int]]:
@@ -140,6 +164,8 @@ def check_labels(patches: Patches, source: Source, rims: Check | None) -> Check:
         source: where they are from, which names the classes.
         rims: what the rims of the test patches tell, where that could be asked; they decide where they tell.
     """
+    if len(source) < 2:
+        return Check("labels", NOT_APPLICABLE, "there is one class", of="patches")
     apart = source.test_patches() is not None
     name, looks = "labels", looks_of(patches, apart)
     asked, others = ("test patches", "a training patch") if apart else ("patches", "another")
@@ -150,6 +176,10 @@ def check_labels(patches: Patches, source: Source, rims: Check | None) -> Check:
         findings = [{"those of": source.names[one], "look like": source.names[to]} for one, to in looks.exchanged]
         detail = f"{detail}; were classes exchanged? {some([line(f) for f in findings])}"
         return Check(name, UNTOLD, detail, findings, of="patches")
+    if looks.doubtful:
+        named = some([source.names[k] for k in looks.doubtful])
+        detail = f"{detail}, fewer than training patches among themselves: of {named} labels, or looks, are others"
+        return Check(name, UNTOLD, detail, [source.names[k] for k in looks.doubtful], of="patches")
     if looks.chance >= CHANCE:
         return Check(name, UNTOLD, f"{detail}, which may be chance (p {looks.chance:.2g})", of="patches")
     return Check(name, PASSED, f"{detail}; a few wrong labels would not show", of="patches")

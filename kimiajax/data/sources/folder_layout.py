@@ -152,8 +152,9 @@ def class_name(name: str, escaped: bool = False) -> str:
 
 
 def folded(name: str) -> str:
-    """A name without what people write now one way and now another: case and spacing."""
-    return re.sub(r"[\s_]+", "", unicodedata.normalize("NFKC", name).casefold())
+    """A name without what people write now one way and now another: case, and spacing but for that of numbers."""
+    apart = re.sub(r"(?<=\d)[\s_]+(?=\d)", "-", unicodedata.normalize("NFKC", name).casefold())
+    return re.sub(r"[\s_]+", "", apart)
 
 
 def portable(name: str) -> str:

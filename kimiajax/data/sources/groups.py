@@ -87,7 +87,9 @@ def _by_image(table: Table, column: str, images: Mapping[str, Path]) -> dict[str
     faults: dict[str, list[str]] = defaultdict(list)
     for line, text, group in zip(table.lines, table.columns[PATCH], table.columns[column]):
         group = unicodedata.normalize("NFC", group.strip())
-        found = [*named.get(_bare(text), ())]
+        parts = _bare(text).split("/")  # of a path from elsewhere, the end may be the image's
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        found = [*next((named[end] for end in ends if end in named), ())]
         if len(found) != 1:
             what = f"are of no image ({NAMED})" if not found else "are names of several images (give their paths)"
             faults[what].append(f"line {line}: {quoted(text)}")

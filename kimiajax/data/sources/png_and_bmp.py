@@ -4,8 +4,12 @@ import struct
 import zlib
 
 from kimiajax.data.sources.jpeg_data import ALONE, CUT, UnreadError
+from kimiajax.data.sources.tiff_picture import check_deflated
 
+MOST = 2**28 // 3  # pixels of a picture that is looked at
 PALETTE = 3  # PNG's number for colours by a table
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG's number for a kind of colours
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 RLE = {1: False, 2: True}  # by BMP's number: whether a byte holds two pixels
 MODERN = 40  # bytes of BMP's header, from which on it tells of compression
 
@@ -17,7 +21,7 @@ def colours_of_png(content: bytes) -> int | None:
         UnreadError: more than 8 bits, or several pictures.
         OSError: it is damaged.
     """
-    place, kind, colours, by_table = 8, b"", 0, False
+    place, kind, colours, by_table, packed, needed, pixels = 8, b"", 0, False, [], 0, 0
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", content, place) if place + 12 <= len(content) else (len(content), b"")
         place += 12 + length
@@ -27,15 +31,28 @@ def colours_of_png(content: bytes) -> int | None:
         if zlib.crc32(data, zlib.crc32(kind)) != int.from_bytes(checksum, "big"):
             raise OSError(f"the checksum of its {kind.decode('latin-1')} chunk does not match")
         if kind == b"IHDR":
-            bits, colour = struct.unpack_from("8xBB", data)
+            width, height, bits, colour, interlaced = struct.unpack_from(">IIBB2xB", data)
             by_table = colour == PALETTE
+            pixels = width * height
+            needed = _length(width, height, bits * CHANNELS.get(colour, 1), bool(interlaced))
             if bits > 8:
                 raise UnreadError("has more than 8 bits a channel")
         elif kind == b"acTL" and (count := int.from_bytes(data[:4], "big")) > 1:
             raise UnreadError(f"holds {count} pictures", ALONE)
         elif kind == b"PLTE":
             colours = length // 3
+        elif kind == b"IDAT":
+            packed.append(data)
+    if pixels <= MOST:  # a larger one is refused by its size
+        check_deflated(b"".join(packed), needed)
     return colours if by_table else None
+
+
+def _length(width: int, height: int, bits: int, interlaced: bool) -> int:
+    """How many bytes a PNG's pixels are, each row after its filter's number."""
+    passes = PASSES if interlaced else ((0, 0, 1, 1),)
+    sizes = ((-((left - width) // across), -((top - height) // down)) for left, top, across, down in passes)
+    return sum(high * (1 + -(-wide * bits // 8)) for wide, high in sizes if wide > 0)
 
 
 def colours_of_bmp(content: bytes) -> int | None:

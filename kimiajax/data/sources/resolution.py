@@ -7,6 +7,7 @@ write 72 pixels per inch and the like where they know nothing. The power of the 
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -177,7 +178,18 @@ def _remedy(properties: Mapping[str, str]) -> str:
     return f"it says objective power {power:g}, which is about {guess} microns; if that is so: --slide-mpp {guess}"
 
 
-def stated_for(slide_mpp: float | Path | None, slides: Sequence[tuple[str, str]]) -> dict[str, float]:
+def _plausible(mpp: float, what: str) -> float:
+    """The microns of a pixel that are stated.
+
+    Raises:
+        UserError: no slide's finest level has such pixels.
+    """
+    if not FINEST <= mpp <= COARSEST:
+        raise UserError(f"{what} {mpp:g}: no slide has such pixels; give microns per pixel, {FINEST:g} to {COARSEST:g}")
+    return mpp
+
+
+def stated_for(slide_mpp: float | Path | None, slides: Sequence[tuple[str, Path]]) -> dict[str, float]:
     """The resolutions that are stated, by the slide's name.
 
     Args:
@@ -191,21 +203,28 @@ def stated_for(slide_mpp: float | Path | None, slides: Sequence[tuple[str, str]]
     if slide_mpp is None:
         return {}
     if not isinstance(slide_mpp, Path):
-        return dict.fromkeys((name for name, _ in slides), positive("--slide-mpp", slide_mpp))
+        number = _plausible(positive("--slide-mpp", slide_mpp), "--slide-mpp")
+        return dict.fromkeys((name for name, _ in slides), number)
     table = read_table(slide_mpp, "resolutions", COLUMNS)
-    by_name = {**{name: name for name, _ in slides}, **{file: name for name, file in slides}}
+    called = defaultdict[str, set[str]](set)
+    for name, file in slides:
+        for each in (name, file.name, file.stem, f"{name}{file.suffix}"):
+            called[each].add(name)
     stated: dict[str, float] = {}
     lines: dict[str, int] = {}
     for line, slide, text in zip(table.lines, table.columns["slide"], table.columns["mpp"]):
-        where, name = f"{slide_mpp}, line {line}", by_name.get(slide.strip())
+        where, names = f"{slide_mpp}, line {line}", sorted(called.get(slide.strip(), ()))
         if not slide.strip():
             raise UserError(f"{where}: names no slide; name one in the column slide")
-        if name is None:
+        if not names:
             raise UserError(f"{where}: there is no slide {quoted(slide)} (there are {first_few(n for n, _ in slides)})")
+        if len(names) > 1:
+            raise UserError(f"{where}: {quoted(slide)} may be any of {first_few(names)}; name one of these")
+        (name,) = names
         if name in stated:
             raise UserError(f"{where}: names the slide {quoted(slide)} again, after line {lines[name]}; keep one")
         number = float(table.number(text) or 0)
         if not 0 < number < math.inf:
             raise UserError(f"{where}: mpp {quoted(text)} of {name} is no number of microns above 0; correct it")
-        stated[name], lines[name] = number, line
+        stated[name], lines[name] = _plausible(number, f"{where}: mpp"), line
     return stated

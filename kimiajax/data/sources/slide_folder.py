@@ -13,7 +13,7 @@ from typing import NamedTuple
 from kimiajax.data.sources.dicom import SUFFIXES as DICOM
 from kimiajax.data.sources.dicom import Instance, is_dicom, read_instance
 from kimiajax.data.sources.image_files import IMAGES
-from kimiajax.data.sources.source import UnreadableError, is_ignored
+from kimiajax.data.sources.source import UnreadableError, is_ignored, walk
 from kimiajax.errors import UserError
 from kimiajax.text import first_few, shown
 
@@ -70,6 +70,10 @@ class Contents(NamedTuple):
             suffix = file.suffix.lower()
             if suffix in ARCHIVES:
                 raise UserError(f"{shown(file)}: is an archive; unpack it, or move it elsewhere")
+            if is_slide(file):
+                raise UserError(
+                    f"{shown(file)}: is a slide in a folder, and others lie at the top; put all in one place"
+                )
             if suffix in UNFINISHED:
                 raise UserError(f"{shown(file)}: is a download that did not end; fetch it again, or remove it")
             raise UserError(f"{shown(file)}: is no slide ({', '.join((*SUFFIXES, *DICOM))}); move it elsewhere")
@@ -87,7 +91,7 @@ def contents_of(folder: Path) -> Contents:
         if file.name in parts:
             continue
         if suffix in (*SUFFIXES, *FOREIGN):
-            found.append(Found(file.stem, file, _lacks(file)))
+            found.append(Found(file.stem, file, lacks(file)))
         elif suffix in STRANGE:
             strange.append(file)
         elif is_dicom(file):
@@ -99,9 +103,12 @@ def contents_of(folder: Path) -> Contents:
         series = [series[0]._replace(name=folder.name)]
     own = {file.stem for file in files if file.suffix.lower() in (".mrxs", *OF_FILES)}  # folders with their data
     inner = [each for entry in entries if entry.is_dir() and entry.name not in own for each in _folders(entry)]
-    if not (found or series):
-        within = (file for each in inner for file in sorted(each.iterdir()) if names_slide(file) and file.is_file())
-        found = [Found(file.stem, file, _lacks(file)) for file in within if not is_dicom(file)]
+    lower = (file for each in inner for file in sorted(each.iterdir()) if file.is_file())
+    within = [file for file in lower if is_slide(file) and not is_dicom(file)]
+    if found or series:
+        strange += within
+    else:
+        found = [Found(file.stem, file, lacks(file)) for file in within]
     for each in inner:
         series += _of_dicom(each, [file for file in sorted(each.iterdir()) if _may_be_dicom(file)], beside)
     if not series:
@@ -109,6 +116,11 @@ def contents_of(folder: Path) -> Contents:
         series = [Found(file.name, file, "lists DICOM files that are not here; copy these too") for file in directories]
     found = sorted([*found, *series], key=lambda slide: slide.file.relative_to(folder).as_posix())
     return Contents(_told_apart(folder, found), beside, strange)
+
+
+def is_slide(file: Path) -> bool:
+    """Whether a file is called like a slide, or is one that is called like an image too."""
+    return names_slide(file) or (file.suffix.lower() in SUFFIXES and bool(is_tiled(file)))
 
 
 def _told_apart(folder: Path, slides: list[Found]) -> list[Found]:
@@ -129,10 +141,13 @@ def slides_in(folder: Path) -> list[Found]:
     return contents_of(folder).slides
 
 
-def only(file: Path) -> Contents:
-    """One slide of a folder, by its file."""
-    known = (slide for slide in slides_in(file.parent) if slide.file == file)
-    return Contents([next(known, Found(file.stem, file, _lacks(file)))], [], [])
+def files_of(file: Path) -> set[Path]:
+    """The files that a slide given by itself may be read from: of DICOM all beside it."""
+    if is_dicom(file):
+        return {other for other in file.parent.iterdir() if other.is_file() and _may_be_dicom(other)}
+    parts = (file.parent / name for name in (_parts_of(file).values() if file.suffix.lower() in OF_FILES else ()))
+    data = file.with_suffix("")
+    return {file, *(part for part in parts if part.is_file()), *(walk(data) if data.is_dir() else ())}
 
 
 def is_tiled(file: Path) -> bool | None:
@@ -183,7 +198,7 @@ def _parts_of(file: Path) -> dict[str, str]:
     return {key: value.strip() for key, _, value in lines if ("File" in key or "Image" in key) and value.strip()}
 
 
-def _lacks(file: Path) -> str:
+def lacks(file: Path) -> str:
     """What a slide lacks of what it consists of besides its file."""
     suffix, folder = file.suffix.lower(), file.with_suffix("")
     if suffix == ".mrxs" and not (folder / DATA).is_file():

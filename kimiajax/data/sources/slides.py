@@ -14,7 +14,7 @@ import numpy as np
 
 from kimiajax.data.sources.hdf5_raster import Region
 from kimiajax.data.sources.resolution import SAME, Resolution, resolution_of, stated_for
-from kimiajax.data.sources.slide_folder import FOREIGN, Found, contents_of, is_tiled, only
+from kimiajax.data.sources.slide_folder import FOREIGN, Contents, Found, contents_of, files_of, is_tiled, lacks
 from kimiajax.data.sources.source import Gridded, NotScannedError, UnreadableError, identity_of, walk
 from kimiajax.errors import UsageError, UserError
 from kimiajax.io.files import guess
@@ -89,12 +89,12 @@ class Slides(Gridded):
             contents = contents_of(self.path)
             contents.refuse_strange()
         else:
-            contents = only(self.path)
+            contents = Contents([Found(self.path.stem, self.path, lacks(self.path))], [], [])
         names = [found.name for found in contents.slides]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(f"{self.path}: two slides have one name but for the suffix or folder, {twice}; rename one")
-        stated = stated_for(slide_mpp, [(found.name, found.file.name) for found in contents.slides])
+        stated = stated_for(slide_mpp, [(found.name, found.file) for found in contents.slides])
         self.beside, self._slide_mpp, self._skips = contents.counted(), slide_mpp, skip_unreadable
         self._slides: list[Opened] = []
         self.left_out: dict[str, str] = {}
@@ -106,7 +106,7 @@ class Slides(Gridded):
                 except UnreadableError as error:
                     faults[found] = str(error)
             self._leave_out(faults)
-            held = {*walk(self.path)} - {*contents.beside} if self.path.is_dir() else {self.path}
+            held = {*walk(self.path)} - {*contents.beside} if self.path.is_dir() else files_of(self.path)
             files = [(file, file.stat()) for file in sorted(held)]
         except BaseException:
             self.close()

@@ -5,6 +5,7 @@ Pillow reads signed values as unsigned ones, passes over channels, and puts blac
 
 import io
 import struct
+import zlib
 from math import isclose
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from kimiajax.data.sources.jpeg_data import JpegData, UnreadError, check_pixels
 from kimiajax.data.sources.tiff_pages import Page
 
 RAW, JPEG = 1, 7
+SAME_BYTE = 128  # of PackBits: smaller counts are of bytes as they are, greater ones of a byte that is repeated
+MOST_PADDED = 4  # times the pixels of a strip that its data may hold
 PACKED = {5: "LZW", 8: "Deflate", 32946: "Deflate", 32773: "PackBits"}  # of which damage shows
 OTHER_PACKED = {2: "CCITT", 3: "CCITT", 4: "CCITT", 6: "JPEG of 1992", 34712: "JPEG 2000", 50000: "Zstandard"}
 DIFFERENCES, WITH_DIFFERENCES = 2, (5, 8, 32946)
@@ -142,17 +145,50 @@ def stretches_of(page: Page) -> list[Stretch]:
 
 def _check_stretch(page: Page, stretch: Stretch, compression: int) -> None:
     name, place, size, height, width = stretch
+    needed = height * -(-width * page.bits[0] * (1 if page.in_planes else page.samples) // 8)
     if compression == RAW:
-        bits = page.bits[0] * (1 if page.in_planes else page.samples)
-        if size < height * -(-width * bits // 8):
+        if size < needed:
             raise OSError(f"{name} is cut: it has {size:,} bytes")
     elif page.content.count(0, place, place + size) == size:
         raise OSError(f"{name} holds nothing but zeros")
+    if compression in CHECKED:
+        try:
+            CHECKED[compression](page.content[place : place + size], needed)
+        except OSError as error:
+            raise OSError(f"{name} is cut or damaged: {error}") from error
     if compression == JPEG:
         try:
             _check_jpeg(page, stretch)
         except OSError as error:
             raise OSError(f"{name} is cut or damaged: {error}") from error
+
+
+def check_deflated(data: bytes, needed: int) -> None:
+    """Raises OSError for data that do not unpack to what is needed at least, or not to what their checksum is of."""
+    unpacking, length = zlib.decompressobj(), 0
+    try:
+        while data and not unpacking.eof and length <= MOST_PADDED * needed:
+            length += len(unpacking.decompress(data, needed + 1))
+            data = unpacking.unconsumed_tail
+    except zlib.error as error:
+        raise OSError(str(error)) from error
+    if not unpacking.eof or length < needed:
+        raise OSError("it does not hold all of its pixels")
+
+
+def _check_packed(data: bytes, needed: int) -> None:
+    """The same of PackBits, which has no checksum: lengths must add up."""
+    at = length = 0
+    while at < len(data) and length < needed:
+        count = data[at]
+        run = count > SAME_BYTE
+        length += 257 - count if run else count + 1 if count < SAME_BYTE else 0
+        at += 2 if run else count + 2 if count < SAME_BYTE else 1
+    if length != needed or not 0 <= len(data) - at <= 1:
+        raise OSError("its runs do not add up to its pixels")
+
+
+CHECKED = {8: check_deflated, 32946: check_deflated, 32773: _check_packed}
 
 
 def _check_jpeg(page: Page, stretch: Stretch) -> None:
