@@ -242,7 +242,7 @@ def test_another_file_given_as_the_official_one_fails_its_audit_and_is_a_note_wh
     assert paper.OFFICIAL_MD5 in checks["official digest"]["detail"]
     assert ask("data", "audit", "--scans", file, "--out", tmp_path / "any", "--cache", tmp_path / "cache").status == 0
     record = json.loads((tmp_path / "any" / "audit.json").read_text())
-    assert (record["verdict"], record["failed"]) == ("passed", [])
+    assert (record["verdict"], record["failed"]) == ("PASSED", [])
     told = {check["name"]: check for check in record["checks"]}["official digest"]
     assert (told["verdict"], "not the official file" in told["detail"]) == ("note", True)
     assert ask("table", "quick", "--scans", file, "--out", tmp_path / "run", *FLOORS).status == 0
