@@ -158,7 +158,7 @@ def add_image(name, height, width):
         (add("x.png"), "", {}, r"x.png: not a PNG, JPEG, TIFF or BMP image \(it starts with b'hello'\)"),
         (add("x.tif", b"version https://git-lfs"), "", {}, "x.tif: a Git-LFS pointer"),
         (add("x.h5"), "x.h5", {}, "x.h5: not an HDF5 file"),
-        (add("x.svs"), "x.svs", {}, "x.svs: is a whole slide; give the folder"),
+        (add("x.svs"), "x.svs", {}, "x.svs: is not a whole slide that OpenSlide reads"),
         (add_image("x.png", 40, 30), "", {}, "x.png: is 40 x 30 pixels, and patches are squares; crop it to 30 x 30"),
         (add_image("x.png", 30, 30), "", {}, "x.png: is 30 x 30 pixels and .*a.png 40 x 40.*give images of one size"),
         (None, "", {"patch_size": 80}, "a.png: is 40 x 40 pixels, and patches of 80 x 80 .* --patch-size 40"),

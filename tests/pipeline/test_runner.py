@@ -66,7 +66,7 @@ def test_predictions_name_the_files_test_patches(real_run, scans):
 def test_the_results_say_what_they_rest_on(real_run, scans):
     out = real_run[0]
     results, rows = rows_of(out)
-    assert results["schema_version"] == 9
+    assert results["schema_version"] == 10
     assert results["preset"] == "quick"
     assert results["config"]["epochs"] == 1
     assert results["environment"]["packages"]["jax"] == jax.__version__
