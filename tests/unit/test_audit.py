@@ -168,7 +168,7 @@ FAULTS = [
     (refill, {COPIES, WHITENED}, {EXACT, NEAR}),
     (fill_with_other_tissue, {WHITENED}, set()),
     (zero_a_block, {CONSTANT}, set()),
-    (leave_a_chunk_out, {CONSTANT}, {WHITENED}),
+    (leave_a_chunk_out, {CONSTANT, DARK, "blank patches"}, {WHITENED}),
     (transpose_a_scan, {"orientation"}, set()),
     (turn_the_test_patches, {"orientation"}, set()),
     (exchange_two_targets, {TARGETS}, set()),
