@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 FEW = 15  # test patches of a scan, under which a bootstrap within scans may give intervals that are too short
+PLURALS = {"scan": "scans", "class": "classes"}  # of what patches are told apart by
 NO_WIDTH = (
     "An interval without width: of each scan all patches fare alike, so that a bootstrap draws the same again. It says "
     "nothing of how sure the figure is."
@@ -54,6 +55,13 @@ def first_few(items: Iterable[str]) -> str:
     """The first few, as text."""
     few = list(itertools.islice(items, 4))
     return ", ".join(few[:3]) + (", ..." if len(few) > 3 else "")
+
+
+def first_of(items: Iterable[object], most: int) -> str:
+    """The first items, as text, and how many are left out."""
+    listed = list(map(str, items))
+    rest = len(listed) - most
+    return ", ".join(listed[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def with_few_patches(tested: Sequence[int]) -> list[int]:

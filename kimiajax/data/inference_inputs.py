@@ -12,7 +12,7 @@ from kimiajax.data.config import OF_FOLDERS
 from kimiajax.data.manifest import SPLITS, Manifest, Split
 from kimiajax.data.open_scans import open_scans
 from kimiajax.data.patch_arrays import prepare_patches
-from kimiajax.data.patches import Rules, offered_by
+from kimiajax.data.patches import Rules, draw, offered_by
 from kimiajax.data.resize import FILTERS, resize
 from kimiajax.data.sources.image_files import IMAGES, read_gray
 from kimiajax.data.sources.image_folder import holds_splits, natural
@@ -130,8 +130,7 @@ def _images_at(path: Path) -> dict[str, Path] | None:
         if suffix in SCAN_FILES or h5py.is_hdf5(path):
             return None
         raise UserError(f"{path}: is no image ({', '.join(IMAGES)}) and no scan file; give {KINDS}")
-    slides = [] if holds_splits(path) else [slide.file for slide in slides_in(path)]
-    if holds_splits(path) or any(file.suffix.lower() not in IMAGES or is_tiled(file) for file in slides):
+    if holds_splits(path) or any(s.file.suffix.lower() not in IMAGES or is_tiled(s.file) for s in slides_in(path)):
         return None
     files = sorted(walk(path), key=lambda file: natural(file.relative_to(path)))
     strange = [file for file in files if file.suffix.lower() not in IMAGES]
@@ -144,9 +143,7 @@ def _images_at(path: Path) -> dict[str, Path] | None:
 
 def _of_slides(source: Slides, rules: Rules, size: int, filter: str, *, cache: Path | None, track: Track) -> Inputs:
     """The patches of slides that serve for nothing but a prediction."""
-    rngs = [np.random.default_rng([rules.seed, scan]) for scan in range(len(source))]
-    offered = offered_by(source, rules, cache=cache, track=track)
-    chosen = [patch for each, rng in zip(offered, rngs) for patch in each.draw(rules.patches_per_scan, rng)]
+    chosen = draw(offered_by(source, rules, cache=cache, track=track), rules)
     patches = PatchSource(source, chosen)
     resized = in_threads(lambda k: resize(patches[k].pixels, size, filter), range(len(patches)))
     pixels = np.stack(list(track(resized, "reading patches", len(patches), "patches")))

@@ -7,7 +7,7 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -116,7 +116,7 @@ class Rules:
         The paper's rule alone cuts Kimia Path24's own scans, and patches whose cells have so few pixels that tissue may
         be flat there.
         """
-        if not isinstance(source, Gridded):
+        if not isinstance(source, Gridded) or None not in (self.dark, self.darkness, self.flat):
             return self
         counts = Counter(patch.scan for patch in source.test_patches() or ())
         official = is_kimia([counts[scan] for scan in range(len(source))])
@@ -200,10 +200,14 @@ def candidates_of(survey: Survey, scan: int, rules: Rules, holes: bool = False) 
             scanner's lost something there.
     """
     homogeneity, overlap = survey.homogeneity(rules.background), survey.overlap()
-    none, constant = np.zeros(survey.grid), survey.constant()
-    dark = survey.dark(rules.dark) if isinstance(rules.dark, int) else none
-    flat = survey.flat(rules.flat, rules.background) if isinstance(rules.flat, int) else none
-    darkness = darkness_for(survey.size) if rules.darkness is None else rules.darkness
+    dark, flat = np.zeros((2, *survey.grid), bool)
+    if isinstance(rules.dark, int):
+        darkness = darkness_for(survey.size) if rules.darkness is None else rules.darkness
+        dark |= survey.dark(rules.dark) >= darkness
+    if isinstance(rules.flat, int):
+        share = survey.flat(rules.flat, rules.background)
+        flat |= (share > 0) & (homogeneity + share >= rules.homogeneity)
+    kept = survey.constant() if holes else np.zeros(survey.grid, bool)
     places = GRIDS[rules.grid](*survey.grid)
     patches, whitened, left_out = {}, 0, Counter()
     for rank, (i, j) in enumerate(places):
@@ -212,12 +216,9 @@ def candidates_of(survey: Survey, scan: int, rules: Rules, holes: bool = False) 
         if overlap[i, j] > WHITENED_TOLERANCE:
             whitened += 1
             continue
-        if not (holes and constant[i, j]):
-            kind = "dark" if dark[i, j] and dark[i, j] >= darkness else None
-            kind = kind or ("flat" if flat[i, j] and homogeneity[i, j] + flat[i, j] >= rules.homogeneity else None)
-            if kind is not None:
-                left_out[kind] += 1
-                continue
+        if (dark[i, j] or flat[i, j]) and not kept[i, j]:
+            left_out["dark" if dark[i, j] else "flat"] += 1
+            continue
         row, col = i * survey.size, j * survey.size
         patches[rank] = Patch(f"train/s{scan}/{row}_{col}", scan, "train", row, col, float(homogeneity[i, j]))
     return Candidates(patches, len(places), whitened, **left_out)
@@ -257,11 +258,7 @@ def cut_patches(
     test = source.test_patches()
     if test is None:
         test, offered = _hold_out(source, offered, rules)
-    train = [
-        patch
-        for scan, candidates in enumerate(offered)
-        for patch in candidates.draw(rules.patches_per_scan, np.random.default_rng([rules.seed, scan]))
-    ]
+    train = draw(offered, rules)
     about = {
         "source": source.describe(),
         **source.marks,
@@ -271,6 +268,12 @@ def cut_patches(
     if isinstance(source, Gridded):
         about["left_out"] = {name: [getattr(scan, name) for scan in offered] for name in ("dark", "flat")}
     return Manifest((*train, *test), source.patch_size, len(source), about)
+
+
+def draw(offered: Sequence[Candidates], rules: Rules) -> list[Patch]:
+    """The patches that rules draw from what each scan offers, scan by scan."""
+    rngs = [np.random.default_rng([rules.seed, scan]) for scan in range(len(offered))]
+    return [patch for each, rng in zip(offered, rngs) for patch in each.draw(rules.patches_per_scan, rng)]
 
 
 def offered_by(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kimiajax.report.console import as_text, new_table
-from kimiajax.runs.classes import PLURALS
+from kimiajax.text import PLURALS
 
 if TYPE_CHECKING:
     from kimiajax.runs.predictions import Applied

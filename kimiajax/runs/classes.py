@@ -1,15 +1,15 @@
 """What a run's classes are and what they are called: numbered scans, slides, or whatever folders somebody named."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kimiajax import paper
+from kimiajax.data.sources.folder_layout import SCAN
+from kimiajax.text import PLURALS, first_of
 
-NUMBERED = re.compile(r"(?:s|scan)?\d+", re.IGNORECASE)
 OF_CLASSES = ("folder of images", "prepared data set")  # kinds of data whose patches are of classes that have names
-PLURALS = {"scan": "scans", "class": "classes"}
+LISTED = 12  # names in a sentence
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def classes_of(data: Mapping[str, Any]) -> Classes:
     """The classes of the data of a run's results, or of a manifest's source."""
     names = data.get("names") or []
     count = data.get("scans", len(names))
-    named = len(names) == count and not all(map(NUMBERED.fullmatch, names))
+    named = len(names) == count and not all(map(SCAN.fullmatch, names))
     word = "class" if named and data.get("kind") in OF_CLASSES else "scan"
     return Classes(word, tuple(names) if named else tuple(map(str, range(count))))
 
@@ -68,12 +68,5 @@ def what_they_are(data: Mapping[str, Any]) -> str:
     classes = classes_of(data)
     kind = f"The data are a {data.get('kind', 'set')} of {data['scans']} {classes.plural}"
     if classes.named:
-        return f"{kind}: {first_few_of(classes.labels)}."
+        return f"{kind}: {first_of(classes.labels, LISTED)}."
     return f"{kind} with {data['test']:,} test patches, other than Kimia Path24's as they were published."
-
-
-def first_few_of(labels: Iterable[str], most: int = 12) -> str:
-    """Names as text, and how many are left out."""
-    listed = list(labels)
-    rest = len(listed) - most
-    return ", ".join(listed[:most]) + (f" and {rest} more" if rest > 0 else "")

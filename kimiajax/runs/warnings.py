@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kimiajax.io.lineage import is_random
-from kimiajax.runs.classes import classes_of, first_few_of
-from kimiajax.text import percent
+from kimiajax.runs.classes import LISTED, classes_of
+from kimiajax.text import first_of, percent
 
 SCORES = ("eta_p", "eta_w", "eta_total")
 Results = Mapping[str, Any]
@@ -73,7 +73,7 @@ def leaking_groups(seeds: Sequence[Results]) -> str | None:
     """Says which groups have patches in training and in test, of any seed's patches; None where no group has."""
     for groups in (results["data"].get("groups") for results in seeds):
         if groups is not None and groups["shared"]:
-            return f"{groups['column']} {first_few_of(groups['shared'])} have patches in training and in test"
+            return f"{groups['column']} {first_of(groups['shared'], LISTED)} have patches in training and in test"
     return None
 
 

@@ -18,6 +18,7 @@ from kimiajax.data.tfds.source import Prepared
 from kimiajax.errors import UserError
 from kimiajax.io.files import md5_file
 from kimiajax.runtime.progress import Silent
+from kimiajax.text import PLURALS, first_of
 
 PASSED, FAILED, NOTE, UNTOLD, NOT_APPLICABLE = "passed", "FAILED", "note", "cannot be told", "not applicable"
 DRAWN = 100  # training patches of each scan, as the paper and a table draw by default
@@ -45,7 +46,7 @@ def check_layout(source: Source) -> Check:
 
 def _count_of(source: Source) -> str:
     """How many scans or classes there are."""
-    return f"{len(source)} {'classes' if source.word == 'class' else 'scans'}"
+    return f"{len(source)} {PLURALS[source.word]}"
 
 
 def check_remarks(source: Source) -> list[Check]:
@@ -54,8 +55,7 @@ def check_remarks(source: Source) -> list[Check]:
 
 
 def some(names: list[Any]) -> str:
-    rest = len(names) - SHOWN
-    return ", ".join(map(str, names[:SHOWN])) + (f" and {rest} more" if rest > 0 else "")
+    return first_of(names, SHOWN)
 
 
 def check_digest(source: Source, official: bool, progress: Silent) -> Check:

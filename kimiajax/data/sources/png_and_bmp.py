@@ -4,9 +4,8 @@ import struct
 import zlib
 
 from kimiajax.data.sources.jpeg_data import ALONE, CUT, UnreadError
-from kimiajax.data.sources.tiff_picture import check_deflated
+from kimiajax.data.sources.tiff_picture import MOST_PIXELS, check_deflated
 
-MOST = 2**28 // 3  # pixels of a picture that is looked at
 PALETTE = 3  # PNG's number for colours by a table
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG's number for a kind of colours
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -43,7 +42,7 @@ def colours_of_png(content: bytes) -> int | None:
             colours = length // 3
         elif kind == b"IDAT":
             packed.append(data)
-    if pixels <= MOST:  # a larger one is refused by its size
+    if pixels <= MOST_PIXELS:  # a larger one is refused by its size
         check_deflated(b"".join(packed), needed)
     return colours if by_table else None
 

@@ -103,8 +103,7 @@ def contents_of(folder: Path) -> Contents:
         series = [series[0]._replace(name=folder.name)]
     own = {file.stem for file in files if file.suffix.lower() in (".mrxs", *OF_FILES)}  # folders with their data
     inner = [each for entry in entries if entry.is_dir() and entry.name not in own for each in _folders(entry)]
-    lower = (file for each in inner for file in sorted(each.iterdir()) if file.is_file())
-    within = [file for file in lower if is_slide(file) and not is_dicom(file)]
+    within = [file for each in inner for file in _within(each)]
     if found or series:
         strange += within
     else:
@@ -116,6 +115,15 @@ def contents_of(folder: Path) -> Contents:
         series = [Found(file.name, file, "lists DICOM files that are not here; copy these too") for file in directories]
     found = sorted([*found, *series], key=lambda slide: slide.file.relative_to(folder).as_posix())
     return Contents(_told_apart(folder, found), beside, strange)
+
+
+def _within(folder: Path) -> list[Path]:
+    """The slides in a folder within the folder, but for DICOM's. Of files that are called like images, which may be
+    thousands of patches, the first tells what all are."""
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and not is_ignored(file.name)]
+    doubtful = [file for file in files if file.suffix.lower() in {*SUFFIXES} & {*IMAGES}]
+    slides = doubtful if doubtful and is_tiled(doubtful[0]) else []
+    return sorted([*slides, *(file for file in files if names_slide(file) and not is_dicom(file))])
 
 
 def is_slide(file: Path) -> bool:

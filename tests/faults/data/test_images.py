@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from support.image_cases import TURNS, turned
 
 from faults.data.planting import (
     COMMANDS,
@@ -161,23 +162,6 @@ def test_an_audit_names_an_image_that_cannot_be_read(images, tmp_path):
     bad = images / "train" / "s1" / "p1.png"
     bad.write_bytes(IMAGES["truncated JPEG"][0])
     assert f"{bad}: a damaged image" in audited(images, tmp_path / "audit", "reading")["reading"]["detail"]
-
-
-TURNS = {  # by the value that EXIF has for it: what turns the stored pixels upright
-    2: np.fliplr,
-    3: lambda pixels: np.rot90(pixels, 2),
-    4: np.flipud,
-    5: np.transpose,
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: np.rot90(pixels, 2).T,
-    8: np.rot90,
-}
-
-
-def turned(value):
-    exif = Image.Exif()
-    exif[0x0112] = value
-    return exif
 
 
 @pytest.mark.fault("images")
