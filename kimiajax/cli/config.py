@@ -143,7 +143,7 @@ class PredictConfig:
     """Folder for what serves again: surveys, patches, weights, features; by default the user's cache folder."""
 
     def reading(self) -> dict[str, Any]:
-        """How patches are read, where that is not as in the run."""
+        """Returns the settings of reading that depart from the run's."""
         return {name: value for name in READING if (value := getattr(self, name, None)) is not None}
 
     def validate(self) -> None:

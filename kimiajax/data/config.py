@@ -83,7 +83,7 @@ class ScansConfig:
         return Dataset(self.dataset, self.data_dir, self.image_key, self.label_key, **splits)
 
     def reading(self) -> dict[str, Any]:
-        """How they are read, as `open_scans` takes it."""
+        """Returns the settings of reading, as `open_scans` takes them."""
         return {name: getattr(self, name) for name in READING}
 
     def check_scans(self) -> None:

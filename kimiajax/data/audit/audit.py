@@ -43,7 +43,7 @@ TRUSTED, NOT_TOLD = "PASSED", "NOT TOLD"  # verdicts of an audit, beside FAILED
 
 @dataclass
 class Seen:
-    """What an audit speaks for.
+    """Patches that an audit speaks for.
 
     Attributes:
         digests: of the patches, by split.
@@ -98,12 +98,12 @@ class Audit:
 
 
 def verdict_of(failed: Sequence[str], untold: Sequence[str]) -> str:
-    """What checks come to, by those that failed and those that could not tell."""
+    """Returns the verdict of an audit, by the checks that failed and those that could not tell."""
     return FAILED if failed else NOT_TOLD if untold else TRUSTED
 
 
 def record_of(identity: str | None, manifest: Manifest, cache: Path | None) -> dict[str, Any] | None:
-    """What audits say of a manifest's patches: verdict, checks that failed or could not tell, date and version.
+    """Returns what audits say of a manifest's patches: verdict, checks that failed or could not tell, date and version.
 
     What failed of the data as such holds for all patches. Beyond that an audit speaks for patches that it has seen,
     each in its split and with the same pixels. None where no audit has. Of several, the one with the fewest failures
@@ -222,7 +222,7 @@ def _checks(source: Source, manifest: Manifest | None, official: bool, seen: See
 def _check_patches(
     source: Source, manifest: Manifest, seen: Seen, progress: Silent, rims: Check | None = None
 ) -> Iterator[Check]:
-    """What is asked of the patches themselves, wherever they come from; `rims` as of `check_labels`."""
+    """Checks the patches themselves, wherever they come from; `rims` as of `check_labels`."""
     measures = Measures(manifest)
     options = {"track": progress.track, "with_holes": True, "look": measures.take}
     patches = read_patches(source, manifest, THUMBNAIL, "box", **options)

@@ -45,12 +45,12 @@ def check_layout(source: Source) -> Check:
 
 
 def _count_of(source: Source) -> str:
-    """How many scans or classes there are."""
+    """Returns the number of scans or classes, with the word."""
     return f"{len(source)} {PLURALS[source.word]}"
 
 
 def check_remarks(source: Source) -> list[Check]:
-    """What is to be known of how it was opened, such as slides that were left out."""
+    """Returns a note for each remark on the opening, such as slides that were left out."""
     return [Check("opening", NOTE, remark) for remark in source.remarks]
 
 

@@ -1,4 +1,4 @@
-"""Whether patches show tissue: what is dark, and what is unlike the rest."""
+"""Checks of whether patches show tissue: none is dark in part, and few are unlike the rest."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ RIM, RIM_FROM = 0.05, 200  # a share of cells of half the size, and the patches,
 
 
 class Measures:
-    """What is measured of each patch at its own size, as it is read.
+    """Measures of each patch at its own size, taken as it is read.
 
     Args:
         manifest: the patches.

@@ -1,4 +1,4 @@
-"""Whether patients, or slides, have patches in training and in test, as far as someone says whose patch each is."""
+"""The check that no patient, or slide, has patches in training and in test, where a file says whose each patch is."""
 
 from kimiajax.data.audit.checks import FAILED, NOT_APPLICABLE, PASSED, Check
 from kimiajax.data.manifest import Manifest

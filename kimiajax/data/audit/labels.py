@@ -1,4 +1,4 @@
-"""Whether test patches are of the scans that they name, and the same way up: by their rims, and by what they show."""
+"""Checks of test patches' labels and orientation, by their rims and by what they show."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ EXCHANGED = 0.05  # and one under which it is none that other labels agree bette
 
 
 def _threshold(fits: Fits) -> float:
-    """What correlation the rims of strange patches do not reach.
+    """Returns the correlation that the rims of strange patches do not reach.
 
     Strange are all fits but the best of each patch, to any scan and in any orientation: labels may be wrong.
     """
