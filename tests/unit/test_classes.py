@@ -3,7 +3,8 @@
 import pytest
 
 from kimiajax import paper
-from kimiajax.runs.classes import classes_of, first_few_of, is_kimia, what_they_are
+from kimiajax.runs.classes import classes_of, is_kimia, what_they_are
+from kimiajax.text import first_of
 
 KIMIA = {"scans": 24, "synthetic": False, "test_per_scan": list(paper.TEST_PATCHES_PER_SCAN), "kind": "scan file"}
 
@@ -50,4 +51,4 @@ def test_other_data_are_described_in_one_line():
     assert what_they_are({**KIMIA, "test": 1324}).startswith(
         "The data are a scan file of 24 scans with 1,324 test patches"
     )
-    assert first_few_of(["a"]) == "a"
+    assert first_of(["a"], 12) == "a"
