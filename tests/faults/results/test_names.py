@@ -17,6 +17,7 @@ from support.stored_runs import manifest_of, predictions_of, write_run
 from faults.harness import ask, nothing_changes, refused
 from faults.results.pages import DRAWN, Page
 from faults.results.planting import ROW, reseal, results_of, table, unvouched
+from kimiajax import paper
 from kimiajax.experiments.inference import file_names
 from kimiajax.runs.schema import LABEL
 
@@ -60,11 +61,14 @@ UNSEEN = {  # what steers a terminal, or turns the reading around -> how it is s
 }
 
 
+TESTED = (6, 5, 7)
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """A made-up run with a row of each kind, one of which failed."""
     folder = tmp_path_factory.mktemp("plain") / "run"
-    manifest, rng = manifest_of([6, 5, 7]), np.random.default_rng(2)
+    manifest, rng = manifest_of(TESTED), np.random.default_rng(2)
     names = ("fe_vgg16", "floor_lbp", "nn_vgg16_cosine")
     rows = {name: predictions_of(rng, manifest.labels("test"), 3, 0.6) for name in names}
     audit = {"verdict": "FAILED", "failed": ["x"], "date": "2026-01-01", "kimiajax": "0.1.0"}
@@ -180,7 +184,9 @@ def test_a_rows_name_that_no_figure_can_show_is_refused(plain, tmp_path, name):
 
 @pytest.mark.fault("markup")
 @pytest.mark.parametrize("kind", ["a script", "an attribute", "a template", "entities"])
-def test_why_a_row_failed_is_text_in_the_report(plain, tmp_path, undrawn, kind):
+def test_why_a_row_failed_is_text_in_the_report(plain, tmp_path, undrawn, monkeypatch, kind):
+    monkeypatch.setattr(paper, "TEST_PATCHES_PER_SCAN", TESTED)  # so that the paper's conclusions are ruled on
+
     def change(results):
         results["data"]["audit"] = None  # which would be the stronger reason
         next(row for row in results["rows"] if row["failure"])["failure"] = HOSTILE[kind]
@@ -238,7 +244,7 @@ def test_what_a_run_says_is_text_in_latex(plain, tmp_path, text):
     comments = [line for line in ended.shown.splitlines() if line.startswith("% ")]
     lines = [line for line in ended.shown.splitlines() if not line.startswith("% ")]
     assert any("note" in line for line in comments)
-    assert lines[0] == r"\begin{tabular}{lrrrr}"
+    assert lines[0] == r"\begin{tabular}{lrrr}"
     commands = set(re.findall(r"\\([A-Za-z]+|.)", "\n".join(lines)))
     ours = {"begin", "end", "toprule", "midrule", "bottomrule", "multicolumn", "emph", "eta", "mathrm", "\\"}
     assert commands <= {*ours, *"&%$#_{}", "textbackslash", "textasciicircum", "textasciitilde"}
