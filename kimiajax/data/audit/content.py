@@ -1,6 +1,7 @@
 """Checks of whether patches show tissue: none is dark in part, and few are unlike the rest."""
 
 import numpy as np
+from PIL import Image
 
 from kimiajax.data.audit.checks import FAILED, NOT_APPLICABLE, NOTE, PASSED, UNTOLD, Check, line, some
 from kimiajax.data.manifest import SPLITS, Manifest, Split, left_out_of
@@ -47,8 +48,9 @@ class Measures:
         """Measures a patch, the one at an index of its split."""
         k = self._first[split] + index
         self.dark[k], self.rim[k] = _dark_share(pixels, CELLS), _dark_share(pixels, 2 * CELLS)
-        self.glass[k] = np.mean(pixels >= BACKGROUND)
-        measured = pixels.mean(), _entropy(pixels), _sharpness(pixels)
+        shares = np.array(Image.fromarray(pixels).histogram()) / pixels.size
+        self.glass[k] = shares[BACKGROUND:].sum()
+        measured = shares @ np.arange(256), _entropy(shares), _sharpness(pixels)
         for values, value in zip(self.values.values(), measured, strict=True):
             values[k] = value
 
@@ -57,19 +59,23 @@ def _dark_share(pixels: UInt8[np.ndarray, "h w"], count: int) -> float:
     step = min(pixels.shape) // count
     if not step:
         return 0.0
-    cells = pixels[: step * count, : step * count].reshape(count, step, count, step)
-    return float((cells.max(axis=(1, 3)) <= DARK).mean())
+    rows = pixels[: step * count, : step * count].reshape(count, step, -1).max(axis=1)
+    return float((rows.reshape(count, count, step).max(axis=2) <= DARK).mean())
 
 
-def _entropy(pixels: UInt8[np.ndarray, "h w"]) -> float:
-    shares = np.bincount(pixels.ravel() // (256 // GRAYS), minlength=GRAYS) / pixels.size
-    return float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum())
+def _entropy(shares: Float[np.ndarray, "256"]) -> float:
+    coarse = shares.reshape(GRAYS, -1).sum(axis=1)
+    return float(-(coarse[coarse > 0] * np.log2(coarse[coarse > 0])).sum())
 
 
 def _sharpness(pixels: UInt8[np.ndarray, "h w"]) -> float:
     gray = pixels.astype(np.int16)
-    edges = 4 * gray[1:-1, 1:-1] - gray[:-2, 1:-1] - gray[2:, 1:-1] - gray[1:-1, :-2] - gray[1:-1, 2:]
-    return float(np.log(edges.std(dtype=np.float32) + 1)) if edges.size else 0.0
+    edges = 4 * gray[1:-1, 1:-1]
+    for beside in (gray[:-2, 1:-1], gray[2:, 1:-1], gray[1:-1, :-2], gray[1:-1, 2:]):
+        edges -= beside
+    edges = edges.ravel().astype(np.float32)
+    variance = edges @ edges / edges.size - edges.mean() ** 2 if edges.size else 0.0
+    return float(np.log(np.sqrt(max(variance, 0.0)) + 1))
 
 
 def check_dark(manifest: Manifest, measures: Measures) -> Check:
